@@ -1,0 +1,36 @@
+# Two commands from nothing (Python 3.11, pip, make): `make demo` and `make test`. Both make .venv and install once.
+PYTHON ?= python3.11
+BIN := .venv/bin
+# Byte-compiling every file of every package takes longer than compiling those that are imported, when they are.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
+
+.PHONY: demo test lint format clean
+
+demo: .venv/demo-installed
+	$(BIN)/tailsweep run orchestrator/sweeps/demo.yaml $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest -m "not gpu and not slow and not network and not soak" $(ARGS)
+
+lint: .venv/test-installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/test-installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv:
+	$(PYTHON) -m venv .venv
+
+.venv/demo-installed: pyproject.toml constraints.txt | .venv
+	$(INSTALL) '.[demo]'
+	touch $@
+
+.venv/test-installed: pyproject.toml constraints.txt | .venv
+	$(INSTALL) '.[demo,test]'
+	touch .venv/demo-installed $@

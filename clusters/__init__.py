@@ -1,0 +1,1 @@
+"""Where a sweep runs. Imports neither of the other packages; hands over a command line."""

@@ -1,0 +1,91 @@
+"""The command line: ``tailsweep VERB ...``, the same as ``python -m orchestrator VERB ...``.
+
+Exit status: 0 done, 1 the work failed or was interrupted, 2 the user's input is wrong (one message, no traceback).
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainables.errors import InputError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tailsweep",
+        description="Sweeps of two-stage fine-tuning for text classifiers whose rare classes matter, on Ray.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    run = verbs.add_parser("run", help="run a new sweep", description="Run a new sweep to its end.")
+    run.add_argument("sweep", metavar="SWEEP.yaml", type=Path, help="the sweep file")
+    run.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="set a dotted field, e.g. --set data.train=rows.csv --set stage_two.epochs=2; may be repeated",
+    )
+    run.add_argument("--storage", metavar="URI", help="folder or pyarrow URI that run directories are made in")
+    _add_address(run)
+
+    resume = verbs.add_parser("resume", help="go on with an interrupted sweep")
+    resume.add_argument("run", metavar="RUN", help="the run directory")
+    _add_address(resume)
+
+    report = verbs.add_parser("report", help="print a run's ranking and tables, from its files alone")
+    report.add_argument("run", metavar="RUN", help="the run directory")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parsed = build_parser().parse_args(arguments)
+    # Settled before anything imports these libraries; what the user exported stands.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        return _dispatch(parsed)
+    except InputError as error:
+        print(f"tailsweep: {error}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(parsed: argparse.Namespace) -> int:
+    # Imported by verb: `report` needs no Ray and no torch, and a mistake in a sweep file is told without either.
+    if parsed.verb == "run":
+        from orchestrator.config import load_sweep
+
+        sweep = load_sweep(parsed.sweep, parsed.overrides, parsed.storage)
+        from rich.console import Console
+
+        from orchestrator.launch import run_sweep
+
+        return run_sweep(sweep, parsed.address, Console())
+    if parsed.verb == "resume":
+        from orchestrator.records import open_run
+
+        open_run(parsed.run)
+        from rich.console import Console
+
+        from orchestrator.launch import resume_sweep
+
+        return resume_sweep(parsed.run, parsed.address, Console())
+    from orchestrator.results import report
+
+    print(report(parsed.run))
+    return 0
+
+
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address",
+        metavar="ADDR",
+        help="a running Ray: `auto`, HOST:PORT or ray://...; default: $RAY_ADDRESS, else a Ray started here",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

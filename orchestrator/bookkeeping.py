@@ -1,0 +1,141 @@
+"""Tune's callback in the sweep's driver: writes the records, feeds W&B and the progress table."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from orchestrator.progress import Progress
+from orchestrator.records import (
+    EndState,
+    HistoryWriter,
+    Outcome,
+    Records,
+    RunDirectory,
+    best_epoch,
+    last_epoch,
+    write_outcome,
+)
+from orchestrator.scheduler import StageOneASHA, describe
+from orchestrator.tracking import Tracker, settings_of
+from trainables import keys
+
+
+class Bookkeeping(tune.Callback):  # type: ignore[misc]
+    """Hears everything Tune hears, in its order, and writes it down before anything else happens to it.
+
+    Args:
+        run: the run directory.
+        records: what was known when the sweep (re)started.
+        scheduler: asked why it stopped a trial; None without pruning.
+        metric: the key candidates are judged by.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        records: Records,
+        scheduler: StageOneASHA | None,
+        metric: str,
+        tracker: Tracker,
+        progress: Progress,
+    ) -> None:
+        self.run = run
+        self.records = records
+        self.scheduler = scheduler
+        self.metric = metric
+        self.tracker = tracker
+        self.progress = progress
+        self.history = HistoryWriter(run)
+        self.candidates = {candidate.name: candidate for candidate in records.candidates}
+        self._began: dict[str, float] = {}
+        self._seconds_before = Counter[str]()
+        for row in records.history:
+            self._seconds_before[row["candidate"]] += row[keys.SECONDS]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks into a file of its own that nothing here reads: give it nothing."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        name = trial.config["candidate"]
+        self._began.setdefault(name, time.monotonic())
+        self._track(name)
+        self.progress.started(name)
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
+        name = trial.config["candidate"]
+        row = {"candidate": name, **{key: value for key, value in result.items() if _is_reported(key)}}
+        self.history.append(row)
+        self.records.history.append(row)
+        self.tracker.log(name, row)
+        if self.scheduler is not None:
+            self.progress.rungs = self.scheduler.rungs.occupancy()
+        self.progress.reported(name, row)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        verdict = settled(self.records, self.scheduler, self.metric, trial.config["candidate"])
+        if verdict is not None:  # else Tune was interrupted, and the candidate is not at its end
+            self.end(trial.config["candidate"], *verdict)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.end(trial.config["candidate"], "failed", _failure_reason(trial.error_file))
+
+    def recall(self, outcome: Outcome) -> None:
+        """Take up a candidate that had ended before this process began."""
+        best = best_epoch(self.records.history_of(outcome.candidate), self.metric)
+        self.progress.recalled(outcome.candidate, outcome.state, best[self.metric] if best else None)
+
+    def end(self, name: str, state: EndState, reason: str) -> None:
+        """A candidate is at its end: write its outcome, close its W&B run, say so."""
+        here = time.monotonic() - self._began[name] if name in self._began else 0.0
+        outcome = Outcome(name, state, reason, round(self._seconds_before[name] + here, 3))
+        write_outcome(self.run, outcome)
+        self.records.outcomes[name] = outcome
+        best = best_epoch(self.records.history_of(name), self.metric)
+        decision = self.scheduler.decisions.get(name) if self.scheduler is not None else None
+        summary = {
+            "state": state,
+            "reason": reason,
+            "rung": decision.rung if decision else None,
+            f"best/{self.metric}": best[self.metric] if best else None,
+        }
+        self._track(name)  # not open where a killed sweep had no time to write this end
+        self.tracker.finish(name, summary)
+        self.progress.ended(name, state, reason, best[self.metric] if best else None)
+
+    def _track(self, name: str) -> None:
+        candidate = self.candidates[name]
+        self.tracker.start(name, settings_of(candidate.trial, candidate.values), self.records.history_of(name))
+
+
+def settled(records: Records, scheduler: StageOneASHA | None, metric: str, name: str) -> tuple[EndState, str] | None:
+    """State and reason of a candidate whose end follows from its history; None while it has work left."""
+    history = records.history_of(name)
+    if not history:
+        return None
+    last = history[-1]
+    decision = scheduler.decisions.get(name) if scheduler is not None else None
+    if decision is not None and decision.stop:
+        return "pruned", describe(decision, metric, last)
+    trial = next(candidate.trial for candidate in records.candidates if candidate.name == name)
+    if (last[keys.STAGE], last[keys.EPOCH]) == last_epoch(trial):
+        return "completed", "all its epochs are done"
+    return None
+
+
+def _is_reported(key: str) -> bool:
+    """Whether a key of Tune's result is one of ours; Tune adds clocks and addresses of its own."""
+    own = {keys.STAGE, keys.EPOCH, keys.STAGE_ONE_EPOCH, keys.SECONDS}
+    return key in own or key.startswith((f"{keys.VALIDATION}/", "train/"))
+
+
+def _failure_reason(error_file: str | None) -> str:
+    """The last line of the traceback Tune wrote, which is the worker's own message (see ``CandidateFailed``)."""
+    if error_file is None or not Path(error_file).exists():
+        return "its process died without a word (killed, or its node lost)"
+    lines = [line for line in Path(error_file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return lines[-1].strip().split("CandidateFailed: ", 1)[-1] if lines else "unknown"

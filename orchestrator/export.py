@@ -1,0 +1,117 @@
+"""The chosen trial -> a Hugging Face model directory with a card and its test metrics. The only reader of test rows."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+
+from orchestrator.records import BEST_FOLDER, CHECKPOINTS_FOLDER, DATA_FOLDER, RunDirectory
+from trainables import keys
+from trainables.checkpoint import checkpoint_name, load_parameters
+from trainables.config import TrialConfig
+from trainables.model import build_classifier, resolve, save_classifier
+from trainables.runtime import SingleProcess
+from trainables.stages import evaluate
+from trainables.tokens import default_cache_dir, fetch_prepared
+
+METRICS_NAME = "metrics.json"
+
+
+def export_best(location: str, candidate: str, trial_dump: dict[str, Any], best: dict[str, Any], data_key: str) -> None:
+    """Write ``best/`` of a run directory: model, tokenizer, ``metrics.json`` and a card.
+
+    Runs as a Ray task with a worker's resources, so that the driver needs no accelerator.
+
+    Args:
+        location: the run directory.
+        candidate: the chosen candidate.
+        trial_dump: its TrialConfig, dumped.
+        best: the report it was chosen by; its checkpoint is the model.
+        data_key: of the candidate's tokenised rows.
+    """
+    run = RunDirectory(location)
+    trial = TrialConfig.model_validate(trial_dump)
+    data = fetch_prepared(data_key, run.uri(f"{DATA_FOLDER}/{data_key}"), default_cache_dir())
+    model = build_classifier(trial.model, data.label_names, trial.seed)
+    with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
+        checkpoint = Path(temporary) / "checkpoint"
+        run.download(f"{CHECKPOINTS_FOLDER}/{candidate}/{checkpoint_name(best[keys.STAGE], best[keys.EPOCH])}", checkpoint)
+        load_parameters(checkpoint, model)
+        runtime = SingleProcess()
+        scores = evaluate(runtime.place(model), data.test, data, runtime, keys.TEST)
+        metrics: dict[str, Any] = {
+            **scores,
+            "candidate": candidate,
+            "stage": best[keys.STAGE],
+            "epoch": best[keys.EPOCH],
+            "labels": list(data.label_names),
+            "train_rows": _rows_per_class(data.train.labels, data.label_names),
+            "test_rows": _rows_per_class(data.test.labels, data.label_names),
+            "validation": {key: value for key, value in best.items() if key.startswith(f"{keys.VALIDATION}/")},
+        }
+        folder = Path(temporary) / BEST_FOLDER
+        folder.mkdir()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(resolve(trial.model.name))
+        tokenizer.model_max_length = trial.data.max_length  # what it was trained with is what `truncation=True` means
+        save_classifier(model.cpu(), tokenizer, folder, trial.model.head, data.label_names)
+        (folder / METRICS_NAME).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(_card(run.name, trial, metrics, data.notes), encoding="utf-8")
+        run.upload(folder, BEST_FOLDER)
+
+
+def _rows_per_class(labels: np.ndarray, label_names: tuple[str, ...]) -> dict[str, int]:
+    counts = np.bincount(labels, minlength=len(label_names))
+    return {name: int(count) for name, count in zip(label_names, counts, strict=True)}
+
+
+def _card(sweep: str, trial: TrialConfig, metrics: dict[str, Any], notes: tuple[str, ...]) -> str:
+    """The model card: what it is, how to load it, what it scored, what it was trained on."""
+    native = trial.model.head == "native"
+    loading = (
+        'from transformers import pipeline\n\nclassify = pipeline("text-classification", "path/to/this/folder")'
+        if native
+        else 'from trainables.model import load_classifier\n\nmodel, tokenizer = load_classifier("path/to/this/folder")'
+    )
+    scores = "\n".join(
+        f"| {name} | {'-' if metrics[key] is None else format(metrics[key], '.4f')} | {meaning} |"
+        for name, meaning in keys.SCORES.items()
+        for key in [keys.on_split(keys.TEST, name)]
+    )
+    classes = "\n".join(
+        f"| {label} | {metrics['train_rows'][label]} | {metrics['test_rows'][label]} | "
+        f"{'-' if (f1 := metrics[keys.class_f1(keys.TEST, label)]) is None else format(f1, '.4f')} |"
+        for label in metrics["labels"]
+    )
+    remarks = "".join(f"\n- {note}" for note in notes)
+    return f"""---
+base_model: {trial.model.name}
+pipeline_tag: text-classification
+library_name: {"transformers" if native else "tailsweep"}
+---
+# {sweep}: {metrics["candidate"]}
+
+A text classifier with {len(metrics["labels"])} classes, fine-tuned from `{trial.model.name}` in two stages by
+tailsweep. Chosen by validation rows among the candidates of the sweep `{sweep}`; the test rows were scored once, with
+this model only.
+
+```python
+{loading}
+```
+
+| score | test | meaning |
+|---|---|---|
+{scores}
+
+| class | training rows | test rows | test F1 |
+|---|---|---|---|
+{classes}
+
+Rows: `{trial.data.train}`, at most {trial.data.max_length} tokens each.{remarks}
+
+```json
+{json.dumps({"stage_one": trial.stage_one.model_dump(), "stage_two": trial.stage_two.model_dump(), "seed": trial.seed}, indent=2)}
+```
+"""

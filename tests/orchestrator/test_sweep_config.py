@@ -1,0 +1,398 @@
+"""A sweep file becomes a checked sweep, or all its mistakes at once."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+import orchestrator
+from orchestrator.config import AshaConfig, Sweep, SweepConfigError, load_sweep, to_yaml
+from trainables.methods import METHODS
+
+SWEEPS = Path(orchestrator.__file__).parent / "sweeps"
+SMALL = "data: {train: rows.csv}\nnum_candidates: 2\nstage_one: {learning_rate: {loguniform: [1e-5, 1e-2]}}\n"
+in_one_folder = hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Any:
+    def load_text(text: str, *overrides: str, **keywords: Any) -> Sweep:
+        path = tmp_path / "small.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_sweep(path, overrides, **keywords)
+
+    return load_text
+
+
+def mistakes(load: Any, text: str, *overrides: str) -> list[str]:
+    with pytest.raises(SweepConfigError) as raised:
+        load(text, *overrides)
+    assert str(raised.value).splitlines()[1:] == [f"  {mistake}" for mistake in raised.value.mistakes]
+    return raised.value.mistakes
+
+
+def test_the_least_sweep_gets_every_default(load: Any) -> None:
+    sweep = load("data: {train: rows.csv}")
+    config = sweep.config
+    assert re.fullmatch(r"small-\d{8}-\d{6}", config.name)
+    assert (config.storage, config.seed, config.method, config.search) == ("runs", 0, "two_stage", "random")
+    assert config.metric == "validation/macro_f1"
+    assert config.asha == AshaConfig(grace_epochs=1, reduction_factor=3, brackets=1)
+    assert config.max_concurrent == "auto"
+    assert config.num_candidates == 1
+    assert sweep.notes == ["no field is swept: there is one candidate"]
+    assert config.resources.stage_two.model_dump() == {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
+    assert config.wandb.model_dump() == {"mode": "offline", "project": "tailsweep", "entity": None, "tags": []}
+    assert sweep.candidates()[0].trial.stage_one.model_dump() == config.stage_one
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_fills_both_stages(load: Any, method: str) -> None:
+    config = load(f"{{method: {method}, data: {{train: rows.csv}}}}").config
+    for stage, fields in METHODS[method].items():
+        assert getattr(config, stage) | fields == getattr(config, stage)
+
+
+def test_fields_of_the_file_override_the_presets(load: Any) -> None:
+    stage = load("data: {train: x}\nstage_one: {epochs: 7, loss: {scale: 30}, trains: head}").config.stage_one
+    assert (stage["epochs"], stage["trains"]) == (7, "head")
+    assert stage["loss"] == {"name": "ldam", "max_margin": 0.5, "scale": 30, "beta": 0.9999}
+    assert stage["learning_rate"] == METHODS["two_stage"]["stage_one"]["learning_rate"]
+
+
+def test_a_loss_of_another_name_replaces_the_presets_whole(load: Any) -> None:
+    assert load("data: {train: x}\nstage_one: {loss: {name: cross_entropy}}").config.stage_one["loss"] == {
+        "name": "cross_entropy"
+    }
+
+
+def test_loading_leaves_the_presets_as_they_are(load: Any) -> None:
+    before = str(METHODS)
+    config = load("data: {train: x}", "stage_one.loss.scale=2").config
+    config.stage_two["loss"]["name"] = "changed"
+    assert str(METHODS) == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SMALL,
+        "data: {train: x}",
+        "data: {train: x}\nmethod: lp_ft\nasha: null\nmax_concurrent: 3\nwandb: {tags: [a, 'no', '1e-5']}",
+        "data: {train: x, imbalance: {kind: step, ratio: 0.1, order: [no, 'yes', '1']}}",
+        "data: {train: x}\nsearch: grid\nstage_one: {trains: {grid: [all, {top_layers: 2}]}, epochs: {choice: [1, 2]}}",
+        "data: {train: x}\nstage_one: {loss: {name: {choice: [ldam, cross_entropy]}}}",
+        "data: {train: x}\nstage_two: {loss: {choice: [{name: ldam, scale: 1}, {name: cross_entropy}]}}",
+        "data: {train: x}\nmodel: {head: {pooling: cls, dropout: {uniform: [0, 0.5]}}}\nnum_candidates: 3",
+    ],
+)
+def test_a_resolved_sweep_written_and_loaded_is_the_same_sweep(load: Any, text: str) -> None:
+    sweep = load(text)
+    again = load(to_yaml(sweep))
+    assert again == sweep
+    assert again.candidates() == sweep.candidates()
+    assert to_yaml(again) == to_yaml(sweep)
+
+
+@pytest.mark.parametrize("name", ["demo", "trec"])
+def test_the_example_sweeps_load_and_open_with_their_command(name: str) -> None:
+    path = SWEEPS / f"{name}.yaml"
+    sweep = load_sweep(path)
+    assert sweep.notes == []
+    assert load_sweep(path, [f"name={sweep.config.name}"]) == sweep
+    assert f"tailsweep run orchestrator/sweeps/{name}.yaml" in path.read_text(encoding="utf-8").split("method:")[0]
+
+
+def test_all_mistakes_come_at_once_in_file_order_with_field_value_rule_and_remedy(load: Any) -> None:
+    text = """
+name: my run
+metirc: x
+metric: validation/macro_f
+search: gird
+method: twostage
+max_concurrent: many
+asha: {grace_epochs: 0}
+seed: {choice: [1, 2]}
+data: {train: 5, validation: 2, imbalance: {kind: stepp, ratio: 0.1}}
+model: {head: {pooling: men}}
+stage_one: {learning_rat: 1, trains: tops, loss: {name: ldm}, epochs: {uniform: [1, 3]}}
+stage_two: {trains: {top_layer: 1}, batch_size: true, epochs: "3", loss: {beta: 0.9}}
+wandb: {mode: offine, tags: [1]}
+resources: {stage_two: {workers: 0, gpus_per_worker: 1.5}}
+"""
+    assert mistakes(load, text) == [
+        'name: is "my run", but must be 1 to 128 letters, digits, dots, underscores and hyphens, the first a letter or '
+        "digit: it names a folder",
+        'metirc: unknown field; did you mean "metric"?',
+        'metric: is "validation/macro_f", but must be a validation score; did you mean "validation/macro_f1"?',
+        'search: is "gird", but must be one of random, grid; did you mean "grid"?',
+        'method: is "twostage", but must be a method; did you mean "two_stage"?',
+        'max_concurrent: is "many", but must be auto or a whole number > 0',
+        "asha.grace_epochs: is 0, but must be a whole number > 0",
+        "seed: cannot be swept: candidates differ in settings, not in luck; run the sweep again with another seed",
+        'data.train: is 5, but must be text; if it is meant as text, write "5" in quotes',
+        'data.validation: is 2, but must be a number > 0 and < 1 or text; if it is meant as text, write "2" in quotes',
+        'data.imbalance.kind: is "stepp", but must be one of step, long_tailed, downsample; did you mean "step"?',
+        'model.head.pooling: is "men", but must be one of cls, mean, pooler; did you mean "mean"?',
+        'stage_one.learning_rat: unknown field; did you mean "learning_rate"?',
+        'stage_one.trains: is "tops", but must be one of head, pooler, all or {top_layers: k}',
+        'stage_one.loss.name: is "ldm", but must be one of cross_entropy, weighted_cross_entropy, ldam; did you mean '
+        '"ldam"?',
+        "stage_one.epochs: uniform draws fractions, but this must be a whole number: say {randint: [low, high]}, high "
+        "left out",
+        'stage_two.trains.top_layer: unknown field; did you mean "top_layers"?',
+        "stage_two.batch_size: is true, but must be a whole number > 0",
+        'stage_two.epochs: is "3", but must be a whole number >= 0',
+        "stage_two.loss.name: missing, but must be one of cross_entropy, weighted_cross_entropy, ldam",
+        'wandb.mode: is "offine", but must be one of offline, online, disabled; did you mean "offline"?',
+        'wandb.tags.0: is 1, but must be text; if it is meant as text, write "1" in quotes',
+        "resources.stage_two.workers: is 0, but must be a whole number > 0",
+        "resources.stage_two.gpus_per_worker: is 1.5, but above 1 must be a whole number: Ray shares out single GPUs "
+        "only",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("seed: 1", "data: missing, but must be a mapping"),
+        ("data: {}", "data.train: missing, but must be text"),
+        ("data: rows.csv", 'data: is "rows.csv", but must be a mapping'),
+        ("data: {train: x}\nstage_one:", "stage_one: is null, but must be a mapping"),
+        ("data: {train: x}\nqqq: 1", "qqq: unknown field; valid are name, storage, seed, method,"),
+        (
+            "data: {train: x}\nstage_one: {loss: ldam}",
+            'stage_one.loss: is "ldam", but must be {name: cross_entropy} or',
+        ),
+        ("data: {train: x}\nstage_one: {loss: {name: [1]}}", "stage_one.loss.name: is [1], but must be one of"),
+        ("data: {train: x}\nstage_one: {loss: {name: ldam, max_margin: -1}}", "stage_one.loss.max_margin: is -1, but"),
+        (
+            "data: {train: x}\nstage_two: {trains: {top_layers: 0}}",
+            "stage_two.trains.top_layers: is 0, but must be a whole",
+        ),
+        (
+            "data: {train: x}\nmodel: {head: 3}",
+            "model.head: is 3, but must be native or {pooling: ..., kind: ..., hidden: k",
+        ),
+        (
+            "data: {train: x}\nstage_one: {batch_size: 4, gradient_accumulation: 8}",
+            "stage_one: gradient_accumulation is 8",
+        ),
+        (
+            "data: {train: x}\nmethod: vanilla\nstage_two: {epochs: 0}",
+            "stage_one.epochs and stage_two.epochs are both 0",
+        ),
+        ("data: {train: x}\nseed: -1", "seed: is -1, but must be a whole number >= 0 and < 4294967296"),
+        ("data: {train: x}\nname: ..", 'name: is "..", but must be'),
+        ("data: {train: x}\nname: a/b", 'name: is "a/b", but must be'),
+        ("data: {train: x}\nstorage: ''", 'storage: is "", but must be text, not empty'),
+        (
+            "data: {train: x}\nasha: {reduction_factor: 1}",
+            "asha.reduction_factor: is 1, but must be a whole number >= 2",
+        ),
+    ],
+)
+def test_one_mistake_is_told_once_and_plainly(load: Any, text: str, mistake: str) -> None:
+    (found,) = mistakes(load, text)
+    assert found.startswith(mistake)
+    assert "pydantic" not in found
+
+
+def test_a_combination_that_makes_no_trial_is_named_with_its_candidate(load: Any) -> None:
+    text = "data: {train: x}\nsearch: grid\nstage_one: {epochs: {grid: [1, 0]}}\nstage_two: {epochs: {grid: [1, 0]}}"
+    (found,) = mistakes(load, text)
+    assert found.startswith("stage_one.epochs and stage_two.epochs are both 0")
+    assert found.endswith("(candidate c003: stage_one.epochs = 0, stage_two.epochs = 0)")
+
+
+@pytest.mark.parametrize(
+    ("stage_one", "fields", "mistake"),
+    [
+        ("", "num_candidates: 2", "num_candidates: is 2, but no field is swept, so that all would be the same"),
+        (
+            "epochs: {choice: [1, 2, 2]}",
+            "num_candidates: 3",
+            "num_candidates: is 3, but only 2 different candidates can",
+        ),
+        (
+            "epochs: {grid: [1, 2]}",
+            "{search: grid, num_candidates: 3}",
+            "num_candidates: is 3, but the grid has 2 points",
+        ),
+        ("epochs: {grid: [1, 1]}", "search: grid", "stage_one.epochs: names a value twice"),
+        ("", "num_candidates: 10001", "num_candidates: is 10001, but must be a whole number > 0 and <= 10000 or null"),
+    ],
+)
+def test_candidates_that_cannot_all_differ_are_refused(load: Any, stage_one: str, fields: str, mistake: str) -> None:
+    tree = {"data": {"train": "x"}, "stage_one": yaml.safe_load(f"{{{stage_one}}}"), **yaml.safe_load(fields)}
+    (found,) = mistakes(load, yaml.safe_dump(tree))
+    assert found.startswith(mistake)
+
+
+def test_a_grid_beyond_all_measure_is_refused_before_it_is_made(load: Any) -> None:
+    fields = ("epochs", "batch_size", "learning_rate", "weight_decay", "max_grad_norm")
+    grid = {field: {"grid": list(range(1, 101))} for field in fields}
+    (found,) = mistakes(load, yaml.safe_dump({"data": {"train": "x"}, "search": "grid", "stage_two": grid}))
+    assert found == "num_candidates: the grid has 10000000000 points, but must have at most 10000"
+
+
+def test_the_number_of_candidates_follows_from_the_space(load: Any) -> None:
+    continuum = load("data: {train: x}\nstage_one: {learning_rate: {uniform: [1e-5, 1]}}")
+    few = load("data: {train: x}\nstage_one: {epochs: {randint: [1, 4]}}")
+    grid = load("data: {train: x}\nsearch: grid\nstage_one: {epochs: {grid: [1, 2, 3]}, batch_size: {grid: [8, 16]}}")
+    assert [sweep.config.num_candidates for sweep in (continuum, few, grid)] == [8, 3, 6]
+    assert [len(sweep.candidates()) for sweep in (continuum, few, grid)] == [8, 3, 6]
+
+
+def test_asha_without_a_rung_is_noted_and_a_bracket_without_one_refused(load: Any) -> None:
+    # 9 epochs, grace 1, factor 3: bracket 0 has rungs at 1, 3, 9, bracket 1 at 3, 9, bracket 2 at 9, bracket 3 none.
+    text = "data: {{train: x}}\nstage_one: {{epochs: {{choice: [1, 9]}}}}\nasha: {{grace_epochs: {}, brackets: {}}}"
+    assert load(text.format(1, 3)).notes == []
+    (found,) = mistakes(load, text.format(1, 4))
+    assert found.startswith(
+        "asha.brackets: is 4, but must be at most 3: the first rung of bracket 3 (from 0) lies beyond"
+    )
+    (note,) = load(text.format(10, 1)).notes
+    assert note == "asha prunes nothing: its first rung comes after epoch 10 of stage one, which has 9"
+    assert load("data: {train: x}\nmethod: vanilla\nasha: null\nstage_two: {epochs: {choice: [1, 2]}}").notes == []
+
+
+def test_what_has_no_effect_or_another_than_meant_is_noted(load: Any) -> None:
+    text = "data: {train: x}\nmethod: vanilla\nasha: null\nstage_one: {learning_rate: {uniform: [1e-5, 1]}}"
+    assert load(text).notes == ["sweeping stage_one.learning_rate changes nothing: stage_one.epochs is 0"]
+    gpus = load(SMALL, "resources.stage_two={workers: 2, gpus_per_worker: 0.5}").notes
+    assert len(gpus) == 1
+    assert "gloo" in gpus[0]
+
+
+def test_overrides_reach_fields_subtrees_and_into_distributions(load: Any) -> None:
+    config = load(
+        SMALL,
+        "stage_one.learning_rate.uniform=[1e-4, 1e-3]",  # another distribution takes the place of the file's
+        "stage_two.loss={name: ldam, scale: 2}",
+        "stage_two.trains.top_layers=2",  # a mapping takes the place of the preset's word
+        "asha.grace_epochs=2",
+        "wandb.tags=[a, b]",
+        "data.validation=1e-1",
+        "data.test=0.3.csv",
+        "max_concurrent=2",
+    ).config
+    assert config.stage_one["learning_rate"] == {"uniform": [1e-4, 1e-3]}
+    assert config.stage_two["loss"] == {"name": "ldam", "max_margin": 0.5, "scale": 2, "beta": 0.9999}
+    assert config.stage_two["trains"] == {"top_layers": 2}
+    assert config.asha == AshaConfig(grace_epochs=2)
+    assert config.wandb.tags == ["a", "b"]
+    assert (config.data["validation"], config.data["test"]) == (0.1, "0.3.csv")
+    assert config.max_concurrent == 2
+
+
+def test_a_branch_of_a_swept_subtree_takes_the_distributions_place(load: Any) -> None:
+    text = "data: {train: x}\nstage_one: {loss: {choice: [{name: ldam}, {name: cross_entropy}]}}"
+    loss = load(text, "stage_one.loss.name=weighted_cross_entropy").config.stage_one["loss"]
+    assert loss == {"name": "weighted_cross_entropy", "beta": 0.9999}
+
+
+def test_overrides_and_file_are_reported_together(load: Any) -> None:
+    overrides = ("nonsense", "stage_one.epochs=[1", "stage_one.learning_rat=1", "foo.bar=1", "stage_two.epochs=")
+    found = mistakes(load, SMALL + "wandb: {mode: offine}", *overrides)
+    assert found == [
+        "--set 'nonsense' must be written as dotted.field=value, such as stage_one.epochs=2",
+        "--set 'stage_one.epochs=[1': the value cannot be read as YAML: line 1, column 3: while parsing a flow "
+        "sequence, expected ',' or ']', but got '<stream end>'",
+        'stage_one.learning_rat: unknown field; did you mean "learning_rate"?',
+        'wandb.mode: is "offine", but must be one of offline, online, disabled; did you mean "offline"?',
+        found[4],
+        "stage_two.epochs: is null, but must be a whole number >= 0",
+    ]
+    assert found[4].startswith("foo: unknown field; valid are name, ")
+
+
+@pytest.mark.parametrize(
+    "odd", ["a#b", "a # b", "a: b", "[1", "{x", "a=b", "'q", '"', "5", "null", "true", "é 日本", "*a", "", " x "]
+)
+def test_text_arrives_verbatim_wherever_a_field_takes_text(load: Any, odd: str) -> None:
+    config = load(SMALL, f"data.train={odd}", f"data.label={odd}", f"model.name={odd}", f"wandb.entity={odd}").config
+    assert (config.data["train"], config.data["label"], config.model["name"], config.wandb.entity) == (odd,) * 4
+    if odd:
+        assert load(SMALL, storage=odd).config.storage == odd
+        assert load(SMALL, f"storage={odd}").config.storage == odd
+
+
+@given(text=st.text(st.characters(exclude_characters="\0")))
+@in_one_folder
+def test_any_path_arrives_verbatim_and_survives_the_round_trip(load: Any, text: str) -> None:
+    sweep = load("data: {train: rows.csv}", f"data.train={text}", f"data.text={text}")
+    assert sweep.config.data["train"] == sweep.config.data["text"] == text
+    assert load(to_yaml(sweep)) == sweep
+
+
+def test_a_name_is_made_of_an_odd_file_name(tmp_path: Path) -> None:
+    path = tmp_path / ".my sweep, ü.yaml"
+    path.write_text(SMALL)
+    assert re.fullmatch(r"my-sweep--\d{8}-\d{6}", str(load_sweep(path).config.name))
+
+
+SECTIONS = ["data", "model", "stage_one", "stage_two", "asha", "resources", "wandb", "search", "seed", "name"]
+FIELDS = ["train", "validation", "imbalance", "head", "trains", "loss", "epochs", "learning_rate", "tags", "brackets"]
+INNER = ["kind", "ratio", "name", "scale", "top_layers", "loguniform", "uniform", "randint", "choice", "grid", "x"]
+NAMES = st.sampled_from(SECTIONS + FIELDS + INNER)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 40)
+    | st.floats()
+    | st.sampled_from(["rows.csv", "ldam", "grid", "vanilla", "all", "native", "step", "auto", "1e-5", ""])
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def mostly(*valid: Any) -> st.SearchStrategy[Any]:
+    return st.integers(0, 9).flatmap(lambda die: VALUES if die == 9 else st.sampled_from(valid))
+
+
+STAGE = st.fixed_dictionaries(
+    {},
+    optional={
+        "learning_rate": mostly(1e-4, {"loguniform": [1e-5, 1e-2]}, {"choice": [1e-5, 1e-4]}),
+        "epochs": mostly(0, 2, {"randint": [0, 3]}, {"choice": [1, 2]}, {"grid": [0, 1]}),
+        "trains": mostly("all", {"top_layers": 2}, {"choice": ["head", {"top_layers": 1}]}),
+        "loss": mostly({"name": "ldam"}, {"scale": 2.0}, {"name": {"choice": ["ldam", "cross_entropy"]}}),
+        "warmup": mostly(0, 0.1, {"uniform": [0, 0.5]}),
+    },
+)
+NEARLY = st.fixed_dictionaries(
+    {"data": mostly({"train": "rows.csv"}, {"train": "rows.csv", "max_length": {"choice": [64, 128]}})},
+    optional={
+        "method": mostly(*METHODS),
+        "search": mostly("random", "random", "grid"),
+        "num_candidates": mostly(None, 1, 3),
+        "asha": mostly(None, {"grace_epochs": 2}, {"brackets": 2}),
+        "stage_one": STAGE,
+        "stage_two": STAGE,
+        "model": mostly({}, {"head": {"kind": "mlp"}}, {"head": {"choice": ["native", {"kind": "mlp"}]}}),
+    },
+)
+TEXT = st.text(st.characters(codec="utf-8"))  # what a file can hold: no lone surrogates
+OVERRIDE = st.none() | st.sampled_from(["asha=null", "seed=3"]) | st.builds("{}.{}={}".format, NAMES, NAMES, st.text())
+
+
+@given(document=NEARLY.map(yaml.safe_dump) | VALUES.map(yaml.safe_dump) | TEXT, override=OVERRIDE)
+@hypothesis_settings(in_one_folder, max_examples=100)
+def test_whatever_is_written_is_a_sweep_or_a_clear_error(load: Any, document: str, override: Any) -> None:
+    overrides = [] if override is None else [override]
+    mistakes: list[str] = []
+    try:
+        sweep = load(document, *overrides)
+    except SweepConfigError as error:
+        mistakes = error.mistakes
+    else:
+        assert len(sweep.candidates()) == sweep.config.num_candidates
+        assert load(to_yaml(sweep)) == sweep
+    assert not any("pydantic" in mistake or "\n" in mistake for mistake in mistakes)

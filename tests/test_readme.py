@@ -1,0 +1,144 @@
+"""What README.md promises exists: its links, the make targets and commands it prints, the files in its tree."""
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+INLINE_CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
+def test_relative_links_exist(page: str):
+    assert [link for link in relative_links((ROOT / page).read_text()) if not (ROOT / link).exists()] == []
+
+
+def test_make_commands_name_targets_of_the_makefile():
+    targets = set(re.findall(r"^([\w-]+)(?: [\w -]+)?:(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    commands = make_targets(README)
+    assert {"demo", "test"} <= commands
+    assert commands - targets == set()
+
+
+def test_tailsweep_commands_exist(capsys: pytest.CaptureFixture[str]):
+    from orchestrator.__main__ import build_parser  # here, because it imports Ray
+
+    verbs = tailsweep_verbs(README)
+    assert "run" in verbs
+    assert [verb for verb in sorted(verbs) if not knows(build_parser(), verb)] == [], capsys.readouterr().err
+
+
+def test_paths_in_the_tree_exist():
+    paths = tree_paths(README)
+    assert {"trainables/", "orchestrator/", "clusters/", "tests/"} <= set(paths)
+    assert [path for path in paths if not is_there(path)] == []
+
+
+def test_readers_see_what_a_page_says():
+    page = """
+See [the tree](docs/tree.md#top), [elsewhere](https://example.org), [below](#below) and `tailsweep show RUN`;
+tailsweep is a name. ![plot](plot.png "title")
+```bash
+$ make demo       # make nothing
+cd x && make -j2 lint VERBOSE=1
+.venv/bin/tailsweep run sweep.yaml --set a=b   # tailsweep is quick
+ray job submit -- python -m orchestrator resume RUN
+[not](a-link.md)
+```
+```
+trainables/      one trial
+  keys.py          names, which is all; see
+                   its first lines
+orchestrator/
+├── config.py, launch.py   two files
+├── sweeps/*.yaml
+│   └── inner/   # a remark
+README.md
+```
+"""
+    assert relative_links(page) == ["docs/tree.md", "plot.png"]
+    assert make_targets(page) == {"demo", "lint"}
+    assert tailsweep_verbs(page) == {"show", "run", "resume"}
+    assert tree_paths(page) == [
+        "trainables/", "trainables/keys.py", "orchestrator/", "orchestrator/config.py", "orchestrator/launch.py",
+        "orchestrator/sweeps/*.yaml", "orchestrator/sweeps/inner/", "README.md",
+    ]  # fmt: skip
+
+
+def test_a_verb_is_known_if_the_parser_has_it():
+    parser = argparse.ArgumentParser()
+    parser.add_subparsers().add_parser("run").add_argument("sweep")
+    assert knows(parser, "run")
+    assert not knows(parser, "walk")
+
+
+def relative_links(page: str) -> list[str]:
+    """Targets of the links outside code, without their anchors."""
+    prose = INLINE_CODE.sub("", FENCE.sub("", page))
+    targets = re.findall(r"\]\(<?([^)>\s]+)", prose) + re.findall(r"^\[[^\]]+\]: *(\S+)", prose, re.MULTILINE)
+    files = [target.partition("#")[0] for target in targets if not re.match(r"[a-z]+:", target)]
+    return [file for file in files if file]
+
+
+def make_targets(page: str) -> set[str]:
+    """What the fenced blocks ask ``make`` for; options and variables left out."""
+    commands = re.findall(r"(?:^|&&|;) *(?:\$ +)?make +([^&;|]+)", "\n".join(fenced_commands(page)), re.MULTILINE)
+    words = {word for command in commands for word in command.splitlines()[0].split()}
+    return {word for word in words if not word.startswith("-") and "=" not in word}
+
+
+def tailsweep_verbs(page: str) -> set[str]:
+    """First argument of every ``tailsweep`` and ``python -m orchestrator``, in fenced blocks and between backquotes."""
+    code = [*fenced_commands(page), *INLINE_CODE.findall(FENCE.sub("", page))]
+    return set(re.findall(r"(?:^|[ /])(?:tailsweep|-m orchestrator) +([a-z][a-z-]*)", "\n".join(code), re.MULTILINE))
+
+
+def fenced_commands(page: str) -> list[str]:
+    """The lines of the fenced blocks without their comments; a tree is no command."""
+    blocks = [block for block in FENCE.findall(page) if not is_tree(block)]
+    return [re.sub(r"(?:^|\s+)#.*", "", line) for block in blocks for line in block.splitlines()]
+
+
+def tree_paths(page: str) -> list[str]:
+    """Paths in the fenced block that draws the tree, by their indentation; ``,`` separates paths, two blanks or ``#`` a
+    remark, and what stands as far in as a remark goes on with it."""
+    trees = [block for block in FENCE.findall(page) if is_tree(block)]
+    assert len(trees) == 1, f"{len(trees)} fenced blocks show the folder trainables/ in a tree, but one must"
+    paths: list[str] = []
+    open_folders: list[tuple[int, str]] = []  # indentation, path with its slash
+    remark_column = 1000
+    for line in trees[0].splitlines():
+        bare = re.sub("[│├└─]", " ", line)
+        indentation = len(bare) - len(bare.lstrip())
+        if not bare.strip() or indentation >= remark_column:
+            continue
+        entry, gap, _ = re.match(r"(.*?)( {2,}#? *| +# *|$)(.*)", bare.lstrip()).groups()
+        remark_column = indentation + len(entry) + len(gap) if gap else 1000
+        while open_folders and open_folders[-1][0] >= indentation:
+            open_folders.pop()
+        folder = open_folders[-1][1] if open_folders else ""
+        names = [name for name in re.split(r"[, ]+", entry) if name]
+        paths += [folder + name for name in names]
+        if len(names) == 1 and "/" in names[0]:
+            open_folders.append((indentation, folder + names[0].rpartition("/")[0] + "/"))
+    return paths
+
+
+def is_tree(block: str) -> bool:
+    return re.search(r"^\W*trainables/(\s|$)", block, re.MULTILINE) is not None
+
+
+def is_there(path: str) -> bool:
+    found = list(ROOT.glob(path))
+    return any(one.is_dir() for one in found) if path.endswith("/") else bool(found)
+
+
+def knows(parser: argparse.ArgumentParser, verb: str) -> bool:
+    """``VERB --help`` ends with 0 where there is such a verb, and with 2 where there is not."""
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args([verb, "--help"])
+    return ended.value.code == 0

@@ -1,0 +1,87 @@
+"""What a checkpoint holds and where a trial goes on. One folder per finished epoch, JSON and safetensors, no pickle.
+
+It holds the parameters that training has touched so far (in stage one the top only: the frozen trunk is the
+pretrained one), the optimiser's moments while its stage goes on, and every report made up to then, so that a report
+lost between worker and driver can be made again.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainables import keys
+from trainables.runtime import Report
+
+PROGRESS_FILE = "progress.json"
+PARAMETERS_FILE = "parameters.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a trial has come: ``epoch`` epochs of ``stage`` are finished."""
+
+    stage: str = keys.STAGE_ONE
+    epoch: int = 0
+    reports: tuple[Report, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The checkpoint folder's name, e.g. ``stage_one_epoch_003``; sorts in the order of training."""
+        return checkpoint_name(self.stage, self.epoch)
+
+
+def checkpoint_name(stage: str, epoch: int) -> str:
+    return f"{stage}_epoch_{epoch:03d}"
+
+
+def save_checkpoint(
+    folder: Path, progress: Progress, model: nn.Module, trained: set[str], optimizer: torch.optim.Optimizer | None
+) -> None:
+    """Write a checkpoint into an existing, empty folder.
+
+    Args:
+        trained: names of the parameters that some stage has trained so far.
+        optimizer: None at a stage's end, since the next stage starts with a fresh one.
+    """
+    parameters = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if name in trained}
+    save_file(parameters, folder / PARAMETERS_FILE)
+    if optimizer is not None:
+        names = {id(p): name for name, p in model.named_parameters()}
+        state = {
+            f"{key}/{names[id(parameter)]}": value.detach().cpu().contiguous()
+            for parameter, values in optimizer.state.items()
+            for key, value in values.items()
+        }
+        save_file(state, folder / OPTIMIZER_FILE)
+    written = {"stage": progress.stage, "epoch": progress.epoch, "reports": [dict(r) for r in progress.reports]}
+    (folder / PROGRESS_FILE).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+
+
+def load_progress(folder: Path) -> Progress:
+    read = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
+    return Progress(read["stage"], read["epoch"], tuple(read["reports"]))
+
+
+def load_parameters(folder: Path, model: nn.Module) -> None:
+    """Put the checkpoint's parameters into a model built with the same configuration and seed."""
+    parameters: dict[str, Tensor] = load_file(folder / PARAMETERS_FILE)
+    own = dict(model.named_parameters())
+    unknown = parameters.keys() - own.keys()
+    assert not unknown, f"checkpoint {folder} is of another model: {sorted(unknown)[:3]}"
+    with torch.no_grad():
+        for name, value in parameters.items():
+            own[name].copy_(value)
+
+
+def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the checkpoint's moments into a fresh optimiser over the model's trainable parameters."""
+    own = dict(model.named_parameters())
+    for full_name, value in load_file(folder / OPTIMIZER_FILE).items():
+        key, name = full_name.split("/", 1)
+        # The fused kernels want the step count where the parameter is, as they made it themselves.
+        optimizer.state[own[name]][key] = value.to(own[name].device)

@@ -1,0 +1,47 @@
+"""Name, unit and direction of every value a trial reports. Imports nothing, so that anything may import it.
+
+A report is a flat dict. ``STAGE`` and ``EPOCH`` say where in the trial it was made, the other keys what was measured
+there. Scores are named without their split; a report carries them as ``validation/macro_f1`` (see :func:`on_split`).
+"""
+
+STAGE = "stage"  # "stage_one" or "stage_two"
+EPOCH = "epoch"  # finished epochs of that stage, from 1
+STAGE_ONE = "stage_one"
+STAGE_TWO = "stage_two"
+STAGES = (STAGE_ONE, STAGE_TWO)
+
+# Stage one's own clock, in finished epochs. Reports of stage two leave it out: that is what keeps ASHA out of stage two.
+STAGE_ONE_EPOCH = "stage_one_epoch"
+
+TRAIN_LOSS = "train/loss"  # mean over the epoch's steps of the stage's own (weighted) loss; lower is better
+LEARNING_RATE = "train/learning_rate"  # of the epoch's last optimiser step
+ROWS = "train/rows"  # rows visited in the epoch, over all workers
+SECONDS = "seconds"  # wall seconds of the epoch, its evaluation included
+
+VALIDATION = "validation"
+TEST = "test"
+
+# Scores of one split, all in [0, 1] but mcc in [-1, 1]; all better higher. None where the split cannot define one.
+SCORES = {
+    "macro_f1": "mean F1 over the classes with at least one true row",
+    "micro_f1_minority": "micro-averaged F1 over all classes but the largest in training",
+    "accuracy": "share of rows whose class was predicted",
+    "balanced_accuracy": "mean recall over the classes with at least one true row",
+    "mcc": "Matthews correlation coefficient",
+    "g_mean": "geometric mean of the recalls of the classes with at least one true row",
+    "recall_many": "mean recall of the classes with many training rows",
+    "recall_medium": "mean recall of the classes with a medium number of training rows",
+    "recall_few": "mean recall of the classes with few training rows",
+}
+LOSS = "loss"  # plain cross-entropy, nats per row; lower is better
+CLASS_F1 = "f1"  # followed by the class: validation/f1/absorption
+
+
+def on_split(split: str, score: str) -> str:
+    """``("validation", "macro_f1")`` -> ``"validation/macro_f1"``."""
+    return f"{split}/{score}"
+
+
+def class_f1(split: str, label: str) -> str:
+    """The key of one class's F1: ``("test", "absorption")`` -> ``"test/f1/absorption"``."""
+    return f"{split}/{CLASS_F1}/{label}"

@@ -1,0 +1,228 @@
+"""A trial under Ray: Tune's trainable, the function its Ray Train workers run, and the Runtime between them.
+
+The only module here that imports Ray. The way a report takes: worker -> Train's controller -> :class:`ReportMailbox`
+-> the trial's own thread -> ``tune.report``. Ray's ``TuneReportCallback`` is a shorter way, but in Ray 2.60 it leaks a
+permit per report, after which ``tune.report`` no longer waits for Tune's decision.
+"""
+
+import asyncio
+import os
+import threading
+import uuid
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray import tune
+from torch import Tensor, nn
+
+from trainables import keys
+from trainables.config import TrialConfig
+from trainables.runtime import Report
+
+# Scores lie in [-1, 1]: with this offset a checkpoint of stage two always outranks one of stage one.
+STAGE_OFFSET = 10.0
+CHECKPOINT_SCORE = "checkpoint_score"
+
+# Read by Ray Train in the trial's driver and handed on to its controller and workers. The controller drains one report
+# per poll: at Ray's default of 2 s the polls, not the training, would set the pace of short epochs (Ray 2.60).
+TRAIN_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
+
+
+class WorkerConfig(TypedDict):
+    """What a trial's workers are given; plain values, since it travels."""
+
+    trial: dict[str, Any]  # TrialConfig, dumped
+    metric: str  # the key that says which epoch was best
+    data_key: str  # of the tokenised rows, in the node's cache
+    published_data: str  # URI of the sweep's own copy of them, for nodes that lack it
+
+
+class Placement(TypedDict):
+    """What one Train run asks Ray for."""
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+
+
+class TrialSetup(TypedDict):
+    """What the trials of a sweep share; Tune's own ``config`` of a trial only names its candidate."""
+
+    storage: str  # URI of the folder that holds one folder of checkpoints per candidate
+    placement: Placement
+    mailbox: Any  # handle of a ReportMailbox
+    workers: dict[str, WorkerConfig]  # candidate -> what its workers are given
+    heard: dict[str, list[tuple[str, int]]]  # candidate -> the (stage, epoch) pairs already in the sweep's history
+
+
+class CandidateFailed(RuntimeError):
+    """A candidate's end by its own fault; the message is the reason."""
+
+
+def train_two_stages(config: WorkerConfig) -> None:
+    """What every Ray Train worker of this project runs: both stages, going on from the run's last checkpoint."""
+    # Imported here: the trial's driver and Train's controller unpickle this function and need none of it.
+    from trainables.model import build_classifier
+    from trainables.stages import run_two_stages
+    from trainables.tokens import default_cache_dir, fetch_prepared
+
+    trial = TrialConfig.model_validate(config["trial"])
+    data = fetch_prepared(config["data_key"], config["published_data"], default_cache_dir())
+    model = build_classifier(trial.model, data.label_names, trial.seed)
+    runtime = RayRuntime(config["metric"])
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        run_two_stages(trial, data, model, runtime)
+        return
+    with checkpoint.as_directory() as folder:
+        run_two_stages(trial, data, model, runtime, start=Path(folder))
+
+
+class RayRuntime:
+    """The Runtime inside a Ray Train worker."""
+
+    def __init__(self, metric: str) -> None:
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world_size: int = context.get_world_size()
+        # On a node whose GPUs are only declared to Ray (tests do that), there is no CUDA device to use.
+        self.device: torch.device = (
+            ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
+        )
+        self.metric = metric
+
+    def place(self, model: nn.Module) -> nn.Module:
+        return model.to(self.device)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return nn.parallel.DistributedDataParallel(model) if self.world_size > 1 else model
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        if self.world_size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def report(self, report: Report, checkpoint: Path | None) -> None:
+        score = cast(float, report[self.metric]) + STAGE_OFFSET * keys.STAGES.index(str(report[keys.STAGE]))
+        ray.train.report(
+            {**report, CHECKPOINT_SCORE: score},
+            checkpoint=None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint)),
+            checkpoint_dir_name=None if checkpoint is None else checkpoint.name,
+        )
+
+
+def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
+    """Tune's trainable: one candidate as one Ray Train run of both stages.
+
+    Args:
+        config: ``candidate``: its name, which names the Train run too, so that a run that was cut short is gone on
+            with.
+        setup: what it shares with the others, and its own part in it.
+
+    Raises:
+        CandidateFailed: with the worker's own words.
+    """
+    candidate = config["candidate"]
+    attempt = f"{candidate}-{uuid.uuid4().hex}"
+    mailbox = setup["mailbox"]
+    for variable, value in TRAIN_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    trainer = _trainer(candidate, setup, attempt)
+    fitting = threading.Thread(target=_fit, args=(trainer, mailbox, attempt), name=f"fit-{attempt}", daemon=True)
+    fitting.start()
+    heard = set(setup["heard"][candidate])
+    while True:
+        kind, content = ray.get(mailbox.next.remote(attempt))
+        if kind == "end":
+            if content is not None:
+                raise CandidateFailed(content)
+            return
+        place = (content[keys.STAGE], content[keys.EPOCH])
+        if place not in heard:
+            heard.add(place)
+            # Returns once Tune has decided; a pruned trial's actor ends here, and its Train run with it.
+            tune.report(content)
+
+
+class ReportMailbox:
+    """An actor: reports of many trials on their way from Train's controllers to the trials' threads, in order."""
+
+    def __init__(self) -> None:
+        self._boxes: dict[str, asyncio.Queue[tuple[str, Any]]] = defaultdict(asyncio.Queue)
+
+    async def put(self, attempt: str, kind: str, content: Any) -> None:
+        await self._boxes[attempt].put((kind, content))
+
+    async def next(self, attempt: str) -> tuple[str, Any]:
+        """The next ("report", metrics) or ("end", None or the reason of failure); waits for it."""
+        item = await self._boxes[attempt].get()
+        if item[0] == "end":
+            del self._boxes[attempt]
+        return item
+
+
+class PostReports(ray.train.UserCallback):
+    """Train's side of the mailbox; runs in the controller. Rank 0's metrics are every rank's: they are sums."""
+
+    def __init__(self, mailbox: Any, attempt: str) -> None:
+        self.mailbox = mailbox
+        self.attempt = attempt
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        # Waited for, so that no report can be overtaken by the "end" that another process sends.
+        ray.get(self.mailbox.put.remote(self.attempt, "report", metrics[0]))
+
+
+def _trainer(candidate: str, setup: TrialSetup, attempt: str) -> ray.train.torch.TorchTrainer:
+    placement = setup["placement"]
+    gpus = placement["gpus_per_worker"]
+    resources = {"CPU": placement["cpus_per_worker"]} | ({"GPU": gpus} if gpus else {})
+    # NCCL refuses two ranks on one GPU.
+    backend = "nccl" if gpus >= 1 and torch.distributed.is_nccl_available() else "gloo"
+    return ray.train.torch.TorchTrainer(
+        cast(Callable[..., None], train_two_stages),
+        train_loop_config=dict(setup["workers"][candidate]),
+        torch_config=ray.train.torch.TorchConfig(backend=backend),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=placement["workers"], use_gpu=gpus > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=candidate,
+            storage_path=setup["storage"],
+            callbacks=[PostReports(setup["mailbox"], attempt)],
+            # The best one and, always, the latest one are kept.
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute=CHECKPOINT_SCORE, checkpoint_score_order="max"
+            ),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+def _fit(trainer: ray.train.torch.TorchTrainer, mailbox: Any, attempt: str) -> None:
+    """Run the Train run to its end and post how it ended. Runs in a thread of its own."""
+    # Several Rays may live on one host; the cleaner of pruned runs asks the State API of the one named here.
+    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    reason = None
+    try:
+        trainer.fit()
+    except Exception as error:  # whatever ended it is the candidate's reason; it must not be lost with this thread
+        reason = _reason(error)
+    ray.get(mailbox.put.remote(attempt, "end", reason))
+
+
+def _reason(error: BaseException) -> str:
+    """The worker's own exception in one line, out of the layers Ray wraps it in."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        error = failures[min(failures)]
+    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = cause
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

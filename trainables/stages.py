@@ -1,0 +1,276 @@
+"""The two stages of a trial: the heart of this project, and free of Ray.
+
+Each stage is ordinary fine-tuning with a fresh AdamW and a fresh linear schedule, sized by the rows it really visits;
+what makes it stage one or stage two is only its :class:`StageConfig`. After every epoch the validation rows are scored
+and a checkpoint is written; the test rows are never looked at here.
+
+Everything random in an epoch (order of rows, dropout) is drawn from (seed, stage, epoch), so that a trial that goes on
+from a checkpoint is the same trial.
+"""
+
+import math
+import tempfile
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainables import keys
+from trainables.checkpoint import Progress, load_optimizer, load_parameters, load_progress, save_checkpoint
+from trainables.config import StageConfig, TrialConfig
+from trainables.losses import Loss, build_loss
+from trainables.metrics import Confusion
+from trainables.model import set_train_mode, set_trainable
+from trainables.runtime import Report, Runtime
+from trainables.samplers import epoch_rows, num_rows, shares, steps
+from trainables.tokens import PreparedData, TokenisedRows, length_batches
+
+EVALUATION_BATCH_SIZE = 64
+STEPS_BETWEEN_LOSS_CHECKS = 50  # a look at the loss waits for the device
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss or a score is not a finite number; the candidate fails, the sweep goes on."""
+
+
+def run_two_stages(
+    config: TrialConfig, data: PreparedData, model: nn.Module, runtime: Runtime, start: Path | None = None
+) -> None:
+    """Train ``model`` through both stages, reporting after every epoch.
+
+    Args:
+        config: the trial.
+        data: its rows, tokenised.
+        model: as ``build_classifier`` gives it for this configuration and seed.
+        runtime: where it runs and whom it reports to.
+        start: a checkpoint folder to go on from. Its reports are made again first (without a checkpoint): the last of
+            them may not have been heard.
+
+    Raises:
+        TrainingDiverged: see there.
+    """
+    progress = Progress()
+    model = runtime.place(model)
+    if start is not None:
+        progress = load_progress(start)
+        load_parameters(start, model)
+        for report in progress.reports:
+            runtime.report(report, None)
+    trained: set[str] = set()  # names of the parameters that some stage has trained so far
+    for stage, stage_config in ((keys.STAGE_ONE, config.stage_one), (keys.STAGE_TWO, config.stage_two)):
+        if stage_config.epochs == 0:
+            continue
+        set_trainable(model, stage_config.trains)
+        trained |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if keys.STAGES.index(stage) < keys.STAGES.index(progress.stage):
+            continue
+        if stage != progress.stage:
+            progress, start = Progress(stage, 0, progress.reports), None
+        if progress.epoch < stage_config.epochs:
+            progress = run_stage(stage_config, data, model, runtime, progress, trained, config.seed, start)
+
+
+def run_stage(
+    config: StageConfig,
+    data: PreparedData,
+    model: nn.Module,
+    runtime: Runtime,
+    progress: Progress,
+    trained: set[str],
+    seed: int,
+    start: Path | None = None,
+) -> Progress:
+    """Train one stage from ``progress`` to its end; what trains has been set on the model.
+
+    Args:
+        start: the checkpoint ``progress`` was read from, where it lies within this stage.
+
+    Returns:
+        The progress at the stage's end, with the reports of every epoch.
+    """
+    stage_index = keys.STAGES.index(progress.stage)
+    optimizer = _adamw(model, config)
+    if start is not None and progress.epoch > 0:
+        load_optimizer(start, model, optimizer)
+    loss = build_loss(config.loss, data.class_counts)
+    wrapped = runtime.wrap(model)
+    schedule = LinearSchedule(
+        config.learning_rate,
+        total_steps=config.epochs * math.ceil(num_rows(config.rows, data.class_counts) / config.batch_size),
+        warmup=config.warmup,
+    )
+    rows_seed = _seed(seed, stage_index)
+    for epoch in range(progress.epoch, config.epochs):
+        began = time.perf_counter()
+        torch.manual_seed(_seed(seed, stage_index, epoch, runtime.rank))
+        rows = epoch_rows(config.rows, data.train.labels, rows_seed, epoch)
+        set_train_mode(model, config.frozen_dropout)
+        train_loss = _train_epoch(
+            config, data.train, steps(rows, config.batch_size), wrapped, loss, optimizer, schedule, runtime,
+            where=f"{progress.stage} epoch {epoch + 1}", first_step=epoch * math.ceil(len(rows) / config.batch_size),
+        )  # fmt: skip
+        report: dict[str, str | int | float | None] = {
+            keys.STAGE: progress.stage,
+            keys.EPOCH: epoch + 1,
+            keys.TRAIN_LOSS: train_loss,
+            keys.LEARNING_RATE: float(optimizer.param_groups[0]["lr"]),
+            keys.ROWS: len(rows),
+            **evaluate(model, data.validation, data, runtime, keys.VALIDATION, config.precision),
+        }
+        _check_finite(report, f"{progress.stage} epoch {epoch + 1}", config)
+        if progress.stage == keys.STAGE_ONE:
+            report[keys.STAGE_ONE_EPOCH] = epoch + 1
+        report[keys.SECONDS] = time.perf_counter() - began
+        progress = replace(progress, epoch=epoch + 1, reports=(*progress.reports, report))
+        _report_with_checkpoint(
+            report, progress, model, trained, optimizer if epoch + 1 < config.epochs else None, runtime
+        )
+    return progress
+
+
+def evaluate(
+    model: nn.Module, rows: TokenisedRows, data: PreparedData, runtime: Runtime, split: str, precision: str = "fp32"
+) -> dict[str, float | None]:
+    """Score ``rows`` in eval mode, each worker its share of the batches, from confusion counts summed over workers."""
+    model.eval()
+    confusion = Confusion(len(data.label_names), runtime.device)
+    batches = length_batches(rows.lengths, EVALUATION_BATCH_SIZE)
+    with torch.inference_mode(), _autocast(runtime.device, precision):
+        for batch in batches[runtime.rank :: runtime.world_size]:
+            logits = _logits(model, rows, batch, runtime.device)
+            confusion.update(logits.float(), _labels(rows, batch, runtime.device))
+    confusion.load(runtime.sum(confusion.state()))
+    return confusion.scores(data.class_counts, data.label_names, split)
+
+
+@dataclass(frozen=True)
+class LinearSchedule:
+    """Learning rate of step t of T: rises linearly over the warm-up's steps, then falls linearly to 0 at T."""
+
+    learning_rate: float
+    total_steps: int
+    warmup: float = 0.0  # share of the steps
+
+    def __call__(self, step: int) -> float:
+        warmup_steps = int(self.warmup * self.total_steps)
+        if step < warmup_steps:
+            return self.learning_rate * step / warmup_steps
+        return self.learning_rate * (self.total_steps - step) / (self.total_steps - warmup_steps)
+
+
+def _train_epoch(
+    config: StageConfig,
+    rows: TokenisedRows,
+    epoch_steps: list[np.ndarray],
+    model: nn.Module,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    schedule: LinearSchedule,
+    runtime: Runtime,
+    where: str,
+    first_step: int,
+) -> float:
+    """One epoch; returns the mean over its steps of the step's global weighted mean loss."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    class_weights = loss.class_weights.numpy()
+    total = torch.zeros((), device=runtime.device)
+    for number, step_rows in enumerate(epoch_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(first_step + number)
+        # Weighted losses are means over weights: every part counts by its share of the whole step's weight, so that
+        # the sum over workers and micro-batches is the weighted mean over the step, whoever computes it.
+        step_weight = float(class_weights[rows.labels[step_rows]].sum())
+        parts = shares(step_rows, runtime.rank, runtime.world_size, config.gradient_accumulation)
+        for index, part in enumerate(parts):
+            share = float(class_weights[rows.labels[part]].sum()) / step_weight
+            if len(part) == 0:  # a worker without rows still takes part in the exchange of gradients
+                part = step_rows[:1]
+            with _gradients_exchanged(model, last=index + 1 == len(parts)):
+                with _autocast(runtime.device, config.precision):
+                    logits = _logits(model, rows, part, runtime.device)
+                part_loss = loss.function(logits.float(), _labels(rows, part, runtime.device)) * share
+                # Data-parallel training takes the mean of the workers' gradients; the shares want their sum.
+                (part_loss * runtime.world_size).backward()  # type: ignore[no-untyped-call]
+            total += part_loss.detach()
+        nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if (number + 1) % STEPS_BETWEEN_LOSS_CHECKS == 0 and not math.isfinite(total.item()):
+            raise TrainingDiverged(_diverged("training loss", total.item(), f"{where}, step {number + 1}", config))
+    return float(runtime.sum(total).item()) / len(epoch_steps)
+
+
+def _adamw(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
+    """AdamW (eps 1e-8) over what trains; biases and norms are not decayed."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, eps=1e-8, fused=True)
+
+
+def _logits(model: nn.Module, rows: TokenisedRows, batch: np.ndarray, device: torch.device) -> Tensor:
+    input_ids, attention_mask = rows.padded(batch)
+    output = model(
+        input_ids=torch.from_numpy(input_ids).to(device, non_blocking=True),
+        attention_mask=torch.from_numpy(attention_mask).to(device, non_blocking=True),
+    )
+    logits: Tensor = output.logits
+    return logits
+
+
+def _labels(rows: TokenisedRows, batch: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(rows.labels[batch]).to(device, non_blocking=True)
+
+
+def _report_with_checkpoint(
+    report: Report,
+    progress: Progress,
+    model: nn.Module,
+    trained: set[str],
+    optimizer: torch.optim.Optimizer | None,
+    runtime: Runtime,
+) -> None:
+    if runtime.rank != 0:
+        runtime.report(report, None)
+        return
+    with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
+        folder = Path(temporary) / progress.name
+        folder.mkdir()
+        save_checkpoint(folder, progress, model, trained, optimizer)
+        runtime.report(report, folder)
+
+
+def _check_finite(report: Report, where: str, config: StageConfig) -> None:
+    for key, value in report.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise TrainingDiverged(_diverged(key, value, where, config))
+
+
+def _diverged(what: str, value: float, where: str, config: StageConfig) -> str:
+    return (
+        f"{what} is {value} in {where}, but must be finite: learning_rate {config.learning_rate:g} is likely too high "
+        f"for trains {config.trains}, loss {config.loss.name}, precision {config.precision}"
+    )
+
+
+def _seed(*parts: int) -> int:
+    """One number from several, well mixed, so that neighbouring seeds and epochs share nothing."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def _gradients_exchanged(model: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Workers exchange gradients once per step, in the backward pass of its last micro-batch."""
+    if last or not isinstance(model, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    exchange_later: AbstractContextManager[None] = model.no_sync()
+    return exchange_later
