@@ -15,7 +15,7 @@ from trainables.config import TrialConfig
 from trainables.model import build_classifier, resolve, save_classifier
 from trainables.runtime import SingleProcess
 from trainables.stages import evaluate
-from trainables.tokens import default_cache_dir, fetch_prepared
+from trainables.tokenised import default_cache_dir, fetch_prepared
 
 METRICS_NAME = "metrics.json"
 
@@ -38,7 +38,9 @@ def export_best(location: str, candidate: str, trial_dump: dict[str, Any], best:
     model = build_classifier(trial.model, data.label_names, trial.seed)
     with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
         checkpoint = Path(temporary) / "checkpoint"
-        run.download(f"{CHECKPOINTS_FOLDER}/{candidate}/{checkpoint_name(best[keys.STAGE], best[keys.EPOCH])}", checkpoint)
+        run.download(
+            f"{CHECKPOINTS_FOLDER}/{candidate}/{checkpoint_name(best[keys.STAGE], best[keys.EPOCH])}", checkpoint
+        )
         load_parameters(checkpoint, model)
         runtime = SingleProcess()
         scores = evaluate(runtime.place(model), data.test, data, runtime, keys.TEST)
@@ -112,6 +114,6 @@ this model only.
 Rows: `{trial.data.train}`, at most {trial.data.max_length} tokens each.{remarks}
 
 ```json
-{json.dumps({"stage_one": trial.stage_one.model_dump(), "stage_two": trial.stage_two.model_dump(), "seed": trial.seed}, indent=2)}
+{json.dumps(trial.model_dump(include={"stage_one", "stage_two", "seed"}), indent=2)}
 ```
 """

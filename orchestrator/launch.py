@@ -171,19 +171,16 @@ def _tune(
             mode="max",
             scheduler=scheduler,
             max_concurrent_trials=at_once,
+            reuse_actors=True,  # a trial's driver spends seconds importing Ray Train and torch
             trial_dirname_creator=lambda trial: str(trial.config["candidate"]),
         ),
-        run_config=tune.RunConfig(
-            name="tune", storage_path=run.uri("state"), callbacks=[bookkeeping], verbose=0
-        ),
+        run_config=tune.RunConfig(name="tune", storage_path=run.uri("state"), callbacks=[bookkeeping], verbose=0),
     )
     with bookkeeping.progress:
         tuner.fit()
 
 
-def _export(
-    run: RunDirectory, config: SweepConfig, records: Records, key_of: dict[str, str], candidate: str
-) -> None:
+def _export(run: RunDirectory, config: SweepConfig, records: Records, key_of: dict[str, str], candidate: str) -> None:
     """Make ``best/`` in a task with a worker's resources: the driver's node may have no accelerator."""
     placement = _placement(config)
     best = best_epoch(records.history_of(candidate), config.metric)

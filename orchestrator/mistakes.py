@@ -15,11 +15,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from trainables.config import Section
+from trainables.errors import InputError
 
 Path = tuple[str | int, ...]  # ("stage_one", "loss", "scale"); a number is a place in a list
 
 
-class SweepConfigError(ValueError):
+class SweepConfigError(InputError):
     """Everything found wrong with one sweep, at once.
 
     ``source`` is the file, ``mistakes`` has one line each.

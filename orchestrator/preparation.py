@@ -14,9 +14,10 @@ from orchestrator.records import CandidateRecord
 from trainables import keys
 from trainables.class_balance import groups
 from trainables.config import TrialConfig
-from trainables.data import DataError
+from trainables.errors import DataError
 from trainables.model import check_model, resolve
-from trainables.tokens import PreparedData, default_cache_dir, prepare
+from trainables.tokenised import PreparedData, default_cache_dir
+from trainables.tokens import prepare
 
 RECORDED_PACKAGES = (
     "tailsweep", "ray", "torch", "transformers", "tokenizers", "datasets", "wandb", "pyarrow", "numpy", "safetensors",
@@ -36,9 +37,7 @@ class PreparedTrials:
         return list(dict.fromkeys(note for data in self.by_key.values() for note in data.notes))
 
 
-def prepare_trials(
-    candidates: Sequence[CandidateRecord], metric: str, say: Callable[[str], None]
-) -> PreparedTrials:
+def prepare_trials(candidates: Sequence[CandidateRecord], metric: str, say: Callable[[str], None]) -> PreparedTrials:
     """Check all that can be checked without a cluster, and tokenise what the candidates train on.
 
     Raises:

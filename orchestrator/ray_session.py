@@ -73,6 +73,10 @@ def trial_slots(placement: Placement) -> int:
 
 
 def _workers_on(node: dict[str, float], placement: Placement) -> int:
-    asked = {"CPU": placement["cpus_per_worker"], "GPU": placement["gpus_per_worker"]}
-    fits = [math.floor(node.get(kind, 0) / amount + 1e-9) for kind, amount in asked.items() if amount > 0]
-    return min(fits)
+    cpus, gpus = placement["cpus_per_worker"], placement["gpus_per_worker"]
+    by_cpu = math.floor(node.get("CPU", 0) / cpus)
+    if not gpus:
+        return by_cpu
+    # A share lies on one GPU: three GPUs hold nine workers of 0.3, not ten.
+    whole = math.floor(node.get("GPU", 0))
+    return min(by_cpu, whole * math.floor(1 / gpus) if gpus < 1 else math.floor(whole / gpus))

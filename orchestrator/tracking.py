@@ -49,8 +49,8 @@ class Tracker:
             run.define_metric(f"{stage}/{keys.EPOCH}", hidden=True)
             run.define_metric(f"{stage}/*", step_metric=f"{stage}/{keys.EPOCH}")
         self._runs[candidate] = run
-        self._steps[candidate] = run.step  # online and gone on with: what the server has; else 0
-        for report in history[run.step :]:
+        self._steps[candidate] = run.step  # online, of a run gone on with: the reports its server has; else 0
+        for report in history[self._steps[candidate] :]:
             self.log(candidate, report)
 
     def log(self, candidate: str, report: Mapping[str, Any]) -> None:

@@ -7,10 +7,11 @@ usual 0.02 a model of width 16 gives nearly the same logits for any row, and a t
 import os
 import tempfile
 
-# Before anything imports transformers or datasets, which read their environment once.
+# Before anything imports torch, transformers or datasets, which read their environment once.
 _cache = tempfile.TemporaryDirectory(prefix="tailsweep-tests-", ignore_cleanup_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TAILSWEEP_CACHE"] = _cache.name
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small gain nothing from threads, and lose on a busy machine
 
 import csv  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -24,14 +25,14 @@ HIDDEN_SIZE = 16
 NUM_LAYERS = 3
 
 OWN_WORDS = {
-    "absorption": "oral absorbed bioavailability peak intestine fasted food tablet tmax gut".split(),
-    "excretion": "renal urine feces clearance excreted kidney elimination unchanged bile half".split(),
-    "metabolism": "hepatic enzyme oxidation metabolite liver inhibitor substrate cytochrome induced pathway".split(),
+    "absorption": "oral absorbed bioavailability peak intestine fasted food tablet tmax gut",
+    "excretion": "renal urine feces clearance excreted kidney elimination unchanged bile half",
+    "metabolism": "hepatic enzyme oxidation metabolite liver inhibitor substrate cytochrome induced pathway",
 }
 SHARED_WORDS = (
     "the a of in was and with after dose drug patients study plasma mean hours subjects single daily concentration "
     "level healthy increase reported percent observed about values adults treatment data"
-).split()
+)
 ROWS = {"absorption": 55, "excretion": 30, "metabolism": 10}  # of the CSV, by class
 
 
@@ -69,8 +70,8 @@ def rows_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for label, count in ROWS.items():
         for _ in range(count):
-            own = rng.choice(OWN_WORDS[label], size=rng.integers(2, 5))
-            shared = rng.choice(SHARED_WORDS, size=rng.integers(3, 20))
+            own = rng.choice(OWN_WORDS[label].split(), size=rng.integers(4, 9))
+            shared = rng.choice(SHARED_WORDS.split(), size=rng.integers(2, 12))
             rows.append((" ".join(rng.permutation([*own, *shared])), label))
     path = tmp_path_factory.mktemp("rows") / "rows.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -100,7 +101,7 @@ def _save_tiny_model(folder: Path, architecture: str, dropout: float) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             # Biases and the scales of norms too, which start as 0 and 1: nothing may be lost on the way unseen.
-            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     torch.set_rng_state(state)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -152,7 +153,7 @@ def _tokenizer(architecture: str) -> Any:
         special = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
     else:
         special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    words = [*special.values(), *SHARED_WORDS, *(word for words in OWN_WORDS.values() for word in words)]
+    words = [*special.values(), *SHARED_WORDS.split(), *" ".join(OWN_WORDS.values()).split()]
     vocabulary = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=special["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -10,12 +10,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each module may import those before it. A new module goes to its place in the story.
 ORDER = {
     "trainables": (
-        "keys", "config", "methods", "class_balance", "losses", "samplers", "metrics", "demo_rows", "imbalance", "data",
-        "tokens", "model", "checkpoint", "runtime", "stages", "ray_trial",
+        "keys", "errors", "locations", "config", "methods", "class_balance", "losses", "samplers", "metrics",
+        "demo_rows", "imbalance", "sources", "data", "tokenised", "tokens", "model", "runtime", "checkpoint", "stages",
+        "ray_trial",
     ),
     "orchestrator": (
-        "config", "search_space", "records", "scheduler", "tracking", "progress", "results", "export", "launch",
-        "__main__",
+        "mistakes", "sweep_file", "search_space", "config", "records", "scheduler", "tracking", "progress",
+        "bookkeeping", "results", "export", "preparation", "ray_session", "launch", "__main__",
     ),
 }  # fmt: skip
 MAY_IMPORT = {"trainables": set(), "orchestrator": {"trainables", "clusters"}, "clusters": set()}

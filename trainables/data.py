@@ -17,8 +17,9 @@ import datasets
 import numpy as np
 
 from trainables.config import DataConfig, ImbalanceConfig
+from trainables.errors import DataError
 from trainables.imbalance import ImbalanceError, imbalance_rows
-from trainables.sources import DEMO, DEMO_NOTE, DataError, Role, read_source
+from trainables.sources import DEMO, DEMO_NOTE, Role, read_source
 
 __all__ = ["DataError", "Splits", "load_splits"]
 

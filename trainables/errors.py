@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend. Imports nothing."""
+"""Errors that are the user's to mend. Imports nothing."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,11 @@ class InputError(ValueError):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class DataError(InputError):
+    """The data the user named cannot be used as asked; the message names the setting, the fault and a remedy."""
+
+
+class ModelError(InputError):
+    """The model the user named cannot be used as asked."""

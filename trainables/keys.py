@@ -10,7 +10,7 @@ STAGE_ONE = "stage_one"
 STAGE_TWO = "stage_two"
 STAGES = (STAGE_ONE, STAGE_TWO)
 
-# Stage one's own clock, in finished epochs. Reports of stage two leave it out: that is what keeps ASHA out of stage two.
+# Stage one's own clock, in finished epochs. Reports of stage two leave it out: that keeps ASHA out of stage two.
 STAGE_ONE_EPOCH = "stage_one_epoch"
 
 TRAIN_LOSS = "train/loss"  # mean over the epoch's steps of the stage's own (weighted) loss; lower is better

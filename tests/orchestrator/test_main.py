@@ -1,0 +1,127 @@
+"""The command line: what it takes, and that a user's mistake is one message and exit status 2, never a traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator import __main__ as command_line
+from orchestrator.__main__ import build_parser, main
+from trainables.errors import InputError
+from trainables.model import ModelError
+from trainables.sources import DataError
+
+
+def test_run_takes_a_sweep_file_and_overrides() -> None:
+    parsed = build_parser().parse_args(
+        ["run", "a b.yaml", "--set", "data.train=x=y#.csv", "--set", "stage_two.epochs=2", "--storage", "s3://b/runs"]
+    )
+    assert parsed.verb == "run"
+    assert parsed.sweep == Path("a b.yaml")
+    assert parsed.overrides == ["data.train=x=y#.csv", "stage_two.epochs=2"]
+    assert (parsed.storage, parsed.address) == ("s3://b/runs", None)
+
+
+def test_run_without_options_overrides_nothing() -> None:
+    parsed = build_parser().parse_args(["run", "sweep.yaml"])
+    assert (parsed.overrides, parsed.storage, parsed.address) == ([], None, None)
+
+
+def test_resume_and_report_take_a_run() -> None:
+    resume = build_parser().parse_args(["resume", "runs/demo", "--address", "auto"])
+    assert (resume.verb, resume.run, resume.address) == ("resume", "runs/demo", "auto")
+    report = build_parser().parse_args(["report", "runs/demo"])
+    assert (report.verb, report.run) == ("report", "runs/demo")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["rnu", "sweep.yaml"],
+        ["run"],
+        ["report"],
+        ["run", "sweep.yaml", "--storge", "x"],
+        ["report", "r", "--address", "a"],
+    ],
+)
+def test_arguments_that_mean_nothing_end_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: tailsweep" in capsys.readouterr().err
+
+
+def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ([], ["run"], ["resume"], ["report"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*verb, "--help"])
+        assert ended.value.code == 0
+    assert "data.train=rows.csv" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["resume", "report"])
+def test_a_run_that_is_not_there_is_one_message(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, str(tmp_path / "nowhere")]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"tailsweep: {tmp_path}/nowhere is not a run directory")
+    assert said.err.count("\n") == 1
+
+
+def test_a_sweep_files_mistakes_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("data: {train: rows.csv}\nstage_one: {lr: 1e-4}\n")
+    assert main(["run", str(sweep), "--set", "metrik=x"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"tailsweep: {sweep}: 2 mistakes\n")
+    assert "stage_one.lr: unknown field" in said
+    assert 'did you mean "metric"' in said
+
+
+@pytest.mark.parametrize("error", [InputError, DataError, ModelError])
+def test_whatever_the_user_can_mend_ends_with_2(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(parsed: object) -> int:
+        raise error("what is wrong, and the remedy")
+
+    monkeypatch.setattr(command_line, "_dispatch", refuse)
+    assert main(["report", "runs/demo"]) == 2
+    assert capsys.readouterr().err == "tailsweep: what is wrong, and the remedy\n"
+
+
+def test_a_fault_of_our_own_is_not_dressed_up_as_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(parsed: object) -> int:
+        raise ValueError("shapes do not match")
+
+    monkeypatch.setattr(command_line, "_dispatch", break_down)
+    with pytest.raises(ValueError, match="shapes"):
+        main(["report", "runs/demo"])
+
+
+def test_what_the_user_exported_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_line, "_dispatch", lambda parsed: 0)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    assert main(["report", "runs/demo"]) == 0
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+
+
+def test_as_a_module_a_missing_sweep_file_ends_with_2_at_once_and_without_ray(tmp_path: Path) -> None:
+    program = (
+        "import atexit, runpy, sys; "
+        "atexit.register(lambda: print(sorted({'ray', 'torch'} & set(sys.modules)))); "
+        "runpy.run_module('orchestrator', run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "run", str(tmp_path / "nowhere.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"tailsweep: {tmp_path}/nowhere.yaml: 1 mistake\n  there is no such file\n"
+    assert done.stdout == "[]\n"

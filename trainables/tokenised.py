@@ -1,0 +1,187 @@
+"""A folder of tokenised rows, opened: Arrow files that every trial of the machine memory-maps.
+
+``<cache>/tokens/<key>`` holds one Arrow file per split and ``meta.json``. It appears whole or not at all, and is never
+changed. ``tokens.py`` makes it; this module needs neither a tokenizer nor ``datasets``, which take seconds to import in
+every worker.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+import pyarrow as pa
+import pyarrow.fs as pafs
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from trainables.errors import DataError
+from trainables.locations import open_location
+
+FORMAT_VERSION = 1  # of the folder; part of the key
+META_FILE = "meta.json"
+SPLITS = ("train", "validation", "test")
+# large_list: 64-bit offsets, which map straight to NumPy and do not end at 2**31 tokens
+SCHEMA = pa.schema({"tokens": pa.large_list(pa.int32()), "label": pa.int64()})
+
+
+@dataclass(frozen=True)
+class TokenisedRows:
+    """The rows of one split, their tokens end to end. Read-only views of a memory-mapped file; n rows, N tokens."""
+
+    tokens: NDArray[np.int32]  # (N,)
+    offsets: NDArray[np.int64]  # (n + 1,): row i is tokens[offsets[i] : offsets[i + 1]]
+    labels: NDArray[np.int64]  # (n,), in [0, C)
+    pad_token_id: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row, (n,)."""
+        return np.diff(self.offsets)
+
+    def padded(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """``input_ids`` and ``attention_mask`` (1: token, 0: padding), both (B, T) with T the longest row's length."""
+        starts = self.offsets[indices][:, None]
+        lengths = self.offsets[np.asarray(indices) + 1][:, None] - starts
+        position = np.arange(lengths.max())
+        real = position < lengths
+        # Padding slots would read past their row, and past the end of the last one: point them at token 0.
+        input_ids = np.where(real, self.tokens[np.where(real, starts + position, 0)], self.pad_token_id)
+        return input_ids.astype(np.int64), real.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The tokenised splits of a ``DataConfig``, as opened from their folder."""
+
+    folder: Path
+    key: str  # fingerprint of the rows, the tokenizer and the length
+    label_names: tuple[str, ...]
+    class_counts: NDArray[np.int64]  # (C,), rows of each class in train
+    notes: tuple[str, ...]  # what the user should be warned of
+    pad_token_id: int
+    train: TokenisedRows
+    validation: TokenisedRows
+    test: TokenisedRows
+
+
+def open_prepared(folder: Path) -> PreparedData:
+    """Memory-map a folder that :func:`prepare` made.
+
+    Raises:
+        DataError: it is missing, or its files do not have the sizes they were written with.
+    """
+    try:
+        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        pad_token_id = int(meta["pad_token_id"])
+        parts = {name: _open_split(folder, name, meta["splits"][name], pad_token_id) for name in SPLITS}
+        return PreparedData(
+            folder=folder,
+            key=meta["key"],
+            label_names=tuple(meta["label_names"]),
+            class_counts=np.array(meta["class_counts"], dtype=np.int64),
+            notes=tuple(meta["notes"]),
+            pad_token_id=pad_token_id,
+            **parts,
+        )
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise DataError(
+            f'the tokens in "{folder}" cannot be opened ({error}): start again from the data, which makes them anew'
+        ) from error
+
+
+def fetch_prepared(key: str, published: str, cache_dir: Path) -> PreparedData:
+    """The rows of ``key`` from this machine's cache, copied there first where it lacks them.
+
+    Args:
+        published: folder or pyarrow URI of a copy that every node can read.
+
+    Raises:
+        DataError: neither can be opened.
+    """
+    folder = cache_dir / "tokens" / key
+    with cache_errors(cache_dir):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not is_whole(folder):
+                filesystem, path = open_location(published)
+                partial = folder.with_name(f".{folder.name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                pafs.copy_files(path, str(partial), source_filesystem=filesystem)
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+    return open_prepared(folder)
+
+
+def length_batches(lengths: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """Batches for evaluation: each row once, rows of like length together, so that little is padded.
+
+    The longest come first: a batch that does not fit into memory fails at once.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def default_cache_dir() -> Path:
+    """``$TAILSWEEP_CACHE``, else ``tailsweep`` below the user's cache folder."""
+    given = os.environ.get("TAILSWEEP_CACHE")
+    return Path(given).expanduser() if given else platformdirs.user_cache_path("tailsweep")
+
+
+@contextmanager
+def cache_errors(cache_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f'cannot write the cache "{cache_dir}": {error.strerror or error}; set TAILSWEEP_CACHE to a folder that '
+            "can be written"
+        ) from error
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the entry is there and holds the very bytes that were written."""
+    try:
+        described = json.loads((folder / META_FILE).read_text(encoding="utf-8"))["splits"]
+        if any(file_sha256(folder / f"{name}.arrow") != described[name]["sha256"] for name in SPLITS):
+            return False
+        open_prepared(folder)
+    except (DataError, OSError, ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open_split(folder: Path, name: str, described: dict[str, Any], pad_token_id: int) -> TokenisedRows:
+    path = folder / f"{name}.arrow"
+    size = path.stat().st_size
+    if size != described["bytes"]:
+        raise ValueError(f"{path.name} has {size} bytes, but was written with {described['bytes']}")
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    if reader.schema != SCHEMA or reader.num_record_batches != 1:
+        raise ValueError(f"{path.name} does not hold one batch of tokens and labels")
+    batch = reader.get_batch(0)
+    if batch.num_rows != described["rows"]:
+        raise ValueError(f"{path.name} has {batch.num_rows} rows, but was written with {described['rows']}")
+    rows = batch.column("tokens")
+    return TokenisedRows(
+        tokens=rows.values.to_numpy(zero_copy_only=True),
+        offsets=rows.offsets.to_numpy(zero_copy_only=True),
+        labels=batch.column("label").to_numpy(zero_copy_only=True),
+        pad_token_id=pad_token_id,
+    )
