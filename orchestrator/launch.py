@@ -40,7 +40,8 @@ from orchestrator.scheduler import Rungs, StageOneASHA
 from orchestrator.tracking import Tracker, flatten, sync_command
 from trainables import keys
 from trainables.checkpoint import checkpoint_name
-from trainables.ray_trial import Placement, ReportMailbox, TrialSetup, WorkerConfig, run_trial
+from trainables.mailbox import ReportMailbox
+from trainables.ray_trial import Placement, TrialSetup, WorkerConfig, run_trial
 
 
 def run_sweep(sweep: Sweep, address: str | None, console: Console) -> int:

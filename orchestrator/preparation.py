@@ -47,22 +47,17 @@ def prepare_trials(candidates: Sequence[CandidateRecord], metric: str, say: Call
     by_key: dict[str, PreparedData] = {}
     key_of: dict[str, str] = {}
     key_by_source: dict[str, str] = {}
-    checked: set[str] = set()
+    _check_models([TrialConfig.model_validate(candidate.trial) for candidate in candidates])
     for candidate in candidates:
         trial = TrialConfig.model_validate(candidate.trial)
         source = json.dumps([candidate.trial["data"], trial.model.name], sort_keys=True)
         if source not in key_by_source:
             say(f"reading and tokenising {trial.data.train}")
-            data = prepare(trial.data, resolve_tokenizer(trial), default_cache_dir())
+            data = prepare(trial.data, resolve(trial.model.name), default_cache_dir())
             _check_metric(metric, data)
             key_by_source[source] = data.key
             by_key[data.key] = data
-        key = key_of[candidate.name] = key_by_source[source]
-        shape = json.dumps([candidate.trial["model"], *(candidate.trial[stage]["trains"] for stage in keys.STAGES)])
-        if shape not in checked:
-            stages = {keys.STAGE_ONE: trial.stage_one, keys.STAGE_TWO: trial.stage_two}
-            check_model(trial.model, stages, len(by_key[key].label_names))
-            checked.add(shape)
+        key_of[candidate.name] = key_by_source[source]
     return PreparedTrials(by_key, key_of)
 
 
@@ -84,10 +79,15 @@ def environment(prepared: PreparedTrials, nodes: Sequence[dict[str, Any]]) -> di
     }
 
 
-def resolve_tokenizer(trial: TrialConfig) -> str:
-    """Where the trial's tokenizer is loaded from; the model is checked first, for its clearer words."""
-    check_model(trial.model, {}, num_classes=2)
-    return resolve(trial.model.name)
+def _check_models(trials: Sequence[TrialConfig]) -> None:
+    """Every different model once, with everything that some candidate wants trained in it."""
+    checked: set[str] = set()
+    for trial in trials:
+        trains = {stage: getattr(trial, stage).trains for stage in keys.STAGES}
+        what = f"{trial.model.model_dump_json()} {trains}"
+        if what not in checked:
+            check_model(trial.model, trains)
+            checked.add(what)
 
 
 def _check_metric(metric: str, data: PreparedData) -> None:

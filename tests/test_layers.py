@@ -12,7 +12,7 @@ ORDER = {
     "trainables": (
         "keys", "errors", "locations", "config", "methods", "class_balance", "losses", "samplers", "metrics",
         "demo_rows", "imbalance", "sources", "data", "tokenised", "tokens", "model", "runtime", "checkpoint", "stages",
-        "ray_trial",
+        "mailbox", "ray_trial",
     ),
     "orchestrator": (
         "mistakes", "sweep_file", "search_space", "config", "records", "scheduler", "tracking", "progress",

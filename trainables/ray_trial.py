@@ -1,17 +1,14 @@
 """A trial under Ray: Tune's trainable, the function its Ray Train workers run, and the Runtime between them.
 
-The only module here that imports Ray. The way a report takes: worker -> Train's controller -> :class:`ReportMailbox`
--> the trial's own thread -> ``tune.report``. Ray's ``TuneReportCallback`` is a shorter way, but in Ray 2.60 it leaks a
-permit per report, after which ``tune.report`` no longer waits for Tune's decision.
+The only module here that imports Ray. The way a report takes: worker -> Train's controller -> ``ReportMailbox`` -> the
+trial's own thread -> ``tune.report``. Ray's ``TuneReportCallback`` is a shorter way, but in Ray 2.60 it leaks a permit
+per report, after which ``tune.report`` no longer waits for Tune's decision.
 """
 
-import asyncio
 import os
 import threading
 import uuid
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -24,10 +21,12 @@ from torch import Tensor, nn
 
 from trainables import keys
 from trainables.config import TrialConfig
+from trainables.mailbox import End, Reported
 from trainables.runtime import Report
 
 # Scores lie in [-1, 1]: with this offset a checkpoint of stage two always outranks one of stage one.
 STAGE_OFFSET = 10.0
+TIE_BREAK = 1e-9  # of equal scores the earlier epoch's checkpoint is kept
 CHECKPOINT_SCORE = "checkpoint_score"
 
 
@@ -104,7 +103,8 @@ class RayRuntime:
         return tensor
 
     def report(self, report: Report, checkpoint: Path | None) -> None:
-        score = cast(float, report[self.metric]) + STAGE_OFFSET * keys.STAGES.index(str(report[keys.STAGE]))
+        stage, epoch = keys.STAGES.index(str(report[keys.STAGE])), cast(int, report[keys.EPOCH])
+        score = STAGE_OFFSET * stage + cast(float, report[self.metric]) - TIE_BREAK * epoch
         ray.train.report(
             {**report, CHECKPOINT_SCORE: score},
             checkpoint=None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint)),
@@ -147,38 +147,6 @@ def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
         except SystemExit:  # to stop this trial: its Train run is stopped with it, and frees what it holds
             ray.kill(item.controller)
             raise
-
-
-@dataclass(frozen=True)
-class Reported:
-    """A report on its way, and the Train controller it came from."""
-
-    report: Report
-    controller: Any  # actor handle
-
-
-@dataclass(frozen=True)
-class End:
-    """The end of a Train run; ``reason`` says why it failed, None that it did not."""
-
-    reason: str | None
-
-
-class ReportMailbox:
-    """An actor: reports of many trials on their way from Train's controllers to the trials' threads, in order."""
-
-    def __init__(self) -> None:
-        self._boxes: dict[str, asyncio.Queue[Reported | End]] = defaultdict(asyncio.Queue)
-
-    async def put(self, attempt: str, item: "Reported | End") -> None:
-        await self._boxes[attempt].put(item)
-
-    async def next(self, attempt: str) -> "Reported | End":
-        """What comes next of one attempt at a candidate; waits for it."""
-        item = await self._boxes[attempt].get()
-        if isinstance(item, End):
-            del self._boxes[attempt]
-        return item
 
 
 class PostReports(ray.train.UserCallback):  # type: ignore[misc]

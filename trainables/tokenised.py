@@ -114,14 +114,22 @@ def fetch_prepared(key: str, published: str, cache_dir: Path) -> PreparedData:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not is_whole(folder):
-                filesystem, path = open_location(published)
-                partial = folder.with_name(f".{folder.name}.partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir()
-                pafs.copy_files(path, str(partial), source_filesystem=filesystem)
-                shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)
+                _fetch(published, folder)
     return open_prepared(folder)
+
+
+def _fetch(published: str, folder: Path) -> None:
+    """Copy beside the entry's place and rename it there. The caller holds its lock."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir()
+    try:
+        filesystem, path = open_location(published)
+        pafs.copy_files(path, str(partial), source_filesystem=filesystem)
+    except (OSError, ValueError) as error:
+        raise DataError(f'the tokens published at "{published}" cannot be copied: {error}') from error
+    shutil.rmtree(folder, ignore_errors=True)  # a damaged entry; who has it mapped keeps it
+    partial.rename(folder)
 
 
 def length_batches(lengths: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:

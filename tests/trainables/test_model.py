@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor, nn
 
 from trainables import model as model_module
-from trainables.config import HeadConfig, ModelConfig, StageConfig, TopLayers
+from trainables.config import HeadConfig, ModelConfig, TopLayers, Trains
 from trainables.errors import InputError, ModelError
 from trainables.model import (
     PACKAGED_MODEL,
@@ -174,6 +174,22 @@ def test_head_follows_from_the_seed_and_the_encoder_from_its_weights(
     drawn = {name for name in first.keys() - of_encoder if first[name].ndim == 2}
     assert drawn
     assert not any(torch.equal(first[name], other[name]) for name in drawn)
+
+
+def test_a_pooled_head_does_not_depend_on_what_loading_the_encoder_draws(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ModelConfig(name=str(tiny_model("bert")), head=MEAN_MLP)
+    head = build_classifier(config, LABELS, seed=0).get_submodule("head").state_dict()
+    load = transformers.AutoModel.from_pretrained
+
+    def load_and_draw(*args: Any, **kwargs: Any) -> Any:
+        torch.rand(7)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", load_and_draw)
+    again = build_classifier(config, LABELS, seed=0).get_submodule("head").state_dict()
+    assert all(torch.equal(head[name], again[name]) for name in head)
 
 
 # --- what trains
@@ -497,7 +513,7 @@ def test_weights_of_lower_precision_are_trained_and_come_back_in_fp32(tiny_model
 
 def test_a_name_that_is_nowhere_is_named(tmp_path: Path) -> None:
     config = ModelConfig(name="nobody/no-such-model")
-    for call in (lambda: build_classifier(config, LABELS, 0), lambda: check_model(config, {}, 3)):
+    for call in (lambda: build_classifier(config, LABELS, 0), lambda: check_model(config, {})):
         with pytest.raises(ModelError, match=r'model\.name: cannot load "nobody/no-such-model"') as raised:
             call()
         assert "HF_HUB_OFFLINE is set" in str(raised.value)
@@ -515,25 +531,22 @@ def test_a_folder_without_weights_is_refused(head: Head, tiny_model: TinyModel, 
 def test_an_architecture_that_classifies_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no_such_type"}')
     with pytest.raises(ModelError, match="no_such_type"):
-        check_model(ModelConfig(name=str(tmp_path)), {}, 3)
+        check_model(ModelConfig(name=str(tmp_path)), {})
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(ModelError, match="ViTConfig"):
-        check_model(ModelConfig(name=str(tmp_path)), {}, 3)
+        check_model(ModelConfig(name=str(tmp_path)), {})
 
 
-def test_check_model_names_the_stage_and_needs_no_weights(tiny_model: TinyModel, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text((tiny_model("roberta") / "config.json").read_text())
-    native = ModelConfig(name=str(tmp_path))
-    fine = {"stage_one": StageConfig(trains=TopLayers(top_layers=3)), "stage_two": StageConfig(trains="all")}
-    check_model(native, fine, 3)
+def test_check_model_names_the_stage(tiny_model: TinyModel) -> None:
+    native = ModelConfig(name=str(tiny_model("roberta")))
+    fine: dict[str, Trains] = {"stage_one": TopLayers(top_layers=3), "stage_two": "all"}
+    check_model(native, fine)
     with pytest.raises(ModelError, match=r"^stage_two\.trains: RobertaForSequenceClassification has no pooler"):
-        check_model(native, fine | {"stage_two": StageConfig(trains="pooler")}, 3)
+        check_model(native, fine | {"stage_two": "pooler"})
     with pytest.raises(ModelError, match=r"^stage_one\.trains: top_layers is 5"):
-        check_model(native, fine | {"stage_one": StageConfig(trains=TopLayers(top_layers=5))}, 3)
-    check_model(ModelConfig(name=str(tmp_path), head=POOLER), {"stage_one": StageConfig(trains="pooler")}, 3)
-    (tmp_path / "config.json").write_text((tiny_model("distilbert") / "config.json").read_text())
+        check_model(native, fine | {"stage_one": TopLayers(top_layers=5)})
     with pytest.raises(ModelError, match=r"^model\.head\.pooling is pooler"):
-        check_model(ModelConfig(name=str(tmp_path), head=POOLER), fine, 3)
+        check_model(ModelConfig(name=str(tiny_model("distilbert")), head=POOLER), fine)
 
 
 # --- the packaged weights

@@ -1,6 +1,9 @@
 """The two stages on tiny models: against plain loops, against themselves resumed, and against two workers."""
 
+import json
 import math
+import multiprocessing
+import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-import sklearn.metrics as reference
+import sklearn.metrics as reference  # type: ignore[import-untyped]
 import torch
 import torch.distributed
 import torch.nn.functional as F
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from trainables import keys, stages
-from trainables.config import DataConfig, HeadConfig, ModelConfig, StageConfig, TrialConfig
+from trainables.config import DataConfig, HeadConfig, TrialConfig
 from trainables.losses import build_loss
 from trainables.model import build_classifier
 from trainables.runtime import Report, SingleProcess
@@ -96,9 +99,7 @@ def train(
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-6) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=tolerance, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
+    torch.testing.assert_close(dict(found), dict(expected), atol=tolerance, rtol=0)
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> set[str]:
@@ -171,8 +172,12 @@ def test_the_seed_decides_everything(tiny_model: TinyModel, data: PreparedData) 
 
 @pytest.mark.parametrize("skipped", ["stage_one", "stage_two"])
 def test_a_stage_of_no_epochs_is_left_out(skipped: str, tiny_model: TinyModel, data: PreparedData) -> None:
-    described = {"stage_one": {"trains": "head", "epochs": 2}, "stage_two": {"trains": "head", "epochs": 2}}
-    config = trial(tiny_model("bert"), **(described | {skipped: SKIPPED}))
+    described: dict[str, dict[str, Any]] = {
+        "stage_one": {"trains": "head", "epochs": 2},
+        "stage_two": {"trains": "head", "epochs": 2},
+    }
+    described[skipped] = SKIPPED
+    config = trial(tiny_model("bert"), described["stage_one"], described["stage_two"])
     trained = train(config, data)
     (other,) = {"stage_one", "stage_two"} - {skipped}
     assert [(report["stage"], report["epoch"]) for report in trained.reports] == [(other, 1), (other, 2)]
@@ -209,6 +214,16 @@ def test_dropout_of_the_frozen_trunk_is_on_only_where_asked_for(tiny_model: Tiny
     everything = set(trained(0.5, False))
     assert same(trained(0.5, False), trained(0.0, False)) == everything
     assert same(trained(0.5, True), trained(0.0, False)) == everything - {"head.weight", "head.bias"}
+
+
+def test_every_epoch_has_dropout_of_its_own(
+    tiny_model: TinyModel, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "epoch_rows", lambda kind, labels, seed, epoch: np.arange(TRAIN_ROWS))
+    still = {"epochs": 2, "learning_rate": 1e-30}  # every epoch sees the same rows with the same parameters
+    for dropout, different in ((0.3, 4), (0.0, 1)):
+        reports = train(trial(tiny_model("bert", dropout=dropout), still, still), data).reports
+        assert len({report["train/loss"] for report in reports}) == different
 
 
 # --- a stage against the plain loop it stands for
@@ -324,6 +339,10 @@ def test_a_trial_that_goes_on_from_any_checkpoint_is_the_same_trial(
         assert without_seconds(resumed.reports) == without_seconds(whole.reports)
         written = sorted(path.name for path in (tmp_path / name).iterdir()) if (tmp_path / name).exists() else []
         assert written == names[finished:]
+        for later in written:  # they hold all that has ever trained, so that one can go on from them in turn
+            expected = load_file(tmp_path / "whole" / later / "parameters.safetensors")
+            held = load_file(tmp_path / name / later / "parameters.safetensors")
+            assert same(held, expected) == set(expected), (name, later)
 
 
 # --- what can go wrong
@@ -436,9 +455,6 @@ class Worker:
 
 def work(rank: int, configs: list[TrialConfig], tokens: Path, folder: Path, interface: str) -> None:
     """What each of two processes runs: the trials one after the other, results to ``folder``."""
-    import json
-    import os
-
     os.environ["GLOO_SOCKET_IFNAME"] = interface
     torch.set_num_threads(1)
     stages.EVALUATION_BATCH_SIZE = 3  # else the few rows were all rank 0's
@@ -454,8 +470,6 @@ def work(rank: int, configs: list[TrialConfig], tokens: Path, folder: Path, inte
 
 
 def test_two_workers_train_the_same_model_as_one(tiny_model: TinyModel, data: PreparedData, tmp_path: Path) -> None:
-    import json
-
     # In the last step of an epoch one row is left: rank 1 has none, and takes part all the same.
     configs = [
         trial(
@@ -466,7 +480,14 @@ def test_two_workers_train_the_same_model_as_one(tiny_model: TinyModel, data: Pr
         for loss in (CROSS_ENTROPY, LDAM)
     ]
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    torch.multiprocessing.spawn(work, (configs, data.folder, tmp_path, loopback), nprocs=2)  # type: ignore[no-untyped-call]
+    # Both are forked from one process that has imported all this once: half the time of spawning them, and nothing of
+    # this process (threads, an earlier test's Ray) is forked along.
+    multiprocessing.set_forkserver_preload(
+        ["trainables.stages", "transformers.models.bert.modeling_bert", "torch._dynamo", "sklearn.metrics", "pytest"]
+    )
+    torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call, attr-defined]
+        work, (configs, data.folder, tmp_path, loopback), nprocs=2, start_method="forkserver"
+    )
     for number, config in enumerate(configs):
         alone = train(config, data, dtype=torch.float64)
         for rank in (0, 1):

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from trainables import tokens as tokens_module
 from trainables.config import DataConfig
 from trainables.data import DataError, load_splits
-from trainables.tokens import TokenisedRows, default_cache_dir, length_batches, open_prepared, prepare
+from trainables.tokenised import TokenisedRows, default_cache_dir, fetch_prepared, length_batches, open_prepared
+from trainables.tokens import prepare
 
 WORDS = ["plasma", "renal", "half", "life", "of", "the", "drug", "##s", "was", "long"]
 
@@ -288,3 +289,24 @@ def test_the_cache_folder_can_be_set(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.delenv("TAILSWEEP_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert default_cache_dir().name == "tailsweep"
+
+
+# --- a node that lacks them ---
+
+
+def test_another_machine_fetches_the_published_copy_and_mends_a_damaged_one(
+    config: DataConfig, tokenizer_path: str, tmp_path: Path
+) -> None:
+    made_here = prepare(config, tokenizer_path, tmp_path / "here")
+    published = str(made_here.folder)
+    there = tmp_path / "there"
+    for damage in (lambda: None, lambda: truncate(there / "tokens" / made_here.key / "train.arrow")):
+        damage()
+        fetched = fetch_prepared(made_here.key, published, there)
+        assert fetched.folder == there / "tokens" / made_here.key
+        np.testing.assert_array_equal(fetched.train.tokens, made_here.train.tokens)
+        assert (fetched.label_names, fetched.notes) == (made_here.label_names, made_here.notes)
+    assert [path.name for path in (there / "tokens").iterdir() if not path.name.endswith(".lock")] == [made_here.key]
+    fetch_prepared(made_here.key, "/nowhere", there)  # nothing to fetch: the copy here is whole
+    with pytest.raises(DataError, match="/nowhere"):
+        fetch_prepared(made_here.key, "/nowhere", tmp_path / "elsewhere")

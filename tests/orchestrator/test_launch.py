@@ -1,0 +1,167 @@
+"""Whole sweeps on a Ray in this process: pruning, failing, choosing, the same again, several workers."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import f1_score
+from wandb_files import read_runs
+
+from orchestrator.__main__ import main
+from trainables import keys
+
+pytestmark = pytest.mark.ray
+
+METRIC = "validation/macro_f1"
+
+
+@pytest.fixture(scope="module")
+def finished(local_ray: None, small_sweep: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory: c000 is completed, c001 pruned, c002 failed. Within 10 s of its end, Ray is free again."""
+    import ray
+
+    storage = tmp_path_factory.mktemp("runs with a space")
+    sweep = small_sweep(resources={"stage_two": {"gpus_per_worker": 1}})
+    assert main(["run", str(sweep), "--storage", str(storage), "--set", "name=first"]) == 0
+    deadline = time.monotonic() + 10
+    while ray.available_resources().get("CPU") != 2 or ray.available_resources().get("GPU") != 2:
+        assert time.monotonic() < deadline, f"still held after 10 s: {ray.available_resources()}"
+        time.sleep(0.2)
+    return storage / "first"
+
+
+def test_every_candidate_ends_as_it_must(finished: Path):
+    rows = {row["candidate"]: row for row in pq.read_table(finished / "results.parquet").to_pylist()}
+    assert {name: row["state"] for name, row in rows.items()} == {
+        "c000": "completed",
+        "c001": "pruned",
+        "c002": "failed",
+    }
+    assert (rows["c000"]["stage_one_epochs"], rows["c000"]["stage_two_epochs"]) == (2, 2)
+    assert (rows["c001"]["stage_one_epochs"], rows["c001"]["stage_two_epochs"]) == (2, 0)
+    assert "rung 0 asked for" in rows["c001"]["reason"]
+    assert "stage_one epoch 1" in rows["c002"]["reason"]
+    assert "learning_rate 1e+30" in rows["c002"]["reason"]
+    assert rows["c001"]["stage_one.learning_rate"] == 1e-7
+
+
+def test_history_holds_each_epoch_once_and_stage_two_of_survivors_only(finished: Path):
+    history = pq.read_table(finished / "history.parquet").to_pylist()
+    assert [(row["candidate"], row[keys.STAGE], row[keys.EPOCH]) for row in history] == [
+        ("c000", "stage_one", 1),
+        ("c000", "stage_one", 2),
+        ("c000", "stage_two", 1),
+        ("c000", "stage_two", 2),
+        ("c001", "stage_one", 1),
+        ("c001", "stage_one", 2),
+    ]
+
+
+def test_the_exported_model_scores_in_plain_transformers_what_its_metrics_say(finished: Path):
+    import torch
+    import transformers
+
+    from trainables.config import TrialConfig
+    from trainables.data import load_splits
+
+    metrics = json.loads((finished / "best/metrics.json").read_text())
+    trial = json.loads((finished / "state/candidates.json").read_text())[0]["trial"]
+    test = load_splits(TrialConfig.model_validate(trial).data).test
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(finished / "best").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(finished / "best")
+    with torch.no_grad():
+        predicted = [
+            int(model(**tokenizer(text, truncation=True, return_tensors="pt")).logits.argmax()) for text in test["text"]
+        ]
+    assert metrics["candidate"] == "c000"
+    assert f1_score(test["label"], predicted, average="macro") == pytest.approx(metrics["test/macro_f1"], abs=1e-9)
+    classify = transformers.pipeline("text-classification", str(finished / "best"))
+    assert classify(test["text"][0])[0]["label"] in metrics["labels"]
+
+
+def test_wandb_holds_what_was_reported(finished: Path):
+    runs = read_runs(finished / "wandb")
+    history = pq.read_table(finished / "history.parquet").to_pylist()
+    assert set(runs) == {"first-c000", "first-c001", "first-c002", "first-sweep"}
+    for candidate, state in {"c000": "completed", "c001": "pruned", "c002": "failed"}.items():
+        run = runs[f"first-{candidate}"]
+        reports = [row for row in history if row["candidate"] == candidate]
+        assert run.steps == list(range(len(reports)))
+        assert run.summary["state"] == state
+        for logged, reported in zip(run.history, reports, strict=True):
+            stage = reported[keys.STAGE]
+            values = {key: value for key, value in logged.items() if not key.startswith("_")}
+            kept = {key: value for key, value in reported.items() if "/" in key or key in (keys.EPOCH, keys.SECONDS)}
+            assert values == {f"{stage}/{key}": value for key, value in kept.items() if value is not None}
+    assert runs["first-sweep"].summary["chosen"] == "c000"
+
+
+def test_only_the_chosen_epochs_checkpoint_is_kept(finished: Path):
+    checkpoints = finished / "state/checkpoints"
+    row = pq.read_table(finished / "results.parquet").to_pylist()[0]
+    kept = [path.name for path in (checkpoints / "c000").iterdir() if path.is_dir()]
+    assert kept == [f"{row['best_stage']}_epoch_{row['best_epoch']:03d}"]
+    assert not (checkpoints / "c001").exists()
+
+
+def test_report_says_it_again_and_an_existing_run_is_refused(
+    finished: Path, small_sweep: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+):
+    before = (finished / "results.parquet").read_bytes()
+    assert main(["report", str(finished)]) == 0
+    shown = capsys.readouterr().out
+    assert "c000" in shown
+    assert "macro_f1" in shown
+    assert (finished / "results.parquet").read_bytes() == before
+    assert main(["run", str(small_sweep()), "--storage", str(finished.parent), "--set", "name=first"]) == 2
+    assert "tailsweep resume" in capsys.readouterr().err
+
+
+def test_the_same_seed_gives_the_same_sweep(finished: Path, small_sweep: Callable[..., Path]):
+    sweep = small_sweep(resources={"stage_two": {"gpus_per_worker": 1}})
+    assert main(["run", str(sweep), "--storage", str(finished.parent), "--set", "name=second"]) == 0
+    first, second = (
+        pq.read_table(finished.parent / name / "history.parquet").to_pylist() for name in ("first", "second")
+    )
+    timed = {keys.SECONDS}
+    for before, after in zip(first, second, strict=True):
+        assert before.keys() == after.keys()
+        for key in before.keys() - timed:
+            assert after[key] == (
+                pytest.approx(before[key], abs=1e-6) if isinstance(before[key], float) else before[key]
+            )
+
+
+def test_two_workers_give_what_one_gives(
+    finished: Path, tiny_model: Callable[..., Path], small_sweep: Callable[..., Path]
+):
+    """Without dropout; their gradients are the shares of one, their metrics sums over both."""
+    histories = {}
+    for workers in (1, 2):
+        sweep = small_sweep(
+            model={"name": str(tiny_model("bert", 0.0))},
+            search="random",
+            stage_one={"trains": {"top_layers": 1}, "learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
+            stage_two={"learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
+            resources={"stage_two": {"workers": workers, "gpus_per_worker": 0.5}},
+        )
+        name = f"workers{workers}"
+        assert main(["run", str(sweep), "--storage", str(finished.parent), "--set", f"name={name}"]) == 0
+        histories[workers] = pq.read_table(finished.parent / name / "history.parquet").to_pylist()
+    assert len(histories[1]) == len(histories[2]) == 2
+    for one, two in zip(histories[1], histories[2], strict=True):
+        assert two["train/rows"] == one["train/rows"]
+        for key in ("train/loss", "validation/loss", METRIC):
+            assert two[key] == pytest.approx(one[key], abs=1e-4)
+
+
+def test_resources_no_node_can_give_are_refused_before_anything_is_written(
+    finished: Path, small_sweep: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+):
+    sweep = small_sweep(resources={"stage_two": {"workers": 3, "cpus_per_worker": 1}})
+    assert main(["run", str(sweep), "--storage", str(finished.parent), "--set", "name=greedy"]) == 2
+    assert "asks for 3 worker(s) of 1 CPU" in capsys.readouterr().err
+    assert not (finished.parent / "greedy").exists()

@@ -1,0 +1,144 @@
+"""Checkpoints written and read back, without a trial around them (``test_stages.py`` goes on from real ones)."""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from trainables.checkpoint import (
+    Progress,
+    checkpoint_name,
+    load_optimizer,
+    load_parameters,
+    load_progress,
+    save_checkpoint,
+)
+from trainables.config import ModelConfig, TopLayers
+from trainables.model import build_classifier, set_trainable
+from trainables.runtime import Report
+
+REPORTS: tuple[Report, ...] = (
+    {"stage": "stage_one", "epoch": 1, "validation/macro_f1": 0.1 + 0.2, "validation/recall_few": None, "seconds": 2.5},
+    {"stage": "stage_two", "epoch": 1, "validation/macro_f1": 1 / 3, "validation/recall_few": 5e-324, "seconds": 1e22},
+)
+
+
+def small_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def adamw(model: nn.Sequential) -> torch.optim.Optimizer:
+    """Of the top layer, in two groups, as the stages make it."""
+    weight, bias = model[2].parameters()
+    groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.1, fused=True)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for step in range(steps):
+        inputs = torch.arange(8.0).view(2, 4) + step
+        model(inputs).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def all_names(model: nn.Module) -> set[str]:
+    return {name for name, _ in model.named_parameters()}
+
+
+def test_names_sort_in_the_order_of_training() -> None:
+    assert checkpoint_name("stage_one", 3) == Progress("stage_one", 3).name == "stage_one_epoch_003"
+    epochs = (1, 2, 9, 10, 11, 99, 100, 999)
+    names = [checkpoint_name(stage, epoch) for stage, epoch in itertools.product(("stage_one", "stage_two"), epochs)]
+    assert sorted(names) == names
+
+
+def test_progress_comes_back_to_the_last_digit(tmp_path: Path) -> None:
+    progress = Progress("stage_two", 1, REPORTS)
+    save_checkpoint(tmp_path, progress, small_model(), set(), None)
+    assert load_progress(tmp_path) == progress
+
+
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    model = small_model()
+    optimizer = adamw(model)
+    train(model, optimizer, steps=3)
+    save_checkpoint(tmp_path, Progress("stage_one", 1, REPORTS[:1]), model, {"2.weight", "2.bias"}, optimizer)
+
+    again = small_model()  # the same pretrained values, and none of the moments
+    load_parameters(tmp_path, again)
+    again_optimizer = adamw(again)
+    load_optimizer(tmp_path, again, again_optimizer)
+    for own, other in zip(model[2].parameters(), again[2].parameters(), strict=True):
+        assert optimizer.state[own].keys() == again_optimizer.state[other].keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert float(again_optimizer.state[other]["step"]) == 3
+        for moment, value in optimizer.state[own].items():
+            assert torch.equal(again_optimizer.state[other][moment], value)
+
+    train(model, optimizer, steps=2)
+    train(again, again_optimizer, steps=2)
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+    without_moments = small_model()
+    load_parameters(tmp_path, without_moments)
+    train(without_moments, adamw(without_moments), steps=2)
+    assert not torch.equal(without_moments.state_dict()["2.weight"], model.state_dict()["2.weight"])
+
+
+def test_it_holds_what_has_trained_and_at_a_stages_end_no_moments(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = ModelConfig(name=str(tiny_model("bert")))
+    model = build_classifier(config, ("a", "b"), seed=0)
+    set_trainable(model, TopLayers(top_layers=1))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    save_checkpoint(tmp_path, Progress("stage_one", 2), model, trained, None)
+    assert {path.name for path in tmp_path.iterdir()} == {"progress.json", "parameters.safetensors"}
+    held = load_file(tmp_path / "parameters.safetensors")
+    layers = {name.split(".")[3] for name in held if name.startswith("bert.encoder.layer")}
+    assert layers == {"2"}
+    assert {name for name in held if not name.startswith("bert.encoder.layer")} == {
+        "bert.pooler.dense.weight",
+        "bert.pooler.dense.bias",
+        "classifier.weight",
+        "classifier.bias",
+    }
+    # Into a model whose values all differ: what is not held stays as it was.
+    other = build_classifier(config, ("a", "b"), seed=1)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    load_parameters(tmp_path, other)
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, held[name] if name in held else before[name]), name
+
+
+def test_everything_in_it_is_json_or_safetensors(tmp_path: Path) -> None:
+    model = small_model()
+    optimizer = adamw(model)
+    train(model, optimizer, steps=1)
+    save_checkpoint(tmp_path, Progress("stage_one", 1, REPORTS[:1]), model, all_names(model), optimizer)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "progress.json",
+        "parameters.safetensors",
+        "optimizer.safetensors",
+    }
+    json.loads((tmp_path / "progress.json").read_text())
+    assert load_file(tmp_path / "parameters.safetensors").keys() == all_names(model)
+    moments = itertools.product(("step", "exp_avg", "exp_avg_sq"), ("2.weight", "2.bias"))
+    assert load_file(tmp_path / "optimizer.safetensors").keys() == {f"{key}/{name}" for key, name in moments}
+
+
+def test_a_checkpoint_of_another_model_is_a_mistake_of_ours(tmp_path: Path) -> None:
+    model = small_model()
+    save_checkpoint(tmp_path, Progress("stage_one", 1), model, all_names(model), None)
+    with pytest.raises(AssertionError, match=r"is of another model: \['2\.bias', '2\.weight'\]"):
+        load_parameters(tmp_path, nn.Sequential(nn.Linear(4, 5), nn.Tanh()))

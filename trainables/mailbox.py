@@ -1,0 +1,42 @@
+"""Reports on their way from Train's controllers to the trials' own threads: an actor without any Ray in it.
+
+Apart from ``ray_trial.py``, so that the actor's process need not import Ray Train and torch.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A report on its way, and the Train controller it came from."""
+
+    report: Mapping[str, Any]
+    controller: Any  # actor handle
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of a Train run; ``reason`` says why it failed, None that it did not."""
+
+    reason: str | None
+
+
+class ReportMailbox:
+    """An actor: reports of many trials on their way from Train's controllers to the trials' threads, in order."""
+
+    def __init__(self) -> None:
+        self._boxes: dict[str, asyncio.Queue[Reported | End]] = defaultdict(asyncio.Queue)
+
+    async def put(self, attempt: str, item: Reported | End) -> None:
+        await self._boxes[attempt].put(item)
+
+    async def next(self, attempt: str) -> Reported | End:
+        """What comes next of one attempt at a candidate; waits for it."""
+        item = await self._boxes[attempt].get()
+        if isinstance(item, End):
+            del self._boxes[attempt]
+        return item
