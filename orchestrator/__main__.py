@@ -73,7 +73,7 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         from orchestrator.launch import resume_sweep
 
         return resume_sweep(parsed.run, parsed.address, Console())
-    from orchestrator.results import report
+    from orchestrator.report import report
 
     print(report(parsed.run))
     return 0

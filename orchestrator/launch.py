@@ -35,7 +35,8 @@ from orchestrator.records import (
     read_sweep,
     write_candidates,
 )
-from orchestrator.results import chosen_row, describe_run, read_test_metrics, write_tables
+from orchestrator.report import write_report
+from orchestrator.results import chosen_row, read_test_metrics, write_tables
 from orchestrator.scheduler import Rungs, StageOneASHA
 from orchestrator.tracking import Tracker, flatten, sync_command
 from trainables import keys
@@ -118,7 +119,7 @@ def _to_the_end(
                 tracker.finish_sweep(settings, {"chosen": chosen["candidate"], **test})
         if run.local is None and (tracking_folder / WANDB_FOLDER).exists():
             run.upload(tracking_folder / WANDB_FOLDER, WANDB_FOLDER)
-    say("\n" + describe_run(run, records, rows, config.metric))
+    say("\n" + write_report(run, records, config.metric))
     if config.wandb.mode == "offline":
         say(f"W&B      {run.uri(WANDB_FOLDER)}; to upload: {sync_command(run.uri(WANDB_FOLDER))}")
     if not records.finished:

@@ -13,13 +13,11 @@ from orchestrator.records import (
     BEST_FOLDER,
     HISTORY_FILE,
     METRICS_FILE,
+    REPORT_FILE,
     RESULTS_FILE,
     Records,
     RunDirectory,
     best_epoch,
-    open_run,
-    read_records,
-    read_sweep,
 )
 from trainables import keys
 
@@ -78,14 +76,6 @@ def write_tables(run: RunDirectory, records: Records, metric: str) -> list[Row]:
     return rows
 
 
-def report(location: str) -> str:
-    """The ranking and tables of a run directory, from its files alone; makes its Parquet tables anew."""
-    run = open_run(location)
-    records = read_records(run)
-    metric = read_sweep(run).config.metric
-    return describe_run(run, records, write_tables(run, records, metric), metric)
-
-
 def describe_run(run: RunDirectory, records: Records, rows: Sequence[Row], metric: str) -> str:
     """The ranking, the chosen trial's test metrics, and where everything lies, as text."""
     swept = list(dict.fromkeys(name for candidate in records.candidates for name in candidate.values))
@@ -98,7 +88,7 @@ def describe_run(run: RunDirectory, records: Records, rows: Sequence[Row], metri
         if any(candidate.trial["data"]["train"].startswith("demo://") for candidate in records.candidates):
             lines.append("its rows are synthetic: these numbers show that the sweep works, not what a method is worth")
         lines += ["", format_test_metrics(metrics), "", f"model    {run.uri(BEST_FOLDER)}"]
-    lines.append(f"results  {run.uri(RESULTS_FILE)} and {run.uri(HISTORY_FILE)}")
+    lines.append(f"results  {run.uri(RESULTS_FILE)}, {run.uri(HISTORY_FILE)}, {run.uri(REPORT_FILE)}")
     return "\n".join(lines)
 
 
@@ -114,8 +104,8 @@ def format_ranking(rows: Sequence[Row], metric: str, swept: Sequence[str], limit
                 row["candidate"],
                 row["state"],
                 f"{row['stage_one_epochs']}+{row['stage_two_epochs']}",
-                _cell(row.get(metric)),
-                *(_cell(row.get(name)) for name in swept),
+                format_cell(row.get(metric)),
+                *(format_cell(row.get(name)) for name in swept),
                 f"{row['seconds']:.0f}",
             ]
         )
@@ -127,14 +117,14 @@ def format_ranking(rows: Sequence[Row], metric: str, swept: Sequence[str], limit
 def format_test_metrics(metrics: dict[str, Any]) -> str:
     """``best/metrics.json`` as text: the scores of the test rows, then one line per class."""
     scores = [["score", "test"]] + [
-        [name, _cell(metrics[key])] for name in keys.SCORES if (key := keys.on_split(keys.TEST, name)) in metrics
+        [name, format_cell(metrics[key])] for name in keys.SCORES if (key := keys.on_split(keys.TEST, name)) in metrics
     ]
     classes = [["class", "train rows", "test rows", "F1"]] + [
         [
             label,
             str(metrics["train_rows"][label]),
             str(metrics["test_rows"][label]),
-            _cell(metrics[keys.class_f1(keys.TEST, label)]),
+            format_cell(metrics[keys.class_f1(keys.TEST, label)]),
         ]
         for label in metrics["labels"]
     ]
@@ -175,7 +165,8 @@ def _array(values: list[Any]) -> pa.Array:
     return pa.array([None if value is None else json.dumps(value) for value in values])
 
 
-def _cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
+    """A value as the tables show it: four decimals, a dash for None."""
     if value is None:
         return "-"
     if isinstance(value, float):

@@ -16,7 +16,7 @@ ORDER = {
     ),
     "orchestrator": (
         "mistakes", "sweep_file", "search_space", "config", "records", "scheduler", "tracking", "progress",
-        "bookkeeping", "results", "export", "preparation", "ray_session", "launch", "__main__",
+        "bookkeeping", "results", "page", "report", "export", "preparation", "ray_session", "launch", "__main__",
     ),
 }  # fmt: skip
 MAY_IMPORT = {"trainables": set(), "orchestrator": {"trainables", "clusters"}, "clusters": set()}

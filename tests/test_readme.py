@@ -86,7 +86,7 @@ def relative_links(page: str) -> list[str]:
 
 def make_targets(page: str) -> set[str]:
     """What the fenced blocks ask ``make`` for; options and variables left out."""
-    commands = re.findall(r"(?:^|&&|;) *(?:\$ +)?make +([^&;|]+)", "\n".join(fenced_commands(page)), re.MULTILINE)
+    commands = re.findall(r"(?:^|&&|;) *(?:\$ +)?make +([^&;|\n]+)", "\n".join(fenced_commands(page)), re.MULTILINE)
     words = {word for command in commands for word in command.splitlines()[0].split()}
     return {word for word in words if not word.startswith("-") and "=" not in word}
 

@@ -22,6 +22,7 @@ from orchestrator.records import (
     write_candidates,
     write_outcome,
 )
+from orchestrator.report import report
 from orchestrator.results import (
     chosen_row,
     describe_run,
@@ -29,7 +30,6 @@ from orchestrator.results import (
     format_ranking,
     format_test_metrics,
     ranking,
-    report,
     result_rows,
     write_tables,
 )
@@ -266,7 +266,7 @@ def test_a_run_without_a_model_says_so(run: RunDirectory) -> None:
     text = describe_run(run, records, result_rows(records, METRIC), METRIC)
     assert "no candidate has been chosen, so there is no model" in text
     assert "c004 failed: TrainingDiverged" in text
-    assert text.endswith(f"results  {run.path}/results.parquet and {run.path}/history.parquet")
+    assert text.endswith(f"results  {run.path}/results.parquet, {run.path}/history.parquet, {run.path}/report.html")
 
 
 def test_synthetic_rows_are_named_where_their_scores_are_shown(run: RunDirectory) -> None:

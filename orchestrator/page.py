@@ -1,0 +1,161 @@
+"""A run's records as one HTML page that stands alone: no script, no network, every number from the run's own files."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from orchestrator.records import Records
+from orchestrator.results import format_cell, ranking
+from trainables import keys
+
+WIDTH, HEIGHT = 860, 360  # of the drawing, in its own units
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 44  # margins around the axes
+COLOURS = {"chosen": "#d9480f", "completed": "#1c7ed6", "pruned": "#adb5bd", "failed": "#e03131", "running": "#868e96"}
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2em auto; padding: 0 1em; color: #212529; }
+h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2em .8em .2em 0; text-align: left; border-bottom: 1px solid #dee2e6; vertical-align: top; }
+.wide { overflow-x: auto; } svg { max-width: 100%; height: auto; } .note { color: #5c636a; }
+"""
+
+
+def render_page(
+    name: str,
+    records: Records,
+    rows: Sequence[Mapping[str, Any]],
+    metric: str,
+    test_metrics: Mapping[str, Any] | None,
+) -> str:
+    """The page: what was chosen and its test scores, the course of every candidate, the ranking.
+
+    Args:
+        name: the sweep's.
+        rows: as ``results.result_rows`` gives them.
+        metric: the key the candidates are ranked by.
+        test_metrics: ``best/metrics.json``; None where nothing has been chosen yet.
+    """
+    chosen = test_metrics["candidate"] if test_metrics else None
+    swept = list(dict.fromkeys(key for candidate in records.candidates for key in candidate.values))
+    parts = [f"<h1>{escape(name)}</h1>"]
+    if any(candidate.trial["data"]["train"].startswith("demo://") for candidate in records.candidates):
+        parts.append('<p class="note">The rows are synthetic: these scores say nothing about real ones.</p>')
+    if test_metrics is None:
+        parts.append("<p>No candidate has been chosen.</p>")
+    else:
+        where = f"{test_metrics['stage']} epoch {test_metrics['epoch']}"
+        parts.append(
+            f"<p>Chosen by {escape(metric)}: <b>{escape(str(chosen))}</b>, {escape(where)}. The test rows were scored "
+            "once, for this model only.</p>"
+        )
+        parts.append(_table(["score", "test", ""], _score_rows(test_metrics)))
+        parts.append(_table(["class", "train rows", "test rows", "F1"], _class_rows(test_metrics)))
+    parts.append(f"<h2>The course of every candidate</h2>\n{draw_curves(records, rows, metric, chosen)}")
+    header = ["candidate", "state", "epochs", metric.split("/", 1)[1], *swept, "seconds", "reason"]
+    ranked = [
+        [
+            row["candidate"],
+            row["state"],
+            f"{row['stage_one_epochs']} + {row['stage_two_epochs']}",
+            row.get(metric),
+            *(row.get(key) for key in swept),
+            round(row["seconds"]),
+            row["reason"],
+        ]
+        for row in ranking([dict(row) for row in rows], metric)
+    ]
+    parts.append(f'<h2>Ranking</h2>\n<div class="wide">{_table(header, ranked)}</div>')
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(name)}</title>\n'
+        f"<style>{STYLE}</style>\n{body}\n</html>\n"
+    )
+
+
+def draw_curves(records: Records, rows: Sequence[Mapping[str, Any]], metric: str, chosen: str | None) -> str:
+    """An SVG of ``metric`` over the epochs of stage one, then of stage two: a line per candidate, its end marked."""
+    epochs = {stage: max((c.trial[stage]["epochs"] for c in records.candidates), default=0) for stage in keys.STAGES}
+    scores: list[float] = [report[metric] for report in records.history]
+    if not scores:
+        return "<p>No reports yet.</p>"
+    low, high = min(scores), max(scores)
+    low, high = low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
+    places = max(epochs[keys.STAGE_ONE] + epochs[keys.STAGE_TWO], 1)
+
+    def x(stage: str, epoch: int) -> float:
+        place = epoch + (epochs[keys.STAGE_ONE] if stage == keys.STAGE_TWO else 0)
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * (place - 0.5) / places, 1)
+
+    def y(score: float) -> float:
+        return float(round(TOP + (HEIGHT - TOP - BOTTOM) * (high - score) / (high - low), 1))
+
+    drawn = _axes(epochs, x, y, low, high, metric)
+    states = {row["candidate"]: row["state"] for row in rows}
+    # The chosen one last, over the others.
+    for candidate in sorted(records.candidates, key=lambda c: (c.name == chosen, states[c.name] == "completed")):
+        history = records.history_of(candidate.name)
+        if not history:
+            continue
+        points = [(x(report[keys.STAGE], report[keys.EPOCH]), y(report[metric])) for report in history]
+        kind = "chosen" if candidate.name == chosen else states[candidate.name]
+        colour, width = COLOURS[kind], 3 if kind == "chosen" else 1.6
+        line = " ".join(f"{across},{down}" for across, down in points)
+        title = escape(f"{candidate.name}, {states[candidate.name]}: {history[-1][metric]:.4f}")
+        drawn.append(
+            f'<g fill="none" stroke="{colour}" stroke-width="{width}"><title>{title}</title>'
+            f'<polyline points="{line}"/></g>'
+        )
+        drawn += [f'<circle cx="{across}" cy="{down}" r="{width + 0.8}" fill="{colour}"/>' for across, down in points]
+    for number, kind in enumerate(("chosen", "completed", "pruned", "failed")):
+        across = LEFT + 12 + 110 * number
+        drawn.append(f'<rect x="{across}" y="8" width="14" height="4" fill="{COLOURS[kind]}"/>')
+        drawn.append(f'<text x="{across + 20}" y="14">{kind}</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'font-family="system-ui, sans-serif" font-size="12" fill="#495057">\n'
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>\n' + "\n".join(drawn) + "\n</svg>"
+    )
+
+
+def _axes(epochs: Mapping[str, int], x: Any, y: Any, low: float, high: float, metric: str) -> list[str]:
+    """Five levels of the score, a tick per epoch, and the boundary between the stages."""
+    drawn = []
+    for level in (low + (high - low) * step / 4 for step in range(5)):
+        drawn.append(f'<path d="M{LEFT} {y(level)}H{WIDTH - RIGHT}" stroke="#e9ecef"/>')
+        drawn.append(f'<text x="{LEFT - 8}" y="{y(level) + 4}" text-anchor="end">{level:.2f}</text>')
+    for stage in keys.STAGES:
+        for epoch in range(1, epochs[stage] + 1):
+            across = x(stage, epoch)
+            drawn.append(f'<text x="{across}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{epoch}</text>')
+        if epochs[stage]:
+            middle = (x(stage, 1) + x(stage, epochs[stage])) / 2
+            name = escape(stage.replace("_", " "))
+            drawn.append(
+                f'<text x="{middle}" y="{HEIGHT - BOTTOM + 34}" text-anchor="middle" font-weight="bold">{name}</text>'
+            )
+    if all(epochs.values()):
+        boundary = (x(keys.STAGE_ONE, epochs[keys.STAGE_ONE]) + x(keys.STAGE_TWO, 1)) / 2
+        drawn.append(f'<path d="M{boundary} {TOP}V{HEIGHT - BOTTOM}" stroke="#868e96" stroke-dasharray="4 3"/>')
+    drawn.append(f'<text x="{WIDTH - RIGHT}" y="14" text-anchor="end">{escape(metric)}</text>')
+    return drawn
+
+
+def _score_rows(metrics: Mapping[str, Any]) -> list[list[Any]]:
+    names = [(name, meaning) for name, meaning in keys.SCORES.items() if keys.on_split(keys.TEST, name) in metrics]
+    return [[name, metrics[keys.on_split(keys.TEST, name)], meaning] for name, meaning in names]
+
+
+def _class_rows(metrics: Mapping[str, Any]) -> list[list[Any]]:
+    return [
+        [label, metrics["train_rows"][label], metrics["test_rows"][label], metrics[keys.class_f1(keys.TEST, label)]]
+        for label in metrics["labels"]
+    ]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{escape(format_cell(cell))}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table>\n<tr>{head}</tr>\n{body}\n</table>"
