@@ -17,6 +17,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray import tune
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from torch import Tensor, nn
 
 from trainables import keys
@@ -28,6 +29,11 @@ from trainables.runtime import Report
 STAGE_OFFSET = 10.0
 TIE_BREAK = 1e-9  # of equal scores the earlier epoch's checkpoint is kept
 CHECKPOINT_SCORE = "checkpoint_score"
+
+# Train's placement-group cleaner asks the State API whether its controller lives. Where several Rays run on one host
+# and none is named, the question fails, and Ray 2.60 takes the controller for dead and a healthy run's workers away.
+# The cleaner's process inherits what Train hands to the controller, and only this private set decides what that is.
+ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
 
 
 class WorkerConfig(TypedDict):
@@ -170,8 +176,7 @@ def _train_environment() -> dict[str, str]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
         # A process per trial that looks out for nodes about to vanish; the only node takes the sweep with it anyway.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if len(nodes) > 1 else "0",
-        # Several Rays may live on one host; the cleaner of stopped runs asks the State API of the one named here.
-        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,  # see ENV_VARS_TO_PROPAGATE below
     }
 
 

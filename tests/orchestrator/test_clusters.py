@@ -1,15 +1,14 @@
 """Sweeps on a Ray that is there already: one that takes jobs, with token authentication, and one of two nodes."""
 
 import json
-import os
-import shutil
-import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from processes import run, start, tailsweep
@@ -33,8 +32,7 @@ def head_with_token(ray_temp: str, tmp_path: Path) -> Iterator[dict[str, str]]:
         _wait_for_port(dashboard, head)
         yield client | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        head.wait(timeout=30)
+        _kill_family(head)
 
 
 def test_the_demo_runs_as_a_job(head_with_token: dict[str, str], tmp_path: Path):
@@ -44,49 +42,61 @@ def test_the_demo_runs_as_a_job(head_with_token: dict[str, str], tmp_path: Path)
         "orchestrator/sweeps/demo.yaml", "--storage", tmp_path, "--set", "name=job", "--set", "num_candidates=1",
         "--set", "stage_one.epochs=1", "--set", "stage_two.epochs=0", "--set", "data.max_length=8",
     )  # fmt: skip
-    status, printed = run(*command, **head_with_token)
+    deadline = time.monotonic() + 60
+    while "No available agent" in (job := run(*command, **head_with_token))[1]:  # the head is still starting
+        assert time.monotonic() < deadline, job[1]
+    status, printed = job
     assert status == 0, printed
     assert "chosen by validation/macro_f1: c000" in printed
     metrics = json.loads((tmp_path / "job/best/metrics.json").read_text())
     assert metrics["labels"] == ["absorption", "distribution", "excretion", "metabolism", "other"]
-    assert "token" in (tmp_path / "token").name
     wrong = {**head_with_token, "RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": "f" * 64}
     status, printed = run("ray", "job", "list", **wrong)
     assert status != 0, printed
 
 
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A cluster of two nodes, each with one CPU and one declared GPU; gives what a client's environment must hold."""
+    # Nodes and clients must agree on the token, and a process settles for itself at its first look whether it has one.
+    (tmp_path / "token").write_text("fedcba9876543210" * 4)
+    client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    cluster = start(sys.executable, Path(__file__).with_name("two_nodes.py"), _free_port(), **client)
+    try:
+        printed = []
+        while not (printed and printed[-1].startswith("address ")):
+            printed.append(cluster.stdout.readline())
+            assert printed[-1], "".join(printed)
+        yield client | {"RAY_ADDRESS": printed[-1].split()[1]}
+    finally:
+        _kill_family(cluster)
+
+
 def test_two_workers_train_on_two_nodes_with_shared_storage(
-    small_sweep: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_nodes: dict[str, str], small_sweep: Callable[..., Path], tmp_path: Path
 ):
     """Each worker asks for a GPU and each node declares one, so that only both nodes together can run a candidate."""
-    from ray.cluster_utils import Cluster
-
-    node = {"num_cpus": 1, "num_gpus": 1}
-    temp = f"/tmp/tsc{os.getpid()}"
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={**node, "include_dashboard": True, "dashboard_host": "127.0.0.1", "temp_dir": temp},
+    sweep = small_sweep(
+        stage_one={"trains": "head", "learning_rate": 1e-2, "epochs": 1},
+        stage_two={"learning_rate": 1e-3, "epochs": 1},
+        search="random",
+        asha=None,
+        resources={"stage_two": {"workers": 2, "gpus_per_worker": 1}},
     )
-    try:
-        cluster.add_node(**node)
-        sweep = small_sweep(
-            stage_one={"trains": "head", "learning_rate": 1e-2, "epochs": 1},
-            stage_two={"learning_rate": 1e-3, "epochs": 1},
-            search="random",
-            resources={"stage_two": {"workers": 2, "gpus_per_worker": 1}},
-        )
-        status, printed = run(
-            *tailsweep("run", sweep, "--storage", tmp_path, "--set", "name=nodes", "--address", cluster.address),
-            RAY_AUTH_MODE=os.environ.get("RAY_AUTH_MODE", "token"),
-        )
-    finally:
-        cluster.shutdown()
-        shutil.rmtree(temp, ignore_errors=True)
+    status, printed = run(*tailsweep("run", sweep, "--storage", tmp_path, "--set", "name=nodes"), **two_nodes)
     assert status == 0, printed
     (row,) = pq.read_table(tmp_path / "nodes/results.parquet").to_pylist()
     assert (row["state"], row["stage_one_epochs"], row["stage_two_epochs"]) == ("completed", 1, 1)
     nodes = json.loads((tmp_path / "nodes/environment.json").read_text())["nodes"]
     assert [(node["CPU"], node["GPU"]) for node in nodes] == [(1, 1), (1, 1)]
+
+
+def _kill_family(process: subprocess.Popen[str]) -> None:
+    family = [parent := psutil.Process(process.pid), *parent.children(recursive=True)]
+    for member in family:
+        member.kill()
+    process.communicate()
+    psutil.wait_procs(family, timeout=30)
 
 
 def _free_port() -> int:
