@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-LEARNING_RATES = [5e-3, 1e-7, 1e30]  # good, hopeless, and one whose loss is not a number
+LEARNING_RATES = [3e-3, 1e-7, 1e30]  # good, hopeless, and one whose loss is not a number
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +42,7 @@ def local_ray(ray_temp: str) -> Iterator[None]:
 def small_sweep(
     tiny_model: Callable[..., Path], rows_csv: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """``small_sweep(**fields)``: a sweep file over the tiny BERT, one candidate at a time, with fields replaced."""
+    """``small_sweep(**fields)``: a sweep file over the tiny DistilBERT, one candidate at a time, with fields replaced."""
 
     def write(**fields: object) -> Path:
         tree = {
@@ -50,14 +50,14 @@ def small_sweep(
             "max_concurrent": 1,
             "asha": {"grace_epochs": 2, "reduction_factor": 2},
             "data": {"train": str(rows_csv), "max_length": 40, "validation": 0.2},
-            "model": {"name": str(tiny_model("bert"))},
+            "model": {"name": str(tiny_model("distilbert", 0.0))},
             "stage_one": {
                 "trains": "all",
                 "learning_rate": {"grid": LEARNING_RATES},
                 "epochs": 2,
-                "batch_size": 8,
+                "batch_size": 4,
             },
-            "stage_two": {"learning_rate": 3e-3, "epochs": 2, "batch_size": 8},
+            "stage_two": {"learning_rate": 3e-3, "epochs": 2, "batch_size": 4},
             **fields,
         }
         path = tmp_path_factory.mktemp("sweep") / "small.yaml"

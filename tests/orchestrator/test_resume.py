@@ -27,7 +27,7 @@ def runs(
     own beside the one of these tests: several Rays on a host must not take each other for their own.
     """
     storage = tmp_path_factory.mktemp("runs")
-    swept = {"trains": "all", "learning_rate": {"grid": [5e-3, 4e-3, 1e-7]}, "epochs": 2, "batch_size": 8}
+    swept = {"trains": "all", "learning_rate": {"grid": [3e-3, 5e-3, 1e-7]}, "epochs": 2, "batch_size": 4}
     sweep = small_sweep(stage_one=swept)
     status, printed = run(
         *tailsweep("run", sweep, "--storage", storage, "--set", "name=undisturbed"), RAY_TMPDIR=ray_temp
