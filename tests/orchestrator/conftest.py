@@ -42,7 +42,7 @@ def local_ray(ray_temp: str) -> Iterator[None]:
 def small_sweep(
     tiny_model: Callable[..., Path], rows_csv: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """``small_sweep(**fields)``: a sweep file over the tiny DistilBERT, one candidate at a time, with fields replaced."""
+    """``small_sweep(**fields)``: a sweep over the tiny DistilBERT, one candidate at a time, fields replaced."""
 
     def write(**fields: object) -> Path:
         tree = {
