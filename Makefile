@@ -1,7 +1,9 @@
 # Two commands from nothing (Python 3.11, pip, make): `make demo` and `make test`. Both make .venv and install once.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# Byte-compiling every file of every package takes longer than compiling those that are imported, when they are.
+# Byte-compiling every file of every package takes longer than compiling those that are imported, when they first are;
+# their bytecode must then be kept, or every process of a sweep would compile them again.
+export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
 .PHONY: demo test lint format clean

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def ray_temp() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def local_ray(ray_temp: str) -> Iterator[None]:
     """A Ray of two CPUs and two GPUs that are only declared, in this process."""
     import ray
@@ -65,3 +66,20 @@ def small_sweep(
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def finished(local_ray: None, small_sweep: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory: c000 is completed, c001 pruned, c002 failed. Within 10 s of its end, Ray is free again."""
+    import ray
+
+    from orchestrator.__main__ import main
+
+    storage = tmp_path_factory.mktemp("runs with a space")
+    sweep = small_sweep(resources={"stage_two": {"gpus_per_worker": 1}})
+    assert main(["run", str(sweep), "--storage", str(storage), "--set", "name=first"]) == 0
+    deadline = time.monotonic() + 10
+    while ray.available_resources().get("CPU") != 2 or ray.available_resources().get("GPU") != 2:
+        assert time.monotonic() < deadline, f"still held after 10 s: {ray.available_resources()}"
+        time.sleep(0.2)
+    return storage / "first"

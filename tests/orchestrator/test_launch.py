@@ -1,7 +1,6 @@
-"""Whole sweeps on a Ray in this process: pruning, failing, choosing, the same again, several workers."""
+"""Whole sweeps on a Ray in this process: pruning, failing, choosing, several workers."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,21 +15,6 @@ from trainables import keys
 pytestmark = pytest.mark.ray
 
 METRIC = "validation/macro_f1"
-
-
-@pytest.fixture(scope="module")
-def finished(local_ray: None, small_sweep: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory: c000 is completed, c001 pruned, c002 failed. Within 10 s of its end, Ray is free again."""
-    import ray
-
-    storage = tmp_path_factory.mktemp("runs with a space")
-    sweep = small_sweep(resources={"stage_two": {"gpus_per_worker": 1}})
-    assert main(["run", str(sweep), "--storage", str(storage), "--set", "name=first"]) == 0
-    deadline = time.monotonic() + 10
-    while ray.available_resources().get("CPU") != 2 or ray.available_resources().get("GPU") != 2:
-        assert time.monotonic() < deadline, f"still held after 10 s: {ray.available_resources()}"
-        time.sleep(0.2)
-    return storage / "first"
 
 
 def test_every_candidate_ends_as_it_must(finished: Path):
@@ -118,21 +102,6 @@ def test_report_says_it_again_and_an_existing_run_is_refused(
     assert (finished / "results.parquet").read_bytes() == before
     assert main(["run", str(small_sweep()), "--storage", str(finished.parent), "--set", "name=first"]) == 2
     assert "tailsweep resume" in capsys.readouterr().err
-
-
-def test_the_same_seed_gives_the_same_sweep(finished: Path, small_sweep: Callable[..., Path]):
-    sweep = small_sweep(resources={"stage_two": {"gpus_per_worker": 1}})
-    assert main(["run", str(sweep), "--storage", str(finished.parent), "--set", "name=second"]) == 0
-    first, second = (
-        pq.read_table(finished.parent / name / "history.parquet").to_pylist() for name in ("first", "second")
-    )
-    timed = {keys.SECONDS}
-    for before, after in zip(first, second, strict=True):
-        assert before.keys() == after.keys()
-        for key in before.keys() - timed:
-            assert after[key] == (
-                pytest.approx(before[key], abs=1e-6) if isinstance(before[key], float) else before[key]
-            )
 
 
 def test_two_workers_give_what_one_gives(

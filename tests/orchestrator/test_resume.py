@@ -14,27 +14,21 @@ from wandb_files import read_runs
 
 from trainables import keys
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]  # three sweeps, each on a Ray of its own
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]  # a sweep, twice on a Ray of its own
 
 
 @pytest.fixture(scope="module")
-def runs(
-    local_ray: None, small_sweep: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, ray_temp: str
-) -> tuple[Path, Path, dict[str, bytes]]:
-    """The run directories of an undisturbed sweep and of one killed and resumed, and the outcomes known at the kill.
+def resumed(
+    finished: Path, small_sweep: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, ray_temp: str
+) -> tuple[Path, dict[str, bytes]]:
+    """The run directory of the sweep that ``finished`` ran undisturbed, killed and resumed; the outcomes at the kill.
 
-    c000 is completed before the kill, c001 is in stage one then, c002 has not begun. Each sweep starts a Ray of its
-    own beside the one of these tests: several Rays on a host must not take each other for their own.
+    c000 is completed before the kill, c001 is in stage one then, c002 has not begun. Both processes start a Ray of
+    their own beside the one of these tests: several Rays on a host must not take each other for their own.
     """
-    storage = tmp_path_factory.mktemp("runs")
-    swept = {"trains": "all", "learning_rate": {"grid": [3e-3, 5e-3, 1e-7]}, "epochs": 2, "batch_size": 4}
-    sweep = small_sweep(stage_one=swept)
-    status, printed = run(
-        *tailsweep("run", sweep, "--storage", storage, "--set", "name=undisturbed"), RAY_TMPDIR=ray_temp
-    )
-    assert status == 0, printed
-    killed = storage / "killed"
-    process = start(*tailsweep("run", sweep, "--storage", storage, "--set", "name=killed"), RAY_TMPDIR=ray_temp)
+    killed = tmp_path_factory.mktemp("runs") / "killed"
+    arguments = ("run", small_sweep(), "--storage", killed.parent, "--set", "name=killed")
+    process = start(*tailsweep(*arguments), RAY_TMPDIR=ray_temp)
     try:
         _wait_until(lambda: len(list((killed / "state/history").glob("*.json"))) >= 5, process)
     finally:
@@ -52,32 +46,35 @@ def runs(
     status, printed = run(*tailsweep("resume", killed), RAY_TMPDIR=ray_temp)
     assert status == 0, printed
     assert "2 of 3 candidates left" in printed
-    return storage / "undisturbed", killed, outcomes
+    return killed, outcomes
 
 
-def test_a_finished_candidate_stays_finished(runs: tuple[Path, Path, dict[str, bytes]]):
-    _, killed, outcomes = runs
+def test_a_finished_candidate_stays_finished(resumed: tuple[Path, dict[str, bytes]]):
+    killed, outcomes = resumed
     assert {name: (killed / "state/outcomes" / name).read_bytes() for name in outcomes} == outcomes
 
 
-def test_the_rungs_are_as_they_were_and_no_epoch_is_lost_or_doubled(runs: tuple[Path, Path, dict[str, bytes]]):
-    undisturbed, killed, _ = runs
-    expected, resumed = (pq.read_table(folder / "history.parquet").to_pylist() for folder in (undisturbed, killed))
-    states = {row["candidate"]: row["state"] for row in pq.read_table(killed / "results.parquet").to_pylist()}
-    assert states == {"c000": "completed", "c001": "pruned", "c002": "pruned"}
-    assert len(resumed) == len(expected)
-    for before, after in zip(expected, resumed, strict=True):
+def test_the_same_seed_gives_the_same_sweep_also_over_a_kill(finished: Path, resumed: tuple[Path, dict[str, bytes]]):
+    """With one candidate at a time: the same epochs in the same order, values to 1e-6, states and reasons, rungs."""
+    killed, _ = resumed
+    expected, after = (pq.read_table(folder / "history.parquet").to_pylist() for folder in (finished, killed))
+    assert len(after) == len(expected)
+    for before, now in zip(expected, after, strict=True):
         for key in before.keys() - {keys.SECONDS}:
-            assert after[key] == (
-                pytest.approx(before[key], abs=1e-6) if isinstance(before[key], float) else before[key]
-            )
-    assert [row["reason"] for row in pq.read_table(killed / "results.parquet").to_pylist()] == [
-        row["reason"] for row in pq.read_table(undisturbed / "results.parquet").to_pylist()
+            value = before[key]
+            assert now[key] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value)
+    ends = [
+        [
+            (row["candidate"], row["state"], row["reason"])
+            for row in pq.read_table(folder / "results.parquet").to_pylist()
+        ]
+        for folder in (finished, killed)
     ]
+    assert ends[0] == ends[1]
 
 
-def test_wandb_has_every_step_of_the_resumed_candidate_once(runs: tuple[Path, Path, dict[str, bytes]]):
-    _, killed, _ = runs
+def test_wandb_has_every_step_of_the_resumed_candidate_once(resumed: tuple[Path, dict[str, bytes]]):
+    killed, _ = resumed
     history = pq.read_table(killed / "history.parquet").to_pylist()
     logged = read_runs(killed / "wandb")
     for candidate in ("c000", "c001", "c002"):
