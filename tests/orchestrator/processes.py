@@ -10,12 +10,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def start(*command: object, **environment: str) -> subprocess.Popen[str]:
     """Start a command in the project's folder, stdout and stderr in one pipe, in a process group of its own."""
+    # W&B leaves the address of this process's own service there, which would end with this process.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     return subprocess.Popen(
         [*map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment},
+        env={**inherited, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment},
         cwd=ROOT,
         start_new_session=True,
     )

@@ -42,7 +42,7 @@ def test_the_demo_runs_as_a_job(head_with_token: dict[str, str], tmp_path: Path)
         "orchestrator/sweeps/demo.yaml", "--storage", tmp_path, "--set", "name=job", "--set", "num_candidates=1",
         "--set", "stage_one.epochs=1", "--set", "stage_two.epochs=0", "--set", "data.max_length=8",
     )  # fmt: skip
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while "No available agent" in (job := run(*command, **head_with_token))[1]:  # the head is still starting
         assert time.monotonic() < deadline, job[1]
     status, printed = job
@@ -105,7 +105,7 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _wait_for_port(port: int, process: subprocess.Popen[str], seconds: float = 60) -> None:
+def _wait_for_port(port: int, process: subprocess.Popen[str], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:
