@@ -6,13 +6,16 @@ BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 demo: .venv/demo-installed
 	$(BIN)/tailsweep run orchestrator/sweeps/demo.yaml $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest -m "not gpu and not slow and not network and not soak" $(ARGS)
+
+bench: .venv/test-installed
+	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 
 lint: .venv/test-installed
 	$(BIN)/ruff format --check .
@@ -24,7 +27,7 @@ format: .venv/test-installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis bench.json
 
 .venv:
 	$(PYTHON) -m venv .venv

@@ -38,6 +38,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = verbs.add_parser("report", help="print a run's ranking and tables, from its files alone")
     report.add_argument("run", metavar="RUN", help="the run directory")
+
+    cache = verbs.add_parser("cache", help="what the cache of rows and features holds, and its removal")
+    of_cache = cache.add_subparsers(dest="cache_verb", required=True, metavar="VERB")
+    listing = of_cache.add_parser("list", help="every entry, with its size")
+    removal = of_cache.add_parser("remove", help="remove entries; a sweep that needs one makes it again")
+    which = removal.add_mutually_exclusive_group(required=True)
+    which.add_argument("keys", metavar="KEY", nargs="*", default=[], help="the first characters of an entry's key")
+    which.add_argument("--all", dest="everything", action="store_true", help="every entry")
+    for verb in (listing, removal):
+        verb.add_argument("--dir", metavar="DIR", help="the cache's folder; default: $TAILSWEEP_CACHE, else the user's")
     return parser
 
 
@@ -73,6 +83,14 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         from orchestrator.launch import resume_sweep
 
         return resume_sweep(parsed.run, parsed.address, Console())
+    if parsed.verb == "cache":
+        from orchestrator.cache import list_cache, remove_from_cache
+
+        if parsed.cache_verb == "list":
+            print(list_cache(parsed.dir))
+        else:
+            print(remove_from_cache(parsed.keys, parsed.everything, parsed.dir))
+        return 0
     from orchestrator.report import report
 
     print(report(parsed.run))

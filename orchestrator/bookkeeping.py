@@ -1,7 +1,7 @@
 """Tune's callback in the sweep's driver: writes the records, feeds W&B and the progress table."""
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         self.history = HistoryWriter(run)
         self.candidates = {candidate.name: candidate for candidate in records.candidates}
         self._began: dict[str, float] = {}
-        self._seconds_before = Counter[str]()
+        self._seconds_before: defaultdict[str, float] = defaultdict(float)
         for row in records.history:
             self._seconds_before[row["candidate"]] += row[keys.SECONDS]
 
@@ -70,16 +70,19 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         name = trial.config["candidate"]
         row = {"candidate": name, **{key: value for key, value in result.items() if _is_reported(key)}}
         self.history.append(row)
-        self.records.history.append(row)
+        self.records.hear(row)
         self.tracker.log(name, row)
         if self.scheduler is not None:
             self.progress.rungs = self.scheduler.rungs.occupancy()
         self.progress.reported(name, row)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        verdict = settled(self.records, self.scheduler, self.metric, trial.config["candidate"])
-        if verdict is not None:  # else Tune was interrupted, and the candidate is not at its end
-            self.end(trial.config["candidate"], *verdict)
+        name = trial.config["candidate"]
+        verdict = settled(self.records, self.scheduler, self.metric, name)
+        if verdict is not None:
+            self.end(name, *verdict)
+        else:  # Tune was interrupted, or this was a first round
+            self._pause(name)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.end(trial.config["candidate"], "failed", _failure_reason(trial.error_file))
@@ -91,8 +94,8 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
 
     def end(self, name: str, state: EndState, reason: str) -> None:
         """A candidate is at its end: write its outcome, close its W&B run, say so."""
-        here = time.monotonic() - self._began[name] if name in self._began else 0.0
-        outcome = Outcome(name, state, reason, round(self._seconds_before[name] + here, 3))
+        self._pause(name)
+        outcome = Outcome(name, state, reason, round(self._seconds_before[name], 3))
         write_outcome(self.run, outcome)
         self.records.outcomes[name] = outcome
         best = best_epoch(self.records.history_of(name), self.metric)
@@ -106,6 +109,12 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         self._track(name)  # not open where a killed sweep had no time to write this end
         self.tracker.finish(name, summary)
         self.progress.ended(name, state, reason, best[self.metric] if best else None)
+
+    def _pause(self, name: str) -> None:
+        """Stop a candidate's clock."""
+        if name in self._began:
+            self._seconds_before[name] += time.monotonic() - self._began.pop(name)
+            self.progress.waiting(name)
 
     def _track(self, name: str) -> None:
         candidate = self.candidates[name]
@@ -129,7 +138,7 @@ def settled(records: Records, scheduler: StageOneASHA | None, metric: str, name:
 
 def _is_reported(key: str) -> bool:
     """Whether a key of Tune's result is one of ours; Tune adds clocks and addresses of its own."""
-    own = {keys.STAGE, keys.EPOCH, keys.STAGE_ONE_EPOCH, keys.SECONDS}
+    own = {keys.STAGE, keys.EPOCH, keys.STAGE_ONE_EPOCH, keys.ROAD, keys.SECONDS}
     return key in own or key.startswith((f"{keys.VALIDATION}/", "train/"))
 
 

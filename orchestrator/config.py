@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator
 
 from orchestrator.mistakes import (
     Mistake,
@@ -45,6 +45,7 @@ from trainables.methods import METHODS
 
 __all__ = [
     "AshaConfig",
+    "FeaturesConfig",
     "ResourcesConfig",
     "StageResources",
     "Sweep",
@@ -104,7 +105,17 @@ class StageResources(Section):
 
 
 class ResourcesConfig(Section):
-    stage_two: StageResources = StageResources()  # serves the whole trial: both stages run on the same workers
+    stage_one: StageResources = StageResources()  # of a tournament's first round; inline, stage two's serve both stages
+    stage_two: StageResources = StageResources()
+
+
+class FeaturesConfig(Section):
+    """The outputs of stage one's frozen trunk: made once, kept for all candidates and for later sweeps."""
+
+    cache: Literal["auto", "off"] = "auto"  # off: the trunk is run at every step
+    dir: str | None = None  # a folder of each node; null: $TAILSWEEP_CACHE, else below the user's cache folder
+    max_gb: PositiveFloat = 50.0  # of one entry; where more is needed, the trunk is run at every step
+    dtype: Literal["fp32", "bf16"] = "fp32"  # bf16: half the size, and numbers of three digits
 
 
 class WandbConfig(Section):
@@ -127,6 +138,7 @@ class SweepConfig(Section):
     search: Search = "random"
     metric: Annotated[str, AfterValidator(_known_metric)] = on_split(VALIDATION, "macro_f1")  # larger is better
     asha: AshaConfig | None = AshaConfig()  # null: no pruning
+    promote: Literal["all"] | PositiveInt = "all"  # all: each candidate does both stages; K: the K best do stage two
     max_concurrent: Literal["auto"] | PositiveInt = "auto"  # candidates at once; auto: as many as the cluster holds
     # The sections of TrialConfig, in which a distribution may stand for a value:
     data: dict[str, Any]
@@ -135,6 +147,7 @@ class SweepConfig(Section):
     stage_two: dict[str, Any] = Field(default_factory=dict)
     resources: ResourcesConfig = ResourcesConfig()
     wandb: WandbConfig = WandbConfig()
+    features: FeaturesConfig = FeaturesConfig()
 
     @property
     def trial_tree(self) -> Tree:
@@ -236,7 +249,7 @@ def _checked(tree: Tree, mistakes: Sequence[Mistake], source: str) -> Sweep:
     config = config.model_copy(
         update={"num_candidates": config.num_candidates or _default_count(config, distributions)}
     )
-    _raise_any(_candidate_mistakes(config), source)
+    _raise_any(_candidate_mistakes(config) + _tournament_mistakes(config, trials), source)
     return Sweep(config, _notes(config, distributions, trials))
 
 
@@ -341,6 +354,28 @@ def _asha_mistakes(config: SweepConfig, trials: Sequence[TrialConfig]) -> list[M
     return [Mistake(("asha", "brackets"), f"is {config.asha.brackets}, but must be {rule}: {reason}")]
 
 
+def _tournament_mistakes(config: SweepConfig, trials: Sequence[TrialConfig]) -> list[Mistake]:
+    """What a first round needs: a stage one to rank by, a stage two to be promoted to, and more to choose from."""
+    if config.promote == "all":
+        return []
+    assert config.num_candidates is not None
+    mistakes = []
+    if config.promote > config.num_candidates:
+        rule = f"must be at most num_candidates ({config.num_candidates}), or all"
+        mistakes.append(Mistake(("promote",), f"is {config.promote}, but {rule}"))
+    for stage in STAGES:
+        if any(getattr(trial, stage).epochs == 0 for trial in trials):
+            reason = "promotion is by rank after stage one, for stage two: say promote: all"
+            mistakes.append(
+                Mistake((stage, "epochs"), f"is 0, but must be at least 1 where promote is a number; {reason}")
+            )
+    if config.resources.stage_one.workers != 1:
+        found = config.resources.stage_one.workers
+        rule = "must be 1: a first round's candidate trains in one process, and many do at once"
+        mistakes.append(Mistake(("resources", "stage_one", "workers"), f"is {found}, but {rule}"))
+    return mistakes
+
+
 def _candidate_mistakes(config: SweepConfig) -> list[Mistake]:
     """Rules between fields that only a whole candidate can break. One candidate is named for each."""
     assert config.num_candidates is not None
@@ -368,6 +403,10 @@ def _notes(config: SweepConfig, distributions: Mapping[str, Distribution], trial
         swept = [field for field in distributions if field.startswith(f"{stage}.") and field != f"{stage}.epochs"]
         if swept and all(getattr(trial, stage).epochs == 0 for trial in trials):
             notes.append(f"sweeping {', '.join(swept)} changes nothing: {stage}.epochs is 0")
+    if config.promote == "all" and config.resources.stage_one != StageResources():
+        notes.append(
+            "resources.stage_one has no effect with promote: all; both stages run on the workers of resources.stage_two"
+        )
     resources = config.resources.stage_two
     if resources.workers > 1 and 0 < resources.gpus_per_worker < 1:
         notes.append(

@@ -13,6 +13,7 @@ from trainables import keys
 from trainables.checkpoint import checkpoint_name, load_parameters
 from trainables.config import TrialConfig
 from trainables.model import build_classifier, resolve, save_classifier
+from trainables.roads import live_road
 from trainables.runtime import SingleProcess
 from trainables.stages import evaluate
 from trainables.tokenised import default_cache_dir, fetch_prepared
@@ -43,7 +44,8 @@ def export_best(location: str, candidate: str, trial_dump: dict[str, Any], best:
         )
         load_parameters(checkpoint, model)
         runtime = SingleProcess()
-        scores = evaluate(runtime.place(model), data.test, data, runtime, keys.TEST)
+        road = live_road(runtime.place(model), data, runtime.device, "fp32")
+        scores = evaluate(road, data, runtime, keys.TEST)
         metrics: dict[str, Any] = {
             **scores,
             "candidate": candidate,

@@ -1,29 +1,29 @@
-"""Runs a sweep from its configuration to its results: checks first, then Tune, then the chosen model."""
+"""Runs a sweep from its configuration to its results: checks first, then the rounds, then the chosen model."""
 
 import functools
 import json
-import logging
-import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from orchestrator.bookkeeping import Bookkeeping, settled
 from orchestrator.config import Sweep, SweepConfig, to_yaml
 from orchestrator.export import export_best
+from orchestrator.feature_cache import Entry, publish_features
 from orchestrator.preparation import environment, prepare_trials
 from orchestrator.progress import Progress
+from orchestrator.promotion import stage_one_end, stage_one_ranking
 from orchestrator.ray_session import ray_session, trial_slots
 from orchestrator.records import (
     CHECKPOINTS_FOLDER,
     DATA_FOLDER,
     ENVIRONMENT_FILE,
+    FEATURES_FOLDER,
     SWEEP_FILE,
     WANDB_FOLDER,
     CandidateRecord,
@@ -37,12 +37,13 @@ from orchestrator.records import (
 )
 from orchestrator.report import write_report
 from orchestrator.results import chosen_row, read_test_metrics, write_tables
+from orchestrator.rounds import Round, run_round
 from orchestrator.scheduler import Rungs, StageOneASHA
 from orchestrator.tracking import Tracker, flatten, sync_command
 from trainables import keys
 from trainables.checkpoint import checkpoint_name
-from trainables.mailbox import ReportMailbox
-from trainables.ray_trial import Placement, TrialSetup, WorkerConfig, run_trial
+from trainables.features import FeaturePlan
+from trainables.ray_trial import FeatureSource, Placement, WorkerConfig
 
 
 def run_sweep(sweep: Sweep, address: str | None, console: Console) -> int:
@@ -59,19 +60,21 @@ def run_sweep(sweep: Sweep, address: str | None, console: Console) -> int:
         [CandidateRecord(c.name, dict(c.values), c.trial.model_dump(mode="json")) for c in sweep.candidates()], []
     )
     say(f"sweep {config.name}: {len(records.candidates)} candidates")
-    prepared = prepare_trials(records.candidates, config.metric, say)
+    prepared = prepare_trials(records.candidates, config.metric, config.features, say)
     for note in (*sweep.notes, *prepared.notes):
         say(f"note: {note}")
     with ray_session(address):
-        slots = trial_slots(_placement(config))
+        for stage in keys.STAGES:
+            trial_slots(_placement(config, stage), stage)
         run.create()
-        run.write_text(ENVIRONMENT_FILE, json.dumps(environment(prepared, ray.nodes()), indent=2) + "\n")
+        made_of = environment(prepared, ray.nodes())
+        run.write_text(ENVIRONMENT_FILE, json.dumps(made_of, indent=2) + "\n")
         for key, data in prepared.by_key.items():
             run.upload(data.folder, f"{DATA_FOLDER}/{key}")
         run.write_text(SWEEP_FILE, to_yaml(sweep))
         # Last: with this file the run directory is one that `resume` can go on with.
         write_candidates(run, records.candidates)
-        return _to_the_end(run, config, records, prepared.key_of, slots, console)
+        return _to_the_end(run, config, records, made_of, console)
 
 
 def resume_sweep(location: str, address: str | None, console: Console) -> int:
@@ -83,16 +86,21 @@ def resume_sweep(location: str, address: str | None, console: Console) -> int:
     run = open_run(location)
     records = read_records(run)
     config = read_sweep(run).config
-    key_of: dict[str, str] = json.loads(run.read_text(ENVIRONMENT_FILE))["data_of"]
+    made_of = json.loads(run.read_text(ENVIRONMENT_FILE))
     left = len(records.candidates) - len(records.outcomes)
     _sayer(console)(f"sweep {run.name}: {left} of {len(records.candidates)} candidates left")
     with ray_session(address):
-        return _to_the_end(run, config, records, key_of, trial_slots(_placement(config)), console)
+        return _to_the_end(run, config, records, made_of, console)
 
 
 def _to_the_end(
-    run: RunDirectory, config: SweepConfig, records: Records, key_of: dict[str, str], slots: int, console: Console
+    run: RunDirectory, config: SweepConfig, records: Records, made_of: dict[str, Any], console: Console
 ) -> int:
+    """The rounds, then the results.
+
+    Args:
+        made_of: ``environment.json``, which says what rows and features every candidate is made of.
+    """
     say = _sayer(console)
     scheduler = _scheduler(config, records)
     epochs = {c.name: (c.trial["stage_one"]["epochs"], c.trial["stage_two"]["epochs"]) for c in records.candidates}
@@ -105,15 +113,17 @@ def _to_the_end(
         _settle_what_is_known(records, scheduler, bookkeeping)
         try:
             if not records.finished:
-                _tune(run, config, records, key_of, slots, scheduler, bookkeeping)
+                _run_rounds(run, config, records, made_of, scheduler, bookkeeping, console)
         finally:
             tracker.close()
         rows = write_tables(run, records, config.metric)
         chosen = chosen_row(rows, config.metric)
+        if records.finished:
+            run.delete_folder(FEATURES_FOLDER)
         if records.finished and chosen is not None:
             _drop_spent_checkpoints(run, records, config.metric)
             if read_test_metrics(run) is None:
-                _export(run, config, records, key_of, chosen["candidate"])
+                _export(run, config, records, made_of["data_of"], chosen["candidate"])
                 test = {k: v for k, v in (read_test_metrics(run) or {}).items() if k.startswith(f"{keys.TEST}/")}
                 settings = flatten(config.model_dump(mode="json"))
                 tracker.finish_sweep(settings, {"chosen": chosen["candidate"], **test})
@@ -127,64 +137,115 @@ def _to_the_end(
     return 0 if records.finished and chosen is not None else 1
 
 
-def _tune(
+def _run_rounds(
     run: RunDirectory,
     config: SweepConfig,
     records: Records,
-    key_of: dict[str, str],
-    slots: int,
+    made_of: dict[str, Any],
     scheduler: StageOneASHA | None,
     bookkeeping: Bookkeeping,
+    console: Console,
 ) -> None:
-    """Tune's part: the unfinished candidates, in their order, as many at once as fit."""
-    unfinished = [candidate for candidate in records.candidates if candidate.name not in records.outcomes]
-    at_once = slots if config.max_concurrent == "auto" else min(slots, config.max_concurrent)
-    # Beside the driver, whose node must live anyway.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(ReportMailbox).remote()
-    setup = TrialSetup(
-        storage=run.uri(CHECKPOINTS_FOLDER),
-        placement=_placement(config),
-        mailbox=mailbox,
-        workers={
-            candidate.name: WorkerConfig(
-                trial=candidate.trial,
-                metric=config.metric,
-                data_key=key_of[candidate.name],
-                published_data=run.uri(f"{DATA_FOLDER}/{key_of[candidate.name]}"),
-            )
-            for candidate in unfinished
-        },
-        heard={
-            candidate.name: [(row[keys.STAGE], row[keys.EPOCH]) for row in records.history_of(candidate.name)]
-            for candidate in unfinished
-        },
+    """Inline, one round of both stages; in a tournament, a round for each stage and promotion between them.
+
+    Returns early, with candidates that have not ended, where Tune was interrupted.
+    """
+    say = _sayer(console)
+    first, second = (_placement(config, stage) for stage in keys.STAGES)
+    slots = {stage: trial_slots(_placement(config, stage), stage) for stage in keys.STAGES}
+    inline = config.promote == "all"
+    began = time.monotonic()
+    sources = publish_features(
+        run,
+        _features_needed(records, made_of),
+        second if inline else first,
+        slots[keys.STAGE_TWO if inline else keys.STAGE_ONE],
+        config.features.dir,
+        console,
     )
-    # Tune's own loggers would write every report a second time, next to pickles that nothing here reads.
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    tuner = tune.Tuner(
-        # A trial's driver only waits: a byte of memory costs its workers nothing, where a CPU would.
-        tune.with_resources(functools.partial(run_trial, setup=setup), tune.PlacementGroupFactory([{"memory": 1}])),
-        param_space={"candidate": tune.grid_search([candidate.name for candidate in unfinished])},
-        tune_config=tune.TuneConfig(
-            metric=config.metric,
-            mode="max",
-            scheduler=scheduler,
-            max_concurrent_trials=at_once,
-            reuse_actors=True,  # a trial's driver spends seconds importing Ray Train and torch
-            trial_dirname_creator=lambda trial: str(trial.config["candidate"]),
-        ),
-        run_config=tune.RunConfig(name="tune", storage_path=run.uri("state"), callbacks=[bookkeeping], verbose=0),
+    if sources:
+        say(f"features ready after {time.monotonic() - began:.0f} s")
+
+    def play(a_round: Round, names: list[str], placement: Placement, at_once: int) -> None:
+        if config.max_concurrent != "auto":
+            at_once = min(at_once, config.max_concurrent)
+        workers = {
+            name: _worker_config(run, config, candidate, made_of, sources)
+            for candidate in records.candidates
+            if (name := candidate.name) in names
+        }
+        heard = {name: [(row[keys.STAGE], row[keys.EPOCH]) for row in records.history_of(name)] for name in names}
+        run_round(a_round, run, workers, heard, placement, at_once, scheduler, bookkeeping)
+
+    if inline:
+        play("both_stages", _unfinished(records), second, slots[keys.STAGE_TWO])
+        return
+    began = time.monotonic()
+    entered = [name for name in _unfinished(records) if stage_one_end(records, name) is None]
+    warm = [name for name in entered if name in made_of["features_of"]]
+    play("stage_one_warm", warm, first, slots[keys.STAGE_ONE])
+    play("stage_one_run", [name for name in entered if name not in warm], first, slots[keys.STAGE_ONE])
+    if any(stage_one_end(records, name) is None for name in _unfinished(records)):
+        return
+    assert config.promote != "all"
+    _promote(records, config.promote, config.metric, bookkeeping)
+    promoted = _unfinished(records)
+    if entered:
+        say(f"round one: {len(entered)} candidates in {time.monotonic() - began:.0f} s")
+    say(f"promoted: {', '.join(promoted)}")
+    began = time.monotonic()
+    play("both_stages", promoted, second, slots[keys.STAGE_TWO])
+    say(f"round two: {len(promoted)} candidates in {time.monotonic() - began:.0f} s")
+
+
+def _promote(records: Records, promote: int, metric: str, bookkeeping: Bookkeeping) -> None:
+    """End every candidate that is not among the best of the first round."""
+    ranking = stage_one_ranking(records, metric)
+    for rank, name in enumerate(ranking[promote:], start=promote + 1):
+        if name not in records.outcomes:
+            reason = f"rank {rank} of {len(ranking)} by {metric} after stage one; the best {promote} go on"
+            bookkeeping.end(name, "not_promoted", reason)
+
+
+def _features_needed(records: Records, made_of: dict[str, Any]) -> list[Entry]:
+    """Of the candidates that have stage one before them."""
+    entries: dict[str, Entry] = {}
+    for candidate in records.candidates:
+        key = made_of["features_of"].get(candidate.name)
+        ended = candidate.name in records.outcomes or stage_one_end(records, candidate.name) is not None
+        if key is not None and not ended and key not in entries:
+            plan = FeaturePlan.load(made_of["features"][key])
+            entries[key] = Entry(plan, candidate, made_of["data_of"][candidate.name])
+    return list(entries.values())
+
+
+def _worker_config(
+    run: RunDirectory,
+    config: SweepConfig,
+    candidate: CandidateRecord,
+    made_of: dict[str, Any],
+    sources: dict[str, FeatureSource],
+) -> WorkerConfig:
+    folder = f"{CHECKPOINTS_FOLDER}/{candidate.name}"
+    checkpoints = [] if config.promote == "all" else [c for c in run.list(folder) if c.startswith(keys.STAGE_ONE)]
+    data_key = made_of["data_of"][candidate.name]
+    return WorkerConfig(
+        trial=candidate.trial,
+        metric=config.metric,
+        data_key=data_key,
+        published_data=run.uri(f"{DATA_FOLDER}/{data_key}"),
+        features=sources.get(made_of["features_of"].get(candidate.name, "")),
+        start=run.uri(f"{folder}/{checkpoints[-1]}") if checkpoints else None,
     )
-    with bookkeeping.progress:
-        tuner.fit()
+
+
+def _unfinished(records: Records) -> list[str]:
+    return [candidate.name for candidate in records.candidates if candidate.name not in records.outcomes]
 
 
 def _export(run: RunDirectory, config: SweepConfig, records: Records, key_of: dict[str, str], candidate: str) -> None:
     """Make ``best/`` in a task with a worker's resources: the driver's node may have no accelerator."""
-    placement = _placement(config)
+    placement = _placement(config, keys.STAGE_TWO)
     best = best_epoch(records.history_of(candidate), config.metric)
     trial = next(c.trial for c in records.candidates if c.name == candidate)
     task = ray.remote(num_cpus=placement["cpus_per_worker"], num_gpus=placement["gpus_per_worker"])(export_best)
@@ -213,10 +274,10 @@ def _settle_what_is_known(records: Records, scheduler: StageOneASHA | None, book
 
 
 def _drop_spent_checkpoints(run: RunDirectory, records: Records, metric: str) -> None:
-    """Keep of every completed candidate the epoch it is judged by, of the pruned ones nothing."""
+    """Keep of every completed candidate the epoch it is judged by, of those pruned or not promoted nothing."""
     for name, outcome in records.outcomes.items():
         folder = f"{CHECKPOINTS_FOLDER}/{name}"
-        if outcome.state == "pruned":
+        if outcome.state in {"pruned", "not_promoted"}:
             run.delete_folder(folder)
         elif outcome.state == "completed":
             best = best_epoch(records.history_of(name), metric)
@@ -227,10 +288,10 @@ def _drop_spent_checkpoints(run: RunDirectory, records: Records, metric: str) ->
                     run.delete_folder(f"{folder}/{checkpoint}")
 
 
-def _placement(config: SweepConfig) -> Placement:
-    stage_two = config.resources.stage_two
+def _placement(config: SweepConfig, stage: str) -> Placement:
+    asked = getattr(config.resources, stage)
     return Placement(
-        workers=stage_two.workers, cpus_per_worker=stage_two.cpus_per_worker, gpus_per_worker=stage_two.gpus_per_worker
+        workers=asked.workers, cpus_per_worker=asked.cpus_per_worker, gpus_per_worker=asked.gpus_per_worker
     )
 
 

@@ -10,7 +10,14 @@ from trainables import keys
 
 WIDTH, HEIGHT = 860, 360  # of the drawing, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 44  # margins around the axes
-COLOURS = {"chosen": "#d9480f", "completed": "#1c7ed6", "pruned": "#adb5bd", "failed": "#e03131", "running": "#868e96"}
+COLOURS = {
+    "chosen": "#d9480f",
+    "completed": "#1c7ed6",
+    "pruned": "#adb5bd",
+    "not_promoted": "#b197fc",
+    "failed": "#e03131",
+    "running": "#868e96",
+}
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2em auto; padding: 0 1em; color: #212529; }
@@ -107,10 +114,11 @@ def draw_curves(records: Records, rows: Sequence[Mapping[str, Any]], metric: str
             f'<polyline points="{line}"/></g>'
         )
         drawn += [f'<circle cx="{across}" cy="{down}" r="{width + 0.8}" fill="{colour}"/>' for across, down in points]
-    for number, kind in enumerate(("chosen", "completed", "pruned", "failed")):
+    shown = [kind for kind in COLOURS if kind == "chosen" or kind in states.values()]
+    for number, kind in enumerate(shown):
         across = LEFT + 12 + 110 * number
         drawn.append(f'<rect x="{across}" y="8" width="14" height="4" fill="{COLOURS[kind]}"/>')
-        drawn.append(f'<text x="{across + 20}" y="14">{kind}</text>')
+        drawn.append(f'<text x="{across + 20}" y="14">{kind.replace("_", " ")}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'font-family="system-ui, sans-serif" font-size="12" fill="#495057">\n'

@@ -1,20 +1,25 @@
-"""What is done before Ray starts: every candidate's rows tokenised, its model and the sweep's metric checked."""
+"""What is done before Ray starts: every candidate's rows tokenised, its model and the sweep's metric checked, and the
+features planned that stage one will train on."""
 
 import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
+from orchestrator.config import FeaturesConfig
 from orchestrator.records import CandidateRecord
 from trainables import keys
 from trainables.class_balance import groups
 from trainables.config import TrialConfig
 from trainables.errors import DataError
+from trainables.features import FeaturePlan, plan_features
 from trainables.model import check_model, resolve
 from trainables.tokenised import PreparedData, default_cache_dir
 from trainables.tokens import prepare
@@ -30,14 +35,20 @@ class PreparedTrials:
 
     by_key: dict[str, PreparedData]
     key_of: dict[str, str]  # candidate -> key
+    plans: dict[str, FeaturePlan]  # by their own keys
+    plan_of: dict[str, str]  # candidate -> key of its features; without an entry its trunk is run live
+    live: list[str]  # why
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know about the rows, each thing once."""
-        return list(dict.fromkeys(note for data in self.by_key.values() for note in data.notes))
+        """What the user should know about rows and features, each thing once."""
+        of_rows = [note for data in self.by_key.values() for note in data.notes]
+        return list(dict.fromkeys(of_rows + self.live))
 
 
-def prepare_trials(candidates: Sequence[CandidateRecord], metric: str, say: Callable[[str], None]) -> PreparedTrials:
+def prepare_trials(
+    candidates: Sequence[CandidateRecord], metric: str, features: FeaturesConfig, say: Callable[[str], None]
+) -> PreparedTrials:
     """Check all that can be checked without a cluster, and tokenise what the candidates train on.
 
     Raises:
@@ -47,7 +58,7 @@ def prepare_trials(candidates: Sequence[CandidateRecord], metric: str, say: Call
     by_key: dict[str, PreparedData] = {}
     key_of: dict[str, str] = {}
     key_by_source: dict[str, str] = {}
-    _check_models([TrialConfig.model_validate(candidate.trial) for candidate in candidates])
+    models = _check_models([TrialConfig.model_validate(candidate.trial) for candidate in candidates])
     for candidate in candidates:
         trial = TrialConfig.model_validate(candidate.trial)
         source = json.dumps([candidate.trial["data"], trial.model.name], sort_keys=True)
@@ -58,7 +69,8 @@ def prepare_trials(candidates: Sequence[CandidateRecord], metric: str, say: Call
             key_by_source[source] = data.key
             by_key[data.key] = data
         key_of[candidate.name] = key_by_source[source]
-    return PreparedTrials(by_key, key_of)
+    plans, plan_of, live = _plan(candidates, models, {name: by_key[key] for name, key in key_of.items()}, features)
+    return PreparedTrials(by_key, key_of, plans, plan_of, live)
 
 
 def environment(prepared: PreparedTrials, nodes: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -76,18 +88,58 @@ def environment(prepared: PreparedTrials, nodes: Sequence[dict[str, Any]]) -> di
             for key, data in prepared.by_key.items()
         },
         "data_of": prepared.key_of,
+        "features": {key: plan.dump() for key, plan in prepared.plans.items()},
+        "features_of": prepared.plan_of,
     }
 
 
-def _check_models(trials: Sequence[TrialConfig]) -> None:
-    """Every different model once, with everything that some candidate wants trained in it."""
+def _check_models(trials: Sequence[TrialConfig]) -> dict[str, nn.Module]:
+    """Every different model once, with everything that some candidate wants trained in it; by their dumped configs."""
     checked: set[str] = set()
+    models: dict[str, nn.Module] = {}
     for trial in trials:
         trains = {stage: getattr(trial, stage).trains for stage in keys.STAGES}
         what = f"{trial.model.model_dump_json()} {trains}"
         if what not in checked:
-            check_model(trial.model, trains)
+            models[trial.model.model_dump_json()] = check_model(trial.model, trains)
             checked.add(what)
+    return models
+
+
+def _plan(
+    candidates: Sequence[CandidateRecord],
+    models: Mapping[str, nn.Module],
+    data_of: Mapping[str, PreparedData],
+    config: FeaturesConfig,
+) -> tuple[dict[str, FeaturePlan], dict[str, str], list[str]]:
+    """The features of stage one, each once; which candidate trains on which; why some run their trunk live."""
+    plans: dict[str, FeaturePlan] = {}
+    plan_of: dict[str, str] = {}
+    live: list[str] = []
+    if config.cache == "off":
+        return plans, plan_of, live
+    planned: dict[str, FeaturePlan | str] = {}
+    for candidate in candidates:
+        trial = TrialConfig.model_validate(candidate.trial)
+        if trial.stage_one.epochs == 0:
+            continue
+        model = trial.model.model_dump_json()
+        data = data_of[candidate.name]
+        what = f"{model} {data.key} {trial.stage_one.trains} {trial.stage_one.frozen_dropout}"
+        if what not in planned:
+            found = plan_features(models[model], trial.stage_one, data, config.dtype, torch.device("cpu"))
+            if isinstance(found, FeaturePlan) and found.num_bytes > config.max_gb * 1e9:
+                found = (
+                    f"its features would take {found.num_bytes / 1e9:.1f} GB, above features.max_gb ({config.max_gb:g})"
+                )
+            planned[what] = found
+        plan = planned[what]
+        if isinstance(plan, FeaturePlan):
+            plans[plan.key] = plan
+            plan_of[candidate.name] = plan.key
+        else:
+            live.append(f"stage one runs its trunk live: {plan}")
+    return plans, plan_of, live
 
 
 def _check_metric(metric: str, data: PreparedData) -> None:

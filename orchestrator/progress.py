@@ -12,7 +12,7 @@ from rich.text import Text
 
 from trainables import keys
 
-STATES = ("pending", "running", "pruned", "completed", "failed")
+STATES = ("pending", "running", "pruned", "not_promoted", "completed", "failed")
 
 
 class Progress:
@@ -33,6 +33,7 @@ class Progress:
         self.scores: dict[str, float] = {}  # of the latest report
         self.best: tuple[str, float] | None = None  # of completed candidates
         self.rungs: Sequence[tuple[int, int]] = ()  # (epoch, how many candidates have reached it)
+        self._roads: set[tuple[str, str]] = set()  # what the user has been told
         self._began = time.monotonic()
         self._ended_here = 0
         self._live: Live | None = None
@@ -54,6 +55,10 @@ class Progress:
 
     def reported(self, candidate: str, report: Mapping[str, Any]) -> None:
         stage, epoch = report[keys.STAGE], report[keys.EPOCH]
+        road = report.get(keys.ROAD)
+        if road and (stage, road) not in self._roads:
+            self._roads.add((stage, road))
+            self._line(f"{stage} runs {road}")
         total = self.epochs[candidate][keys.STAGES.index(stage)]
         self.places[candidate] = f"{stage} {epoch}/{total}"
         self.scores[candidate] = report[self.metric]
@@ -65,6 +70,10 @@ class Progress:
         self._ended_here += 1
         self._consider(candidate, state, score)
         self._line(f"{candidate}  {state}: {reason}  [{self.summary()}]")
+
+    def waiting(self, candidate: str) -> None:
+        """A candidate that is not at work, and has more before it."""
+        self.places.pop(candidate, None)
 
     def recalled(self, candidate: str, state: str, score: float | None) -> None:
         """A candidate that had ended before: counted, but no measure of this process's pace."""

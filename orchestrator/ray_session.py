@@ -52,8 +52,11 @@ def ray_session(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def trial_slots(placement: Placement) -> int:
+def trial_slots(placement: Placement, stage: str = "stage_two") -> int:
     """How many trials the cluster's nodes can hold at once, at least 1.
+
+    Args:
+        stage: whose resources these are, for the message.
 
     Raises:
         ClusterError: not even one; says what is missing.
@@ -64,7 +67,7 @@ def trial_slots(placement: Placement) -> int:
         largest_cpu = max(node.get("CPU", 0) for node in nodes)
         largest_gpu = max(node.get("GPU", 0) for node in nodes)
         raise ClusterError(
-            f"resources.stage_two asks for {placement['workers']} worker(s) of {placement['cpus_per_worker']:g} CPU "
+            f"resources.{stage} asks for {placement['workers']} worker(s) of {placement['cpus_per_worker']:g} CPU "
             f"and {placement['gpus_per_worker']:g} GPU each, but the cluster's {len(nodes)} node(s) hold "
             f"{workers_that_fit} of these (the largest has {largest_cpu:g} CPU and {largest_gpu:g} GPU): ask for "
             "less, or add nodes"

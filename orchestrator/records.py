@@ -32,12 +32,13 @@ BEST_FOLDER = "best"
 METRICS_FILE = "best/metrics.json"
 WANDB_FOLDER = "wandb"
 CHECKPOINTS_FOLDER = "state/checkpoints"  # one folder per candidate, written by its Ray Train run
+FEATURES_FOLDER = "state/features"  # parts of features, while the sweep runs
 DATA_FOLDER = "state/data"  # the tokenised rows, for nodes that lack them
 CANDIDATES_FILE = "state/candidates.json"
 HISTORY_FOLDER = "state/history"
 OUTCOMES_FOLDER = "state/outcomes"
 
-EndState = Literal["pruned", "completed", "failed"]
+EndState = Literal["pruned", "not_promoted", "completed", "failed"]
 
 
 class RunDirectoryError(InputError):
@@ -63,13 +64,23 @@ class Outcome:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Records:
-    """All that is known of a sweep, read at one moment."""
+    """All that is known of a sweep."""
 
-    candidates: list[CandidateRecord]
-    history: list[dict[str, Any]]  # in the order the reports were heard
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    candidates: list[CandidateRecord]  # in the order of their numbers
+    history: list[dict[str, Any]] = field(default_factory=list)  # in the order the reports were heard; see `hear`
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # by candidate, of those that have ended
+
+    def __post_init__(self) -> None:
+        self._by_candidate: dict[str, list[dict[str, Any]]] = {}
+        for row in self.history:
+            self._by_candidate.setdefault(row["candidate"], []).append(row)
+
+    def hear(self, row: dict[str, Any]) -> None:
+        """Add a report."""
+        self.history.append(row)
+        self._by_candidate.setdefault(row["candidate"], []).append(row)
 
     @property
     def finished(self) -> bool:
@@ -77,7 +88,8 @@ class Records:
         return len(self.outcomes) == len(self.candidates)
 
     def history_of(self, candidate: str) -> list[dict[str, Any]]:
-        return [row for row in self.history if row["candidate"] == candidate]
+        """One candidate's reports, in order; not to be changed."""
+        return self._by_candidate.get(candidate, [])
 
 
 class RunDirectory:

@@ -109,7 +109,7 @@ def format_ranking(rows: Sequence[Row], metric: str, swept: Sequence[str], limit
                 f"{row['seconds']:.0f}",
             ]
         )
-    text = _aligned(table)
+    text = aligned(table)
     hidden = len(ranked) - len(table) + 1
     return text + (f"\n... and {hidden} more in {RESULTS_FILE}" if hidden > 0 else "")
 
@@ -128,7 +128,7 @@ def format_test_metrics(metrics: dict[str, Any]) -> str:
         ]
         for label in metrics["labels"]
     ]
-    return _aligned(scores) + "\n\n" + _aligned(classes)
+    return aligned(scores) + "\n\n" + aligned(classes)
 
 
 def failures(rows: Sequence[Row]) -> list[str]:
@@ -157,6 +157,8 @@ def _write_parquet(run: RunDirectory, name: str, rows: Sequence[Row]) -> None:
 
 
 def _array(values: list[Any]) -> pa.Array:
+    if all(value is None for value in values):
+        return pa.array(values, pa.string())  # a column of no type would not go together with another run's
     try:
         if not any(isinstance(value, dict | list) for value in values):
             return pa.array(values)
@@ -174,7 +176,7 @@ def format_cell(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
-def _aligned(table: list[list[str]]) -> str:
+def aligned(table: list[list[str]]) -> str:
     """Columns padded to their widest cell; numbers to the right."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = []

@@ -41,7 +41,7 @@ class TinyModel(Protocol):
         """The folder of a tiny model: config, safetensors and tokenizer.
 
         Args:
-            architecture: bert, roberta, distilbert, modernbert, deberta-v2 or albert.
+            architecture: bert, roberta, distilbert, modernbert, electra, albert, deberta-v2 or mpnet.
             dropout: everywhere the architecture has one.
         """
 
@@ -139,6 +139,10 @@ def _settings(architecture: str, dropout: float) -> dict[str, Any]:
                 "pooler_hidden_act": "gelu", "pooler_dropout": dropout,
             }  # fmt: skip
             return sizes | dropouts | relative
+        case "electra":
+            return sizes | dropouts | {"embedding_size": 8}
+        case "mpnet":
+            return sizes | dropouts | {"max_position_embeddings": MAX_LENGTH + 2}
         case "albert":
             return sizes | dropouts | {"embedding_size": 8, "classifier_dropout_prob": dropout}
     raise AssertionError(f"no tiny {architecture}")

@@ -10,13 +10,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each module may import those before it. A new module goes to its place in the story.
 ORDER = {
     "trainables": (
-        "keys", "errors", "locations", "config", "methods", "class_balance", "losses", "samplers", "metrics",
-        "demo_rows", "imbalance", "sources", "data", "tokenised", "tokens", "model", "runtime", "checkpoint", "stages",
-        "mailbox", "ray_trial",
+        "keys", "errors", "locations", "memory", "config", "methods", "class_balance", "losses", "samplers", "metrics",
+        "demo_rows", "imbalance", "sources", "data", "tokenised", "tokens", "model", "packing", "cut", "features",
+        "roads", "runtime", "checkpoint", "stages", "warm", "mailbox", "ray_trial",
     ),
     "orchestrator": (
         "mistakes", "sweep_file", "search_space", "config", "records", "scheduler", "tracking", "progress",
-        "bookkeeping", "results", "page", "report", "export", "preparation", "ray_session", "launch", "__main__",
+        "promotion", "bookkeeping", "results", "page", "report", "cache", "export", "preparation", "ray_session",
+        "feature_cache", "rounds", "launch", "__main__",
     ),
 }  # fmt: skip
 MAY_IMPORT = {"trainables": set(), "orchestrator": {"trainables", "clusters"}, "clusters": set()}

@@ -16,8 +16,10 @@ STAGE_ONE_EPOCH = "stage_one_epoch"
 TRAIN_LOSS = "train/loss"  # mean over the epoch's steps of the stage's own (weighted) loss; lower is better
 LEARNING_RATE = "train/learning_rate"  # of the epoch's last optimiser step
 ROWS = "train/rows"  # rows visited in the epoch, over all workers
+ROAD = "road"  # how the logits were computed, and why so (roads.py)
 SECONDS = "seconds"  # wall seconds of the epoch, its evaluation included
 
+TRAIN = "train"
 VALIDATION = "validation"
 TEST = "test"
 

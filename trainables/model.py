@@ -65,16 +65,26 @@ class PooledClassifier(nn.Module):
         """The encoder, under the name Hugging Face gives it in its own classifiers."""
         return self.encoder
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SequenceClassifierOutput:
-        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **of_encoder: Any
+    ) -> SequenceClassifierOutput:
+        """Without a mask every token is real; further arguments are the encoder's."""
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **of_encoder)
         if self.pooling == "pooler":
             pooled = output.pooler_output
         elif self.pooling == "cls":
             pooled = output.last_hidden_state[:, 0]
+        elif attention_mask is None:
+            pooled = output.last_hidden_state.mean(1)
         else:
             mask = attention_mask.unsqueeze(-1).to(output.last_hidden_state.dtype)
             pooled = (output.last_hidden_state * mask).sum(1) / mask.sum(1)
-        return SequenceClassifierOutput(logits=self.head(self.dropout(pooled)))
+        return SequenceClassifierOutput(logits=self.classify(pooled))
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """The pooled vector (B, H) -> logits (B, C)."""
+        logits: Tensor = self.head(self.dropout(pooled))
+        return logits
 
 
 def build_classifier(config: ModelConfig, label_names: tuple[str, ...], seed: int) -> nn.Module:
@@ -117,10 +127,11 @@ def resolve(name: str) -> str:
     return str(folder)
 
 
-def check_model(config: ModelConfig, trains: Mapping[str, Trains]) -> None:
+def check_model(config: ModelConfig, trains: Mapping[str, Trains]) -> nn.Module:
     """Raise :class:`ModelError` for a model that cannot be loaded, or cannot train what the named settings ask for.
 
-    Loads it whole: that a model has no weights, say, should not be told by every candidate's failure.
+    Loads it whole: that a model has no weights, say, should not be told by every candidate's failure. Returns it, with
+    a head for two classes.
     """
     model = build_classifier(config, ("first", "second"), seed=0)
     for name, setting in trains.items():
@@ -128,6 +139,7 @@ def check_model(config: ModelConfig, trains: Mapping[str, Trains]) -> None:
             set_trainable(model, setting)
         except ModelError as error:
             raise ModelError(f"{name}.trains: {error}") from None
+    return model
 
 
 def set_trainable(model: nn.Module, trains: Trains) -> None:
@@ -152,13 +164,13 @@ def set_trainable(model: nn.Module, trains: Trains) -> None:
         layers = encoder_layers(encoder)
         if trains.top_layers > len(layers):
             raise ModelError(f"top_layers is {trains.top_layers}, but the encoder has {len(layers)} layers")
-        chosen = [*head, *pooler.parameters(), *nn.ModuleList(layers[-trains.top_layers :]).parameters()]
+        chosen = [*head, *pooler.parameters(), *layers[-trains.top_layers :].parameters()]
     training = {id(p) for p in chosen}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in training)
 
 
-def encoder_layers(encoder: nn.Module) -> list[nn.Module]:
+def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
     """The encoder's layers, from the embeddings upwards.
 
     Raises:
@@ -167,11 +179,18 @@ def encoder_layers(encoder: nn.Module) -> list[nn.Module]:
     num_layers = int(cast(Any, encoder.config).num_hidden_layers)
     for module in encoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_layers:
-            return list(module)
+            return module
     raise ModelError(
         f"{type(encoder).__name__} has no list of {num_layers} layers with weights of their own, so that a top layer "
         "cannot be told from the others: use head, pooler or all"
     )
+
+
+def layer_stack(model: nn.Module) -> nn.Module:
+    """The module that runs the layers one after the other, whose output the pooler reads where there is one."""
+    encoder = cast(nn.Module, model.base_model)
+    parts = (getattr(encoder, name, None) for name in ("encoder", "transformer"))  # BERT and kin, DistilBERT
+    return next((part for part in parts if isinstance(part, nn.Module)), encoder)
 
 
 def set_train_mode(model: nn.Module, frozen_dropout: bool) -> None:
@@ -181,12 +200,19 @@ def set_train_mode(model: nn.Module, frozen_dropout: bool) -> None:
     as the papers' code does.
     """
     model.train()
-    if frozen_dropout:
+    if not frozen_dropout:
+        _eval_where_frozen(model)
+
+
+def _eval_where_frozen(module: nn.Module) -> None:
+    parameters = list(module.parameters())
+    if not parameters:
         return
-    for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
-            module.eval()
+    if any(p.requires_grad for p in parameters):
+        for child in module.children():
+            _eval_where_frozen(child)
+    else:
+        module.eval()
 
 
 def save_classifier(

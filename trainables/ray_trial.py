@@ -1,4 +1,4 @@
-"""A trial under Ray: Tune's trainable, the function its Ray Train workers run, and the Runtime between them.
+"""A trial under Ray: Tune's trainables, the function that Ray Train workers run, and the Runtimes between them.
 
 The only module here that imports Ray. The way a report takes: worker -> Train's controller -> ``ReportMailbox`` -> the
 trial's own thread -> ``tune.report``. Ray's ``TuneReportCallback`` is a shorter way, but in Ray 2.60 it leaks a permit
@@ -9,9 +9,11 @@ import os
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+import pyarrow.fs as pafs
 import ray
 import ray.train
 import ray.train.torch
@@ -22,8 +24,9 @@ from torch import Tensor, nn
 
 from trainables import keys
 from trainables.config import TrialConfig
+from trainables.locations import open_location
 from trainables.mailbox import End, Reported
-from trainables.runtime import Report
+from trainables.runtime import Report, SingleProcess
 
 # Scores lie in [-1, 1]: with this offset a checkpoint of stage two always outranks one of stage one.
 STAGE_OFFSET = 10.0
@@ -36,6 +39,15 @@ CHECKPOINT_SCORE = "checkpoint_score"
 ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
 
 
+class FeatureSource(TypedDict):
+    """Where a trial's features come from, see ``warm.open_features_of``."""
+
+    plan: dict[str, Any]  # FeaturePlan, dumped
+    published: str  # URI of the parts that the sweep had made
+    num_parts: int
+    cache_dir: str | None
+
+
 class WorkerConfig(TypedDict):
     """What a trial's workers are given; plain values, since it travels."""
 
@@ -43,6 +55,8 @@ class WorkerConfig(TypedDict):
     metric: str  # the key that says which epoch was best
     data_key: str  # of the tokenised rows, in the node's cache
     published_data: str  # URI of the sweep's own copy of them, for nodes that lack it
+    features: FeatureSource | None  # of stage one's frozen trunk; None: it is run live
+    start: str | None  # URI of a checkpoint to go on from, where the run itself has none
 
 
 class Placement(TypedDict):
@@ -70,20 +84,34 @@ class CandidateFailed(RuntimeError):
 def train_two_stages(config: WorkerConfig) -> None:
     """What every Ray Train worker of this project runs: both stages, going on from the run's last checkpoint."""
     # Imported here: the trial's driver and Train's controller unpickle this function and need none of it.
+    from trainables.memory import keep_freed_memory
     from trainables.model import build_classifier
-    from trainables.stages import run_two_stages
+    from trainables.stages import run_two_stages, stage_one_is_left
     from trainables.tokenised import default_cache_dir, fetch_prepared
+    from trainables.warm import open_features_of
 
     trial = TrialConfig.model_validate(config["trial"])
     data = fetch_prepared(config["data_key"], config["published_data"], default_cache_dir())
-    model = build_classifier(trial.model, data.label_names, trial.seed)
     runtime = RayRuntime(config["metric"])
+    if runtime.device.type == "cpu":
+        keep_freed_memory()
+    model = runtime.place(build_classifier(trial.model, data.label_names, trial.seed))
     checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        run_two_stages(trial, data, model, runtime)
-        return
-    with checkpoint.as_directory() as folder:
-        run_two_stages(trial, data, model, runtime, start=Path(folder))
+    if checkpoint is None and config["start"] is not None:
+        checkpoint = ray.train.Checkpoint(config["start"])
+    with nullcontext(None) if checkpoint is None else checkpoint.as_directory() as folder:
+        start = None if folder is None else Path(folder)
+        source = features_of(config)
+        features = open_features_of(model, data, **source) if source and stage_one_is_left(trial, start) else None
+        run_two_stages(trial, data, model, runtime, start, features)
+
+
+def features_of(config: WorkerConfig) -> dict[str, Any] | None:
+    """Keywords of ``warm.open_features_of``, the plan as it was before it travelled."""
+    from trainables.features import FeaturePlan
+
+    source = config["features"]
+    return None if source is None else {**source, "plan": FeaturePlan.load(source["plan"])}
 
 
 class RayRuntime:
@@ -101,7 +129,10 @@ class RayRuntime:
         return model.to(self.device)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        return nn.parallel.DistributedDataParallel(model) if self.world_size > 1 else model
+        if self.world_size == 1:
+            return model
+        # Some architectures (XLNet) have parameters that no gradient reaches.
+        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
 
     def sum(self, tensor: Tensor) -> Tensor:
         if self.world_size > 1:
@@ -153,6 +184,69 @@ def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
         except SystemExit:  # to stop this trial: its Train run is stopped with it, and frees what it holds
             ray.kill(item.controller)
             raise
+
+
+def run_stage_one(config: dict[str, Any], setup: TrialSetup) -> None:
+    """Tune's trainable of a tournament's first round: one candidate's stage one, in this process, which is reused.
+
+    Args, errors: as :func:`run_trial`.
+    """
+    from trainables.memory import keep_freed_memory
+    from trainables.warm import train_stage_one
+
+    candidate = config["candidate"]
+    worker = setup["workers"][candidate]
+    runtime = FirstRoundRuntime(f"{setup['storage']}/{candidate}", set(setup["heard"][candidate]))
+    if runtime.device.type == "cpu":
+        keep_freed_memory()
+    checkpoint = None if worker["start"] is None else ray.train.Checkpoint(worker["start"])
+    try:
+        with nullcontext(None) if checkpoint is None else checkpoint.as_directory() as folder:
+            train_stage_one(
+                TrialConfig.model_validate(worker["trial"]),
+                worker["data_key"],
+                worker["published_data"],
+                features_of(worker),
+                runtime,
+                None if folder is None else Path(folder),
+            )
+    except Exception as error:  # whatever ended it is the candidate's reason
+        raise CandidateFailed(_reason(error)) from error
+
+
+class FirstRoundRuntime(SingleProcess):
+    """The Runtime inside a Tune trial that trains in its own process. Keeps the latest checkpoint.
+
+    Args:
+        storage: URI of the candidate's folder of checkpoints.
+        heard: the (stage, epoch) pairs that Tune need not be told again.
+    """
+
+    def __init__(self, storage: str, heard: set[tuple[str, int]]) -> None:
+        super().__init__()
+        self.filesystem, self.path = open_location(storage)
+        self.heard = heard
+
+    def report(self, report: Report, checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            self._keep(checkpoint)
+        place = (str(report[keys.STAGE]), cast(int, report[keys.EPOCH]))
+        if place not in self.heard:
+            self.heard.add(place)
+            tune.report(dict(report))  # returns once Tune has decided
+
+    def _keep(self, checkpoint: Path) -> None:
+        """The folder appears under its name when it is whole; then the earlier ones go."""
+        aside = f"{self.path}/.{checkpoint.name}.partial"
+        self.filesystem.create_dir(aside, recursive=True)
+        pafs.copy_files(str(checkpoint), aside, destination_filesystem=self.filesystem)
+        earlier = self.filesystem.get_file_info(pafs.FileSelector(self.path))
+        if any(info.base_name == checkpoint.name for info in earlier):
+            self.filesystem.delete_dir(f"{self.path}/{checkpoint.name}")
+        self.filesystem.move(aside, f"{self.path}/{checkpoint.name}")
+        for info in earlier:
+            if info.base_name.startswith(keys.STAGE_ONE) and info.base_name != checkpoint.name:
+                self.filesystem.delete_dir(info.path)
 
 
 class PostReports(ray.train.UserCallback):  # type: ignore[misc]

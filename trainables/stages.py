@@ -22,15 +22,15 @@ from torch import Tensor, nn
 from trainables import keys
 from trainables.checkpoint import Progress, load_optimizer, load_parameters, load_progress, save_checkpoint
 from trainables.config import StageConfig, TrialConfig
+from trainables.features import Features
 from trainables.losses import Loss, build_loss
 from trainables.metrics import Confusion
 from trainables.model import set_train_mode, set_trainable
+from trainables.roads import Road, cached_road, live_road
 from trainables.runtime import Report, Runtime
 from trainables.samplers import epoch_rows, num_rows, shares, steps
-from trainables.tokenised import PreparedData, TokenisedRows, length_batches
+from trainables.tokenised import PreparedData
 
-EVALUATION_BATCH_SIZE = 64
-CPU_ROWS_AT_ONCE = 8  # see _of_like_length
 STEPS_BETWEEN_LOSS_CHECKS = 50  # a look at the loss waits for the device
 
 
@@ -39,7 +39,12 @@ class TrainingDiverged(ArithmeticError):
 
 
 def run_two_stages(
-    config: TrialConfig, data: PreparedData, model: nn.Module, runtime: Runtime, start: Path | None = None
+    config: TrialConfig,
+    data: PreparedData,
+    model: nn.Module,
+    runtime: Runtime,
+    start: Path | None = None,
+    features: Features | None = None,
 ) -> None:
     """Train ``model`` through both stages, reporting after every epoch.
 
@@ -50,6 +55,7 @@ def run_two_stages(
         runtime: where it runs and whom it reports to.
         start: a checkpoint folder to go on from. Its reports are made again first (without a checkpoint): the last of
             them may not have been heard.
+        features: the outputs of stage one's frozen trunk, where they are cached; None: the trunk is run live.
 
     Raises:
         TrainingDiverged: see there.
@@ -71,14 +77,26 @@ def run_two_stages(
             continue
         if stage != progress.stage:
             progress, start = Progress(stage, 0, progress.reports), None
-        if progress.epoch < stage_config.epochs:
-            progress = run_stage(stage_config, data, model, runtime, progress, trained, config.seed, start)
+        if progress.epoch == stage_config.epochs:
+            continue
+        if stage == keys.STAGE_ONE and features is not None:
+            road = cached_road(model, features, data, runtime.device, stage_config.precision)
+        else:
+            road = live_road(model, data, runtime.device, stage_config.precision)
+        progress = run_stage(stage_config, data, model, road, runtime, progress, trained, config.seed, start)
+
+
+def stage_one_is_left(config: TrialConfig, start: Path | None) -> bool:
+    """Whether a trial that goes on from ``start`` has epochs of stage one before it."""
+    progress = Progress() if start is None else load_progress(start)
+    return progress.stage == keys.STAGE_ONE and progress.epoch < config.stage_one.epochs
 
 
 def run_stage(
     config: StageConfig,
     data: PreparedData,
     model: nn.Module,
+    road: Road,
     runtime: Runtime,
     progress: Progress,
     trained: set[str],
@@ -88,6 +106,7 @@ def run_stage(
     """Train one stage from ``progress`` to its end; what trains has been set on the model.
 
     Args:
+        road: how the model's logits are computed.
         start: the checkpoint ``progress`` was read from, where it lies within this stage.
 
     Returns:
@@ -98,7 +117,7 @@ def run_stage(
     if start is not None and progress.epoch > 0:
         load_optimizer(start, model, optimizer)
     loss = build_loss(config.loss, data.class_counts)
-    wrapped = runtime.wrap(model)
+    wrapped = runtime.wrap(road.module)
     schedule = LinearSchedule(
         config.learning_rate,
         total_steps=config.epochs * math.ceil(num_rows(config.rows, data.class_counts) / config.batch_size),
@@ -111,7 +130,7 @@ def run_stage(
         rows = epoch_rows(config.rows, data.train.labels, rows_seed, epoch)
         set_train_mode(model, config.frozen_dropout)
         train_loss = _train_epoch(
-            config, data.train, steps(rows, config.batch_size), wrapped, loss, optimizer, schedule, runtime,
+            config, data, road, steps(rows, config.batch_size), wrapped, loss, optimizer, schedule, runtime,
             where=f"{progress.stage} epoch {epoch + 1}", first_step=epoch * math.ceil(len(rows) / config.batch_size),
         )  # fmt: skip
         report: dict[str, str | int | float | None] = {
@@ -120,7 +139,8 @@ def run_stage(
             keys.TRAIN_LOSS: train_loss,
             keys.LEARNING_RATE: float(optimizer.param_groups[0]["lr"]),
             keys.ROWS: len(rows),
-            **evaluate(model, data.validation, data, runtime, keys.VALIDATION, config.precision),
+            keys.ROAD: road.description,
+            **evaluate(road, data, runtime, keys.VALIDATION, config.precision),
         }
         _check_finite(report, f"{progress.stage} epoch {epoch + 1}", config)
         if progress.stage == keys.STAGE_ONE:
@@ -134,16 +154,16 @@ def run_stage(
 
 
 def evaluate(
-    model: nn.Module, rows: TokenisedRows, data: PreparedData, runtime: Runtime, split: str, precision: str = "fp32"
+    road: Road, data: PreparedData, runtime: Runtime, split: str, precision: str = "fp32"
 ) -> dict[str, float | None]:
-    """Score ``rows`` in eval mode, each worker its share of the batches, from confusion counts summed over workers."""
-    model.eval()
+    """Score a split in eval mode, each worker its share of the batches, from confusion counts summed over workers."""
+    road.module.eval()
+    labels = getattr(data, split).labels
     confusion = Confusion(len(data.label_names), runtime.device)
-    batches = length_batches(rows.lengths, EVALUATION_BATCH_SIZE)
     with torch.inference_mode(), _autocast(runtime.device, precision):
-        for batch in batches[runtime.rank :: runtime.world_size]:
-            logits = _logits(model, rows, batch, runtime.device)
-            confusion.update(logits.float(), _labels(rows, batch, runtime.device))
+        for batch in road.evaluation_batches(split)[runtime.rank :: runtime.world_size]:
+            logits = road.module(*road.inputs(split, batch))
+            confusion.update(logits.float(), _labels(labels, batch, runtime.device))
     confusion.load(runtime.sum(confusion.state()))
     return confusion.scores(data.class_counts, data.label_names, split)
 
@@ -165,7 +185,8 @@ class LinearSchedule:
 
 def _train_epoch(
     config: StageConfig,
-    rows: TokenisedRows,
+    data: PreparedData,
+    road: Road,
     epoch_steps: list[np.ndarray],
     model: nn.Module,
     loss: Loss,
@@ -177,25 +198,25 @@ def _train_epoch(
 ) -> float:
     """One epoch; returns the mean over its steps of the step's global weighted mean loss."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    class_weights = loss.class_weights.numpy()
+    labels = data.train.labels
+    weights = loss.class_weights.numpy()[labels]  # of each row
     total = torch.zeros((), device=runtime.device)
     for number, step_rows in enumerate(epoch_steps):
         for group in optimizer.param_groups:
             group["lr"] = schedule(first_step + number)
         # Weighted losses are means over weights: every part counts by its share of the whole step's weight, so that
         # the sum over workers and micro-batches is the weighted mean over the step, whoever computes it.
-        step_weight = float(class_weights[rows.labels[step_rows]].sum())
-        parts = shares(step_rows, runtime.rank, runtime.world_size, config.gradient_accumulation)
-        if runtime.device.type == "cpu":
-            parts = [like for part in parts for like in _of_like_length(part, rows.lengths)]
+        step_weight = float(weights[step_rows].sum())
+        micro_batches = shares(step_rows, runtime.rank, runtime.world_size, config.gradient_accumulation)
+        parts = [part for micro_batch in micro_batches for part in road.parts(keys.TRAIN, micro_batch)]
         for index, part in enumerate(parts):
-            share = float(class_weights[rows.labels[part]].sum()) / step_weight
+            share = float(weights[part].sum()) / step_weight
             if len(part) == 0:  # a worker without rows still takes part in the exchange of gradients
                 part = step_rows[:1]
             with _gradients_exchanged(model, last=index + 1 == len(parts)):
                 with _autocast(runtime.device, config.precision):
-                    logits = _logits(model, rows, part, runtime.device)
-                part_loss = loss.function(logits.float(), _labels(rows, part, runtime.device)) * share
+                    logits = model(*road.inputs(keys.TRAIN, part))
+                part_loss = loss.function(logits.float(), _labels(labels, part, runtime.device)) * share
                 # Data-parallel training takes the mean of the workers' gradients; the shares want their sum.
                 (part_loss * runtime.world_size).backward()  # type: ignore[no-untyped-call]
             total += part_loss.detach()
@@ -205,16 +226,6 @@ def _train_epoch(
         if (number + 1) % STEPS_BETWEEN_LOSS_CHECKS == 0 and not math.isfinite(total.item()):
             raise TrainingDiverged(_diverged("training loss", total.item(), f"{where}, step {number + 1}", config))
     return float(runtime.sum(total).item()) / len(epoch_steps)
-
-
-def _of_like_length(part: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """A micro-batch in smaller ones, rows of like length together: the same gradient from fewer padding tokens.
-
-    On a CPU padding costs what tokens cost, and small products run as fast as large ones; a GPU would rather have one
-    launch. An empty part stays one part: its worker still exchanges gradients.
-    """
-    by_length = part[np.argsort(lengths[part], kind="stable")]
-    return [by_length[start : start + CPU_ROWS_AT_ONCE] for start in range(0, max(len(part), 1), CPU_ROWS_AT_ONCE)]
 
 
 def _adamw(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
@@ -227,18 +238,8 @@ def _adamw(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, eps=1e-8, fused=True)
 
 
-def _logits(model: nn.Module, rows: TokenisedRows, batch: np.ndarray, device: torch.device) -> Tensor:
-    input_ids, attention_mask = rows.padded(batch)
-    output = model(
-        input_ids=torch.from_numpy(input_ids).to(device, non_blocking=True),
-        attention_mask=torch.from_numpy(attention_mask).to(device, non_blocking=True),
-    )
-    logits: Tensor = output.logits
-    return logits
-
-
-def _labels(rows: TokenisedRows, batch: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(rows.labels[batch]).to(device, non_blocking=True)
+def _labels(labels: np.ndarray, batch: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(labels[batch]).to(device, non_blocking=True)
 
 
 def _report_with_checkpoint(

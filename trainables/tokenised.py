@@ -49,6 +49,18 @@ class TokenisedRows:
         """Tokens of each row, (n,)."""
         return np.diff(self.offsets)
 
+    def positions(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where in ``tokens`` the rows' tokens lie, row after row."""
+        lengths = self.lengths[indices]
+        firsts = self.offsets[indices] - np.cumsum(lengths) + lengths
+        return np.arange(lengths.sum()) + np.repeat(firsts, lengths)
+
+    def between(self, start: int, stop: int) -> "TokenisedRows":
+        """The rows from ``start`` to before ``stop``."""
+        offsets = self.offsets[start : stop + 1]
+        tokens = self.tokens[offsets[0] : offsets[-1]]
+        return TokenisedRows(tokens, offsets - offsets[0], self.labels[start:stop], self.pad_token_id)
+
     def padded(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """``input_ids`` and ``attention_mask`` (1: token, 0: padding), both (B, T) with T the longest row's length."""
         starts = self.offsets[indices][:, None]
@@ -132,13 +144,19 @@ def _fetch(published: str, folder: Path) -> None:
     partial.rename(folder)
 
 
-def length_batches(lengths: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
-    """Batches for evaluation: each row once, rows of like length together, so that little is padded.
+def length_batches(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:
+    """Batches for evaluation: each row once, rows of like length together, at most ``max_tokens`` each when padded.
 
     The longest come first: a batch that does not fit into memory fails at once.
     """
     order = np.argsort(-lengths, kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = []
+    start = 0
+    while start < len(order):
+        stop = start + max(1, max_tokens // int(lengths[order[start]]))
+        batches.append(order[start:stop])
+        start = stop
+    return batches
 
 
 def default_cache_dir() -> Path:

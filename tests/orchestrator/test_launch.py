@@ -12,7 +12,7 @@ from wandb_files import read_runs
 from orchestrator.__main__ import main
 from trainables import keys
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
 
 METRIC = "validation/macro_f1"
 
@@ -69,6 +69,7 @@ def test_the_exported_model_scores_in_plain_transformers_what_its_metrics_say(fi
 def test_wandb_holds_what_was_reported(finished: Path):
     runs = read_runs(finished / "wandb")
     history = pq.read_table(finished / "history.parquet").to_pylist()
+    also = (keys.EPOCH, keys.ROAD, keys.SECONDS)
     assert set(runs) == {"first-c000", "first-c001", "first-c002", "first-sweep"}
     for candidate, state in {"c000": "completed", "c001": "pruned", "c002": "failed"}.items():
         run = runs[f"first-{candidate}"]
@@ -78,7 +79,7 @@ def test_wandb_holds_what_was_reported(finished: Path):
         for logged, reported in zip(run.history, reports, strict=True):
             stage = reported[keys.STAGE]
             values = {key: value for key, value in logged.items() if not key.startswith("_")}
-            kept = {key: value for key, value in reported.items() if "/" in key or key in (keys.EPOCH, keys.SECONDS)}
+            kept = {key: value for key, value in reported.items() if "/" in key or key in also}
             assert values == {f"{stage}/{key}": value for key, value in kept.items() if value is not None}
     assert runs["first-sweep"].summary["chosen"] == "c000"
 

@@ -248,7 +248,7 @@ def test_history_stays_in_the_order_heard_over_many_parts_and_writers(run: RunDi
     for _ in range(3):  # a sweep and its resumptions
         writer = HistoryWriter(run)
         for _ in range(5):
-            writer.append({"number": writer.next_part})
+            writer.append({"candidate": "c000", "number": writer.next_part})
     assert [row["number"] for row in read_records(run).history] == list(range(15))
     assert run.list(HISTORY_FOLDER)[-1] == "00000014.json"
 

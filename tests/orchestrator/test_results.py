@@ -148,7 +148,7 @@ def test_results_and_history_are_written_as_parquet(run: RunDirectory) -> None:
     results = pq.read_table(f"{run.path}/results.parquet")
     assert {field.name: str(field.type) for field in results.schema} == {
         "candidate": "string",
-        "parent": "null",
+        "parent": "string",
         "state": "string",
         "reason": "string",
         "stage_one_epochs": "int64",

@@ -14,7 +14,11 @@ from wandb_files import read_runs
 
 from trainables import keys
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]  # a sweep, twice on a Ray of its own
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.xdist_group("ray"),
+    pytest.mark.timeout(600),
+]  # a sweep, twice on a Ray of its own
 
 
 @pytest.fixture(scope="module")

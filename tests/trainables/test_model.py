@@ -315,7 +315,11 @@ TRAINS: list[tuple[str, Head, Any, set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("architecture", "head", "trains", "expected"), TRAINS, ids=lambda v: named(v)[:20])
+@pytest.mark.parametrize(
+    ("architecture", "head", "trains", "expected"),
+    TRAINS,
+    ids=lambda v: f"{len(v)}" if isinstance(v, set) else named(v),
+)
 def test_a_stage_trains_exactly_these_parameters(
     architecture: str, head: Head, trains: Any, expected: set[str], tiny_model: TinyModel
 ) -> None:

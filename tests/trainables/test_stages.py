@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from trainables import keys, stages
+from trainables import keys, roads, stages
 from trainables.config import DataConfig, HeadConfig, TrialConfig
 from trainables.losses import build_loss
 from trainables.model import build_classifier
+from trainables.roads import live_road
 from trainables.runtime import Report, SingleProcess
 from trainables.stages import LinearSchedule, TrainingDiverged, evaluate, run_two_stages
 from trainables.tokenised import PreparedData, default_cache_dir, open_prepared
@@ -119,7 +120,16 @@ def test_every_epoch_is_reported_once_with_every_key(tiny_model: TinyModel, data
     config = trial(tiny_model("bert"), {"trains": TOP_LAYER, "rows": "oversampled", "epochs": 2}, {"epochs": 1})
     reports = train(config, data).reports
     assert [(r["stage"], r["epoch"]) for r in reports] == [("stage_one", 1), ("stage_one", 2), ("stage_two", 1)]
-    everywhere = {"stage", "epoch", "train/loss", "train/learning_rate", "train/rows", "seconds", "validation/loss"}
+    everywhere = {
+        "stage",
+        "epoch",
+        "train/loss",
+        "train/learning_rate",
+        "train/rows",
+        "seconds",
+        "road",
+        "validation/loss",
+    }
     everywhere |= {f"validation/{score}" for score in keys.SCORES}
     everywhere |= {f"validation/f1/{label}" for label in ("absorption", "excretion", "metabolism")}
     assert [set(report) - everywhere for report in reports] == [{"stage_one_epoch"}, {"stage_one_epoch"}, set()]
@@ -394,10 +404,10 @@ def test_test_rows_are_never_looked_at(tiny_model: TinyModel, data: PreparedData
 def test_evaluation_gives_what_single_rows_and_scikit_learn_give(
     learned: tuple[nn.Module, list[Report]], data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "EVALUATION_BATCH_SIZE", 5)
+    monkeypatch.setattr(roads, "EVALUATION_TOKENS", {"cpu": 100})
     model = learned[0]
     for rows, split in ((data.train, "train"), (data.validation, "validation"), (data.test, "test")):
-        found = evaluate(model.train(), rows, data, SingleProcess(CPU), split)
+        found = evaluate(live_road(model.train(), data, CPU, "fp32"), data, SingleProcess(CPU), split)
         model.eval()
         probabilities = []
         for i in range(len(rows)):
@@ -457,7 +467,7 @@ def work(rank: int, configs: list[TrialConfig], tokens: Path, folder: Path, inte
     """What each of two processes runs: the trials one after the other, results to ``folder``."""
     os.environ["GLOO_SOCKET_IFNAME"] = interface
     torch.set_num_threads(1)
-    stages.EVALUATION_BATCH_SIZE = 3  # else the few rows were all rank 0's
+    roads.EVALUATION_TOKENS = {"cpu": 60}  # else the few rows were all rank 0's
     torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     data = open_prepared(tokens)
     for number, config in enumerate(configs):
@@ -469,6 +479,7 @@ def work(rank: int, configs: list[TrialConfig], tokens: Path, folder: Path, inte
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.xdist_group("forkserver")
 def test_two_workers_train_the_same_model_as_one(tiny_model: TinyModel, data: PreparedData, tmp_path: Path) -> None:
     # In the last step of an epoch one row is left: rank 1 has none, and takes part all the same.
     configs = [

@@ -126,12 +126,24 @@ def test_padding_takes_the_given_id_after_the_last_row_too() -> None:
     assert attention_mask.tolist() == [[1, 0, 0], [1, 1, 1]]
 
 
-@given(st.lists(st.integers(1, 9), max_size=40), st.integers(1, 7))
-def test_length_batches_hold_each_row_once_from_the_longest_down(lengths: list[int], batch_size: int) -> None:
-    batches = length_batches(np.array(lengths, dtype=np.int64), batch_size)
+@given(st.lists(st.integers(1, 9), max_size=40), st.integers(1, 30))
+def test_length_batches_hold_each_row_once_from_the_longest_down(lengths: list[int], max_tokens: int) -> None:
+    batches = length_batches(np.array(lengths, dtype=np.int64), max_tokens)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert [lengths[i] for batch in batches for i in batch] == sorted(lengths, reverse=True)
-    assert all(len(batch) == batch_size for batch in batches[:-1])
+    for batch in batches:
+        padded = len(batch) * max(lengths[i] for i in batch)
+        assert padded <= max_tokens or len(batch) == 1  # a row that is longer is a batch of its own
+    for batch in batches[:-1]:
+        assert (len(batch) + 1) * max(lengths[i] for i in batch) > max_tokens
+
+
+def test_positions_are_those_of_the_rows_tokens_in_the_order_asked_for() -> None:
+    rows = TokenisedRows(np.arange(10, 17, dtype=np.int32), np.array([0, 3, 4, 7]), np.array([0, 1, 0]), 0)
+    assert rows.tokens[rows.positions(np.array([2, 0]))].tolist() == [14, 15, 16, 10, 11, 12]
+    assert rows.between(1, 3).tokens.tolist() == [13, 14, 15, 16]
+    assert rows.between(1, 3).offsets.tolist() == [0, 1, 4]
+    assert rows.between(1, 3).labels.tolist() == [1, 0]
 
 
 # --- the cache ---

@@ -1,0 +1,123 @@
+"""Features made before the trials start, in parts, by all the CPUs or GPUs that the cluster has for trials."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.console import Console
+from rich.progress import Progress
+
+from orchestrator.records import DATA_FOLDER, FEATURES_FOLDER, CandidateRecord, RunDirectory
+from trainables.config import TrialConfig
+from trainables.features import FeaturePlan, is_whole, make_part
+from trainables.model import build_classifier, set_trainable
+from trainables.ray_trial import FeatureSource, Placement
+from trainables.tokenised import default_cache_dir, fetch_prepared
+
+ROWS_PER_PART = 1024  # at least; small enough for a bar that moves, large enough to be worth a task
+MAX_PARTS = 256
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Features that candidates need, and one of these, whose trunk it is."""
+
+    plan: FeaturePlan
+    candidate: CandidateRecord
+    data_key: str  # of its rows
+
+
+def publish_features(
+    run: RunDirectory,
+    entries: Iterable[Entry],
+    placement: Placement,
+    slots: int,
+    cache_dir: str | None,
+    console: Console,
+) -> dict[str, FeatureSource]:
+    """Have the parts made of every entry that some node's cache lacks.
+
+    Args:
+        placement: what a task asks for: a worker's share of it.
+        slots: how many such workers the cluster holds.
+
+    Returns:
+        Where a trial finds its features, by their keys.
+    """
+    task = ray.remote(num_cpus=placement["cpus_per_worker"], num_gpus=placement["gpus_per_worker"])(_make_one_part)
+    sources = {}
+    for entry in entries:
+        plan = entry.plan
+        folder = f"{FEATURES_FOLDER}/{plan.key}"
+        parts = max(1, min(max(slots, plan.num_rows // ROWS_PER_PART), MAX_PARTS))
+        sources[plan.key] = FeatureSource(
+            plan=plan.dump(), published=run.uri(folder), num_parts=parts, cache_dir=cache_dir
+        )
+        if _everywhere(plan, cache_dir):
+            continue
+        run.filesystem.create_dir(f"{run.path}/{folder}", recursive=True)
+        rows = (entry.data_key, run.uri(f"{DATA_FOLDER}/{entry.data_key}"))
+        tasks = [
+            task.remote(entry.candidate.trial, *rows, plan.dump(), run.uri(folder), part, parts)
+            for part in range(parts)
+        ]
+        _wait(tasks, f"making features: {plan.cut}, {plan.num_bytes / 1e6:,.0f} MB", console)
+    return sources
+
+
+def _wait(tasks: Sequence[Any], what: str, console: Console) -> None:
+    """Until all are done; a bar in a terminal, a line elsewhere."""
+    console.print(what, highlight=False, markup=False, soft_wrap=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("", total=len(tasks))
+        left = list(tasks)
+        while left:
+            done, left = ray.wait(left, num_returns=1)
+            ray.get(done)
+            bar.advance(shown, len(done))
+
+
+def _everywhere(plan: FeaturePlan, cache_dir: str | None) -> bool:
+    """Whether every node has the entry already."""
+    check = ray.remote(num_cpus=0)(_is_here)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    asked = [
+        check.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            plan.dump(), cache_dir
+        )
+        for node in nodes
+    ]
+    return all(ray.get(asked))
+
+
+def _is_here(plan: dict[str, Any], cache_dir: str | None) -> bool:
+    loaded = FeaturePlan.load(plan)
+    return is_whole(_cache(cache_dir) / "features" / loaded.key, loaded)
+
+
+def _make_one_part(
+    trial: dict[str, Any], data_key: str, published_data: str, plan: dict[str, Any], location: str, part: int, of: int
+) -> None:
+    """A Ray task. Its process is used for several parts, and keeps the model between them."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = fetch_prepared(data_key, published_data, default_cache_dir())
+    model = _model(TrialConfig.model_validate(trial).model_dump_json(), data.label_names)
+    make_part(FeaturePlan.load(plan), model, data, location, part, of, device)
+
+
+@lru_cache(maxsize=1)
+def _model(trial: str, label_names: tuple[str, ...]) -> Any:
+    loaded = TrialConfig.model_validate_json(trial)
+    model = build_classifier(loaded.model, label_names, loaded.seed)
+    set_trainable(model, loaded.stage_one.trains)
+    return model
+
+
+def _cache(cache_dir: str | None) -> Path:
+    return default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()

@@ -1,0 +1,64 @@
+"""This project's side of what is measured: the same two things as the other ways, done by its own code.
+
+Reaches into private functions on purpose: what is timed is the loop that trials run, not a copy of it.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from benchmark_rows import BenchmarkRows, tokenise
+from numpy.typing import NDArray
+from torch import nn
+
+from trainables.config import StageConfig
+from trainables.features import FeaturePlan, make_part
+from trainables.losses import build_loss
+from trainables.model import set_train_mode
+from trainables.roads import Road
+from trainables.runtime import SingleProcess
+from trainables.stages import LinearSchedule, _adamw, _train_epoch
+from trainables.tokenised import PreparedData
+
+
+def features(plan: FeaturePlan, model: nn.Module, rows: BenchmarkRows, count: int, device: torch.device) -> None:
+    """From the first texts to a file with the trunk's outputs: of the rows' tokens, end to end, or one per row."""
+    train = tokenise(rows.texts[:count], rows.data.train.labels[:count], rows.tokenizer)
+    data = replace(rows.data, train=train, validation=train.between(0, 0))
+    with tempfile.TemporaryDirectory() as folder:
+        make_part(plan, model, data, folder, 0, 1, device)
+
+
+class Training:
+    """A stage's loop on a road; what trains has been set on the model, which is on its device."""
+
+    def __init__(
+        self,
+        config: StageConfig,
+        model: nn.Module,
+        road: Road,
+        data: PreparedData,
+        total_steps: int,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.road = road
+        self.data = data
+        self.loss = build_loss(config.loss, data.class_counts)
+        self.optimizer = _adamw(model, config)
+        self.schedule = LinearSchedule(config.learning_rate, total_steps)
+        self.runtime = SingleProcess(device)
+        self.done = 0
+
+    def steps(self, batches: Sequence[NDArray[np.int64]]) -> float:
+        """A step per batch of row numbers; the mean of their losses."""
+        set_train_mode(self.model, self.config.frozen_dropout)
+        loss = _train_epoch(
+            self.config, self.data, self.road, list(batches), self.road.module, self.loss, self.optimizer,
+            self.schedule, self.runtime, where="the benchmark", first_step=self.done,
+        )  # fmt: skip
+        self.done += len(batches)
+        return loss

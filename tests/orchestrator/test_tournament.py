@@ -1,0 +1,161 @@
+"""A tournament on a Ray in this process: many in round one, warm and on cached features; the best in round two."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+from wandb_files import read_runs
+
+from orchestrator.__main__ import main
+from trainables import keys
+
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
+
+METRIC = "validation/macro_f1"
+TOP_LAYER = {"top_layers": 1}
+
+
+def bundles() -> set[tuple[str, str]]:
+    """(placement group, bundle) of everything that Ray was ever asked for."""
+    from ray.util import placement_group_table
+
+    return {(key, json.dumps(group["bundles"], sort_keys=True)) for key, group in placement_group_table().items()}
+
+
+@pytest.fixture(scope="module")
+def tournament(
+    local_ray: None, small_sweep: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
+    """A run directory, and the bundles it asked for. c003's loss is not a number; of the others one is promoted."""
+    storage = tmp_path_factory.mktemp("runs")
+    sweep = small_sweep(
+        promote=1,
+        asha=None,
+        max_concurrent="auto",
+        stage_one={
+            "trains": {"top_layers": 3},
+            "loss": {"name": "cross_entropy"},
+            "learning_rate": {"grid": [1e-7, 3e-3, 1e-6, 1e30]},
+            "epochs": 2,
+            "batch_size": 4,
+        },
+        stage_two={"learning_rate": 1e-3, "epochs": 1},
+        resources={"stage_one": {"gpus_per_worker": 0.25}, "stage_two": {"gpus_per_worker": 1}},
+    )
+    before = bundles()
+    assert main(["run", str(sweep), "--storage", str(storage), "--set", "name=tournament"]) == 0
+    return storage / "tournament", sorted(bundle for _, bundle in bundles() - before)
+
+
+def rows_of(run: Path) -> dict[str, dict[str, Any]]:
+    return {row["candidate"]: row for row in pq.read_table(run / "results.parquet").to_pylist()}
+
+
+def test_the_best_of_round_one_goes_on_and_the_others_say_why_not(tournament: tuple[Path, list[str]]):
+    rows = rows_of(tournament[0])
+    history = pq.read_table(tournament[0] / "history.parquet").to_pylist()
+    last = {row["candidate"]: row[METRIC] for row in history if (row[keys.STAGE], row[keys.EPOCH]) == ("stage_one", 2)}
+    assert max(last, key=lambda name: last[name]) == "c001"
+    assert {name: row["state"] for name, row in rows.items()} == {
+        "c000": "not_promoted",
+        "c001": "completed",
+        "c002": "not_promoted",
+        "c003": "failed",
+    }
+    assert "of 3 by validation/macro_f1 after stage one; the best 1 go on" in rows["c000"]["reason"]
+    assert "learning_rate 1e+30" in rows["c003"]["reason"]
+    assert [(rows[name]["stage_one_epochs"], rows[name]["stage_two_epochs"]) for name in ("c000", "c001")] == [
+        (2, 0),
+        (2, 1),
+    ]
+    assert json.loads((tournament[0] / "best/metrics.json").read_text())["candidate"] == "c001"
+
+
+def test_round_one_trains_on_cached_features(tournament: tuple[Path, list[str]]):
+    history = pq.read_table(tournament[0] / "history.parquet").to_pylist()
+    roads = {(row[keys.STAGE], row[keys.ROAD]) for row in history}
+    assert roads == {("stage_one", "cached tokens entering layer 1, packed"), ("stage_two", "packed")}
+    assert not (tournament[0] / "state/features").exists()
+
+
+def test_a_loser_never_asks_for_what_stage_two_needs(tournament: tuple[Path, list[str]]):
+    """Of all placement groups that the sweep made, one held a whole GPU: the promoted candidate's Train run."""
+    quarter = [bundle for bundle in tournament[1] if '"GPU": 0.25' in bundle]
+    whole = [bundle for bundle in tournament[1] if '"GPU": 1.0' in bundle]
+    assert len(whole) == 1
+    assert len(quarter) >= 2
+
+
+def test_only_the_chosen_checkpoint_is_left(tournament: tuple[Path, list[str]]):
+    checkpoints = tournament[0] / "state/checkpoints"
+    left = {path.parent.name: path.name for path in checkpoints.glob("*/stage_*") if path.is_dir()}
+    assert left["c001"] == "stage_two_epoch_001"
+    assert "c000" not in left
+    assert "c002" not in left
+
+
+def test_the_promoted_candidates_wandb_run_is_one_run(tournament: tuple[Path, list[str]]):
+    runs = read_runs(tournament[0] / "wandb")
+    assert {name: run.summary.get("state") for name, run in runs.items() if name != "tournament-sweep"} == {
+        "tournament-c000": "not_promoted",
+        "tournament-c001": "completed",
+        "tournament-c002": "not_promoted",
+        "tournament-c003": "failed",
+    }
+    assert runs["tournament-c001"].steps == [0, 1, 2]
+    assert f"stage_two/{METRIC}" in runs["tournament-c001"].history[2]
+
+
+def test_one_unpruned_candidate_is_the_same_in_both_modes(
+    local_ray: None, small_sweep: Callable[..., Path], tiny_model: Callable[..., Path], tmp_path: Path
+):
+    """Dropout on: the seeds are the same too."""
+    histories, parameters = {}, {}
+    for mode, promote in (("inline", "all"), ("tournament", 1)):
+        sweep = small_sweep(
+            search="random",
+            promote=promote,
+            model={"name": str(tiny_model("bert", 0.1))},
+            stage_one={"trains": TOP_LAYER, "learning_rate": 1e-3, "epochs": 2, "batch_size": 8},
+            stage_two={"learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
+        )
+        assert main(["run", str(sweep), "--storage", str(tmp_path), "--set", f"name={mode}"]) == 0
+        histories[mode] = pq.read_table(tmp_path / mode / "history.parquet").to_pylist()
+        parameters[mode] = load_file(tmp_path / mode / "best/model.safetensors")
+    assert len(histories["inline"]) == len(histories["tournament"]) == 3
+    for inline, tournament in zip(histories["inline"], histories["tournament"], strict=True):
+        assert inline.keys() == tournament.keys()
+        assert inline[keys.ROAD] == tournament[keys.ROAD]
+        for key in inline.keys() - {keys.SECONDS}:
+            if isinstance(inline[key], float):
+                assert tournament[key] == pytest.approx(inline[key], abs=1e-6), key
+            else:
+                assert tournament[key] == inline[key], key
+    assert parameters["inline"].keys() == parameters["tournament"].keys()
+    for name, value in parameters["inline"].items():
+        assert (parameters["tournament"][name] - value).abs().max() <= 1e-6, name
+
+
+def test_a_trunk_that_cannot_be_cached_is_run_live_in_both_rounds(
+    local_ray: None, small_sweep: Callable[..., Path], tmp_path: Path
+):
+    sweep = small_sweep(
+        promote=1,
+        asha=None,
+        max_concurrent="auto",
+        features={"cache": "off"},
+        stage_one={"trains": TOP_LAYER, "learning_rate": {"grid": [1e-7, 3e-3]}, "epochs": 1},
+        stage_two={"learning_rate": 1e-3, "epochs": 1},
+    )
+    assert main(["run", str(sweep), "--storage", str(tmp_path), "--set", "name=live"]) == 0
+    rows = rows_of(tmp_path / "live")
+    assert sorted(row["state"] for row in rows.values()) == ["completed", "not_promoted"]
+    history = pq.read_table(tmp_path / "live" / "history.parquet").to_pylist()
+    assert {row[keys.ROAD] for row in history} == {"packed"}
+    (promoted,) = [name for name, row in rows.items() if row["state"] == "completed"]
+    places = [(row[keys.STAGE], row[keys.EPOCH]) for row in history if row["candidate"] == promoted]
+    assert places == [("stage_one", 1), ("stage_two", 1)]

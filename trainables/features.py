@@ -1,0 +1,361 @@
+"""A frozen trunk's outputs for the rows of train and validation: made once, content-addressed, memory-mapped.
+
+An entry ``<cache>/features/<key>`` holds one file of numbers per split and ``meta.json``. Its key says what it was made
+of: the trunk's weights, the rows, the tokenizer, the length, the cut and the number format. It appears whole or not at
+all, and is never changed. It may be made in parts, by several processes on several nodes, each writing its own files;
+whoever opens it first puts the parts together.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.fs as pafs
+import torch
+import xxhash
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trainables.config import StageConfig
+from trainables.cut import TOLERANCE, Cut, TokenTop, VectorTop, find_cut, trunk_outputs
+from trainables.errors import DataError
+from trainables.locations import open_location
+from trainables.model import set_trainable
+from trainables.packing import (
+    BF16_TOLERANCE,
+    PackedClassifier,
+    Packing,
+    difference,
+    probe_rows,
+    probing,
+    unpackable,
+)
+from trainables.tokenised import META_FILE, PreparedData, TokenisedRows, cache_errors, length_batches
+
+FORMAT_VERSION = 1  # of the entry; part of its key
+SPLITS = ("train", "validation")
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 65536}  # on a CPU more than fit its caches gain nothing
+SHARE_OF_GPU = 0.25  # of its free memory, that features may take
+
+Dtype = Literal["fp32", "bf16"]
+# bf16 lies in the file as the 16-bit integers that NumPy can map
+_NUMPY: dict[str, Any] = {"fp32": np.float32, "bf16": np.uint16}
+_ITEM_BYTES = {"fp32": 4, "bf16": 2}
+_TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """An entry before it is made."""
+
+    key: str
+    cut: Cut
+    dtype: Dtype
+    width: int  # H
+    num_rows: int
+    counts: tuple[int, int]  # vectors of train and of validation: rows, or tokens where the cut is at tokens
+    packed: bool  # False: the architecture takes padded batches only
+
+    def dump(self) -> dict[str, Any]:
+        """As plain values, for records and for travelling."""
+        return asdict(self)
+
+    @classmethod
+    def load(cls, dumped: dict[str, Any]) -> "FeaturePlan":
+        return cls(**{**dumped, "cut": Cut(**dumped["cut"]), "counts": tuple(dumped["counts"])})
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(self.counts) * self.width * _ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Features:
+    """An entry, opened: the trunk's outputs, (n, H) per split, or (N, H) where the cut is at tokens."""
+
+    key: str
+    cut: Cut
+    packed: bool
+    train: Tensor
+    validation: Tensor
+
+    @property
+    def dtype(self) -> str:
+        """``fp32`` or ``bf16``."""
+        return "bf16" if self.train.dtype == torch.bfloat16 else "fp32"
+
+    def near(self, device: torch.device) -> "Features":
+        """The same on the device, where it is a GPU with room to spare; else left in the page cache."""
+        if device.type != "cuda":
+            return self
+        free, _ = torch.cuda.mem_get_info(device)
+        if self.train.nbytes + self.validation.nbytes > free * SHARE_OF_GPU:
+            return self
+        return replace(self, train=self.train.to(device), validation=self.validation.to(device))
+
+    def take(self, split: str, indices: NDArray[np.int64], device: torch.device) -> Tensor:
+        """Vectors (B, H), fp32, contiguous, on the device."""
+        held: Tensor = getattr(self, split)
+        taken = held.index_select(0, torch.from_numpy(indices).to(held.device))
+        return taken.to(device, non_blocking=True).float()
+
+
+def plan_features(
+    model: nn.Module, stage: StageConfig, data: PreparedData, dtype: Dtype, device: torch.device
+) -> FeaturePlan | str:
+    """What would be cached for a stage, or why its trunk has to be run live. Sets what trains on the model.
+
+    A probe on two rows decides: the top on the trunk's outputs must give the whole model's logits.
+    """
+    if stage.frozen_dropout:
+        return "frozen_dropout makes the trunk's output random"
+    set_trainable(model, stage.trains)
+    cut = find_cut(model, stage.trains)
+    if cut is None:
+        return "everything trains"
+    packed = unpackable(model, data.train, device, "fp32") is None
+    if (reason := _uncuttable(model, cut, data.train, dtype, packed, device)) is not None:
+        return reason
+    width, identity = _identity(model, cut, data, dtype)
+    counts = [getattr(data, split).offsets[-1] if cut.per_token else len(getattr(data, split)) for split in SPLITS]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    num_rows = sum(len(getattr(data, split)) for split in SPLITS)
+    return FeaturePlan(key, cut, dtype, width, num_rows, (int(counts[0]), int(counts[1])), packed)
+
+
+def make_features(
+    plan: FeaturePlan,
+    model: nn.Module,
+    data: PreparedData,
+    cache_dir: Path,
+    device: torch.device,
+    published: str | None = None,
+    num_parts: int = 1,
+) -> Features:
+    """The entry from this machine's cache; put there first where it is lacking or damaged, by one process of several.
+
+    Args:
+        published: folder or pyarrow URI that :func:`make_part` has written all parts to. None, or a place that lacks
+            them: the trunk is run here.
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
+    folder = cache_dir / "features" / plan.key
+    with cache_errors(cache_dir):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not is_whole(folder, plan):
+                partial = folder.with_name(f".{folder.name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+                partial.mkdir()
+                try:
+                    if published is None or not _are_there(published, num_parts):
+                        published, num_parts = str(partial), 1
+                        make_part(plan, model, data, published, 0, 1, device)
+                    _assemble(plan, published, num_parts, partial)
+                    shutil.rmtree(folder, ignore_errors=True)  # a damaged entry; who has it mapped keeps it
+                    partial.rename(folder)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+    return open_features(folder, plan)
+
+
+def make_part(
+    plan: FeaturePlan,
+    model: nn.Module,
+    data: PreparedData,
+    location: str,
+    part: int,
+    num_parts: int,
+    device: torch.device,
+) -> None:
+    """Run the trunk for part ``part`` of ``num_parts`` of every split, and write it to ``location``, a folder or URI.
+
+    A part of no rows is an empty file.
+    """
+    filesystem, path = open_location(location)
+    model = model.to(device).eval()
+    for split in SPLITS:
+        rows: TokenisedRows = getattr(data, split)
+        ends = np.linspace(0, len(rows), num_parts + 1).round().astype(np.int64)
+        mine = rows.between(int(ends[part]), int(ends[part + 1]))
+        values = np.empty((int(mine.offsets[-1]) if plan.cut.per_token else len(mine), plan.width), _NUMPY[plan.dtype])
+        for batch, outputs in _trunk_batches(plan, model, mine, device):
+            where = mine.positions(batch) if plan.cut.per_token else batch
+            values[where] = _as_numpy(outputs, plan.dtype)
+        with filesystem.open_output_stream(f"{path}/{_part_name(split, part, num_parts)}") as stream:
+            stream.write(values.data)
+
+
+def open_features(folder: Path, plan: FeaturePlan) -> Features:
+    """Memory-map an entry. The caller has checked it with :func:`is_whole` or just made it."""
+    train, validation = (
+        _map(folder / f"{split}.bin", count, plan) for split, count in zip(SPLITS, plan.counts, strict=True)
+    )
+    return Features(plan.key, plan.cut, plan.packed, train, validation)
+
+
+def is_whole(folder: Path, plan: FeaturePlan) -> bool:
+    """Whether the entry is there, is the one that was asked for, and holds the very bytes that were written."""
+    try:
+        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        return meta["key"] == plan.key and all(
+            meta["checksums"][split] == _checksum(folder / f"{split}.bin") for split in SPLITS
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _uncuttable(
+    model: nn.Module, cut: Cut, rows: TokenisedRows, dtype: Dtype, packed: bool, device: torch.device
+) -> str | None:
+    """Why the top alone does not give the model's logits on two rows, or None."""
+    name = type(model.base_model).__name__
+    few = probe_rows(rows, 2)
+    try:
+        with probing(model):
+            expected = _run(model, rows, few, packed, device)()
+            states = trunk_outputs(model, cut, _run(model, rows, few, packed, device))
+            if dtype == "bf16":
+                states = states.bfloat16().float()
+            if not cut.per_token:
+                found = VectorTop(model, cut)(states)
+            elif packed:
+                found = TokenTop(model, cut)(states[0], Packing.of(rows.lengths[few], device))
+            else:
+                mask = torch.from_numpy(rows.padded(few)[1]).to(device)
+                found = TokenTop(model, cut)(states, mask)
+    except Exception as error:  # whatever an architecture makes of the cut, the live trunk is there
+        return f"{name} cannot be cut at {cut} ({type(error).__name__})"
+    off = difference(found, expected)
+    if not off <= (TOLERANCE if dtype == "fp32" else BF16_TOLERANCE):
+        return f"{name}, cut at {cut}, gives other logits (off by {off:.1g})"
+    return None
+
+
+def _run(
+    model: nn.Module, rows: TokenisedRows, batch: NDArray[np.int64], packed: bool, device: torch.device
+) -> Callable[[], Tensor]:
+    """A call of the whole model on some rows."""
+    if packed:
+        ids = torch.from_numpy(rows.tokens[rows.positions(batch)].astype(np.int64)).to(device)
+        packing = Packing.of(rows.lengths[batch], device)
+        classifier = PackedClassifier(model)
+        return lambda: classifier(ids, packing)
+    input_ids, attention_mask = (torch.from_numpy(array).to(device) for array in rows.padded(batch))
+    return lambda: model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def _trunk_batches(
+    plan: FeaturePlan, model: nn.Module, rows: TokenisedRows, device: torch.device
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """Batches of rows, each with the trunk's outputs: (B, H), or the states of its tokens end to end, (N, H)."""
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=plan.dtype == "bf16"):
+        for batch in length_batches(rows.lengths, TOKENS_AT_ONCE[device.type]):
+            outputs = trunk_outputs(model, plan.cut, _run(model, rows, batch, plan.packed, device))
+            if plan.cut.per_token:
+                outputs = outputs.flatten(0, 1)
+                if not plan.packed:
+                    outputs = outputs.index_select(0, Packing.of(rows.lengths[batch], device).slots)
+            yield batch, outputs
+
+
+def _identity(model: nn.Module, cut: Cut, data: PreparedData, dtype: Dtype) -> tuple[int, list[Any]]:
+    """The vectors' width, and what the entry's key is made of. The data's key stands for rows, tokenizer, length."""
+    digest = hashlib.sha256()
+    config: Any = model.base_model.config  # type: ignore[union-attr]
+    settings = {k: v for k, v in config.to_dict().items() if not k.startswith("_") and k not in _NOT_THE_TRUNKS}
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.requires_grad:
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    weights = digest.hexdigest()
+    pooling = getattr(model, "pooling", None) if cut.kind == "pooled" else None  # whose vector it is
+    return int(config.hidden_size), [FORMAT_VERSION, weights, data.key, cut.kind, cut.layer, pooling, dtype]
+
+
+# Of a model's configuration: what names its classes and where it came from.
+_NOT_THE_TRUNKS = {
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "architectures",
+    "transformers_version",
+    "dtype",
+}
+
+
+def _are_there(location: str, num_parts: int) -> bool:
+    filesystem, path = open_location(location)
+    names = [f"{path}/{_part_name(split, part, num_parts)}" for split in SPLITS for part in range(num_parts)]
+    return all(info.type == pafs.FileType.File for info in filesystem.get_file_info(names))
+
+
+def _assemble(plan: FeaturePlan, location: str, num_parts: int, folder: Path) -> None:
+    """Put the parts together in ``folder``."""
+    filesystem, path = open_location(location)
+    checksums = {}
+    for split, count in zip(SPLITS, plan.counts, strict=True):
+        target = folder / f"{split}.bin"
+        if path == str(folder) and num_parts == 1:
+            (folder / _part_name(split, 0, 1)).rename(target)
+        else:
+            with target.open("wb") as file:
+                for part in range(num_parts):
+                    with filesystem.open_input_stream(f"{path}/{_part_name(split, part, num_parts)}") as stream:
+                        shutil.copyfileobj(stream, file, 1 << 24)
+        expected = count * plan.width * _ITEM_BYTES[plan.dtype]
+        if target.stat().st_size != expected:
+            raise DataError(
+                f'the features in "{location}" are incomplete: {split} has {target.stat().st_size} bytes, but must '
+                f"have {expected}; run again, which makes them anew"
+            )
+        checksums[split] = _checksum(target)
+        _sync(target)
+    meta = {"key": plan.key, "cut": str(plan.cut), "dtype": plan.dtype, "width": plan.width, "checksums": checksums}
+    (folder / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    _sync(folder / META_FILE)
+
+
+def _part_name(split: str, part: int, num_parts: int) -> str:
+    return f"{split}-{part:04d}-of-{num_parts:04d}.bin"
+
+
+def _as_numpy(outputs: Tensor, dtype: Dtype) -> NDArray[Any]:
+    converted = outputs.to(_TORCH[dtype]).cpu()
+    return (converted.view(torch.uint16) if dtype == "bf16" else converted).numpy()
+
+
+def _map(path: Path, count: int, plan: FeaturePlan) -> Tensor:
+    # Copy-on-write: PyTorch wants writable memory, and nothing writes to it.
+    mapped = np.memmap(path, dtype=_NUMPY[plan.dtype], mode="c", shape=(count, plan.width))
+    tensor = torch.from_numpy(mapped)
+    return tensor.view(torch.bfloat16) if plan.dtype == "bf16" else tensor
+
+
+def _checksum(path: Path) -> str:
+    """Not cryptographic: it guards against damage, at the speed of reading."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """To the disk, so that a crash of the machine cannot leave a file of the right size without its bytes."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
