@@ -10,6 +10,7 @@ from ray import tune
 
 from orchestrator.progress import Progress
 from orchestrator.records import (
+    CandidateRecord,
     EndState,
     HistoryWriter,
     Outcome,
@@ -17,6 +18,7 @@ from orchestrator.records import (
     RunDirectory,
     best_epoch,
     last_epoch,
+    write_drawn,
     write_outcome,
 )
 from orchestrator.scheduler import StageOneASHA, describe
@@ -61,13 +63,13 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         return {}
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        name = trial.config["candidate"]
+        name = trial.config["of"]["candidate"]
         self._began.setdefault(name, time.monotonic())
         self._track(name)
         self.progress.started(name)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
-        name = trial.config["candidate"]
+        name = trial.config["of"]["candidate"]
         row = {"candidate": name, **{key: value for key, value in result.items() if _is_reported(key)}}
         self.history.append(row)
         self.records.hear(row)
@@ -77,7 +79,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         self.progress.reported(name, row)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        name = trial.config["candidate"]
+        name = trial.config["of"]["candidate"]
         verdict = settled(self.records, self.scheduler, self.metric, name)
         if verdict is not None:
             self.end(name, *verdict)
@@ -85,7 +87,14 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
             self._pause(name)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.end(trial.config["candidate"], "failed", _failure_reason(trial.error_file))
+        self.end(trial.config["of"]["candidate"], "failed", _failure_reason(trial.error_file))
+
+    def draw(self, candidate: CandidateRecord) -> None:
+        """An adaptive search has drawn a candidate: it is recorded before anything is done with it."""
+        write_drawn(self.run, candidate)
+        self.records.candidates.append(candidate)
+        self.candidates[candidate.name] = candidate
+        self.progress.drawn(candidate.name, epochs_of(candidate.trial))
 
     def recall(self, outcome: Outcome) -> None:
         """Take up a candidate that had ended before this process began."""
@@ -134,6 +143,11 @@ def settled(records: Records, scheduler: StageOneASHA | None, metric: str, name:
     if (last[keys.STAGE], last[keys.EPOCH]) == last_epoch(trial):
         return "completed", "all its epochs are done"
     return None
+
+
+def epochs_of(trial: Mapping[str, Any]) -> tuple[int, int]:
+    """Of stage one and of stage two, from a dumped TrialConfig."""
+    return trial[keys.STAGE_ONE]["epochs"], trial[keys.STAGE_TWO]["epochs"]
 
 
 def _is_reported(key: str) -> bool:

@@ -4,6 +4,8 @@
 without touching rows, models or a cluster. Settings nobody honours yet have no field here.
 """
 
+import importlib.util
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -24,16 +26,19 @@ from orchestrator.mistakes import (
     show,
 )
 from orchestrator.search_space import (
+    LISTS,
     MAX_CANDIDATES,
     SECTIONS,
     Candidate,
     Distribution,
     Search,
+    candidate,
     candidates,
     distribution_mistakes,
     find_distributions,
     is_distribution,
     num_different,
+    point_values,
     probe_mistakes,
     settings,
     substitute,
@@ -135,7 +140,8 @@ class SweepConfig(Section):
     seed: int = Field(0, ge=0, lt=2**32)  # of the draws and of every candidate
     method: Annotated[str, AfterValidator(_known_method)] = "two_stage"  # fills the stages where the file says nothing
     num_candidates: PositiveInt | None = Field(None, le=MAX_CANDIDATES)  # null: 8 at random, or the whole grid
-    search: Search = "random"
+    search: Search = "random"  # optuna: TPE, each candidate drawn in the light of those that have ended
+    points: list[dict[str, Any]] = Field(default_factory=list)  # settings of the first candidates; the rest is drawn
     metric: Annotated[str, AfterValidator(_known_metric)] = on_split(VALIDATION, "macro_f1")  # larger is better
     asha: AshaConfig | None = AshaConfig()  # null: no pruning
     promote: Literal["all"] | PositiveInt = "all"  # all: each candidate does both stages; K: the K best do stage two
@@ -154,6 +160,12 @@ class SweepConfig(Section):
         """The four sections of a trial, with their distributions."""
         return {section: getattr(self, section) for section in SECTIONS}
 
+    @property
+    def point_values(self) -> list[dict[str, Any]]:
+        """``points`` by dotted field."""
+        distributions = find_distributions(self.trial_tree)
+        return [point_values(point, distributions)[0] for point in self.points]
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -162,15 +174,37 @@ class Sweep:
     config: SweepConfig
     notes: list[str]  # for the user: what is allowed, but may not be what was meant
 
-    def candidates(self) -> list[Candidate]:
-        """The same list at every call."""
+    @property
+    def num_candidates(self) -> int:
         assert self.config.num_candidates is not None
+        return self.config.num_candidates
+
+    def candidates(self) -> list[Candidate]:
+        """Those known before the start; the same list at every call."""
         return candidates(
             self.config.trial_tree,
             search=self.config.search,
-            num_candidates=self.config.num_candidates,
+            num_candidates=self.num_candidates,
             seed=self.config.seed,
+            points=self.config.point_values,
         )
+
+    def candidate(self, number: int, values: Mapping[str, Any]) -> Candidate:
+        """The candidate that an adaptive search has drawn ``values`` for."""
+        return candidate(self.config.trial_tree, number, values, self.config.seed)
+
+    def representatives(self) -> list[TrialConfig]:
+        """Trials that stand for all that may be drawn, as far as rows and features go: one for every combination of
+        what these depend on."""
+        tree = self.config.trial_tree
+        distributions = find_distributions(tree)
+        firsts = {field: distribution.probes()[0][0] for field, distribution in distributions.items()}
+        deciding = [field for field in distributions if _decides_features(field)]
+        combinations = itertools.product(*(distributions[field].values for field in deciding))
+        return [
+            candidate(tree, 0, firsts | dict(zip(deciding, values, strict=True)), self.config.seed).trial
+            for values in combinations
+        ]
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = (), storage: str | None = None) -> Sweep:
@@ -245,7 +279,8 @@ def _checked(tree: Tree, mistakes: Sequence[Mistake], source: str) -> Sweep:
     filled = tree | {section: _filled(tree.get(section, {}), _dumps(trials, section)) for section in SECTIONS}
     config = SweepConfig.model_validate(filled)
     distributions = find_distributions(config.trial_tree)
-    _raise_any(_count_mistakes(config, distributions) + _asha_mistakes(config, trials), source)
+    mistakes = _count_mistakes(config, distributions) + _asha_mistakes(config, trials)
+    _raise_any(mistakes + _search_mistakes(config, distributions), source)
     config = config.model_copy(
         update={"num_candidates": config.num_candidates or _default_count(config, distributions)}
     )
@@ -278,7 +313,7 @@ def _overlaid(preset: Any, written: Any) -> Any:
 
 def _search(tree: Tree) -> Search | None:
     search = tree.get("search", "random")
-    return search if search in ("random", "grid") else None
+    return search if search in ("random", "grid", "optuna") else None
 
 
 def _dumps(trials: Sequence[TrialConfig], section: str) -> list[Tree]:
@@ -337,6 +372,41 @@ def _count_mistakes(config: SweepConfig, distributions: Mapping[str, Distributio
     ]
 
 
+def _search_mistakes(config: SweepConfig, distributions: Mapping[str, Distribution]) -> list[Mistake]:
+    """Points that are no points of the space, and what an adaptive search cannot draw."""
+    mistakes = []
+    for number, point in enumerate(config.points):
+        path: tuple[str | int, ...] = ("points", number)
+        if config.search == "grid":
+            mistakes.append(Mistake(path, "a grid has its points already: leave points out, or say search: random"))
+        values, others = point_values(point, distributions)
+        for other in others:
+            text = f"is not swept{did_you_mean('.'.join(map(str, other)), distributions)}"
+            mistakes.append(Mistake((*path, *other), text))
+        for field, value in values.items():
+            if not distributions[field].holds(value):
+                text = f"is {show(value)}, but is never drawn from {_written(distributions[field])}"
+                mistakes.append(Mistake((*path, *field.split(".")), text))
+    if config.search == "optuna":
+        if importlib.util.find_spec("optuna") is None:
+            mistakes.append(Mistake(("search",), "is optuna, which is not installed: pip install 'tailsweep[optuna]'"))
+        for field, distribution in distributions.items():
+            if _decides_features(field) and distribution.kind not in LISTS:
+                rule = "must be fixed or {choice: [...]} with search: optuna: features are made for every value of it"
+                mistakes.append(Mistake(tuple(field.split(".")), f"is {_written(distribution)}, but {rule}"))
+    return mistakes
+
+
+def _written(distribution: Distribution) -> str:
+    return show({distribution.kind: list(distribution.values)})
+
+
+def _decides_features(field: str) -> bool:
+    """Whether rows or features depend on a field, see ``records.made_of``."""
+    within = ("data.", "model.", "stage_one.trains", "stage_one.frozen_dropout", "stage_one.epochs")
+    return field.startswith(within)
+
+
 def _asha_mistakes(config: SweepConfig, trials: Sequence[TrialConfig]) -> list[Mistake]:
     """Brackets without a rung. That even the first has none is a note only: ASHA is on unless switched off."""
     if config.asha is None:
@@ -381,7 +451,9 @@ def _candidate_mistakes(config: SweepConfig) -> list[Mistake]:
     assert config.num_candidates is not None
     found: dict[Mistake, str] = {}
     tree = config.trial_tree
-    drawn = settings(tree, search=config.search, num_candidates=config.num_candidates, seed=config.seed)
+    drawn = settings(
+        tree, search=config.search, num_candidates=config.num_candidates, seed=config.seed, points=config.point_values
+    )
     for number, values in enumerate(drawn):
         where = f"candidate c{number:03d}: {', '.join(f'{field} = {show(value)}' for field, value in values.items())}"
         for mistake in find_mistakes(TrialConfig, substitute(tree, values)):

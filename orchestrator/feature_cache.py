@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import Progress
 
-from orchestrator.records import DATA_FOLDER, FEATURES_FOLDER, CandidateRecord, RunDirectory
+from orchestrator.records import DATA_FOLDER, FEATURES_FOLDER, RunDirectory
 from trainables.config import TrialConfig
 from trainables.features import FeaturePlan, is_whole, make_part
 from trainables.model import build_classifier, set_trainable
@@ -24,10 +24,10 @@ MAX_PARTS = 256
 
 @dataclass(frozen=True)
 class Entry:
-    """Features that candidates need, and one of these, whose trunk it is."""
+    """Features that candidates need, and the trial of one of these, dumped, whose trunk it is."""
 
     plan: FeaturePlan
-    candidate: CandidateRecord
+    trial: dict[str, Any]
     data_key: str  # of its rows
 
 
@@ -61,10 +61,7 @@ def publish_features(
             continue
         run.filesystem.create_dir(f"{run.path}/{folder}", recursive=True)
         rows = (entry.data_key, run.uri(f"{DATA_FOLDER}/{entry.data_key}"))
-        tasks = [
-            task.remote(entry.candidate.trial, *rows, plan.dump(), run.uri(folder), part, parts)
-            for part in range(parts)
-        ]
+        tasks = [task.remote(entry.trial, *rows, plan.dump(), run.uri(folder), part, parts) for part in range(parts)]
         _wait(tasks, f"making features: {plan.cut}, {plan.num_bytes / 1e6:,.0f} MB", console)
     return sources
 

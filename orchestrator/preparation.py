@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from orchestrator.config import FeaturesConfig
-from orchestrator.records import CandidateRecord
+from orchestrator.records import made_of
 from trainables import keys
 from trainables.class_balance import groups
 from trainables.config import TrialConfig
@@ -31,46 +31,57 @@ RECORDED_PACKAGES = (
 
 @dataclass(frozen=True)
 class PreparedTrials:
-    """The tokenised rows of every candidate; candidates that differ only in their stages share them."""
+    """Rows and features of a sweep's trials; those that differ in other settings share them."""
 
-    by_key: dict[str, PreparedData]
-    key_of: dict[str, str]  # candidate -> key
-    plans: dict[str, FeaturePlan]  # by their own keys
-    plan_of: dict[str, str]  # candidate -> key of its features; without an entry its trunk is run live
-    live: list[str]  # why
+    data: dict[str, PreparedData]  # by their keys
+    plans: dict[str, FeaturePlan]  # by their keys
+    made_of: dict[str, dict[str, str | None]]  # by records.made_of: the keys of "data" and "features" (None: live)
+    live: list[str]  # why some trunk is run live
 
     @property
     def notes(self) -> list[str]:
         """What the user should know about rows and features, each thing once."""
-        of_rows = [note for data in self.by_key.values() for note in data.notes]
+        of_rows = [note for data in self.data.values() for note in data.notes]
         return list(dict.fromkeys(of_rows + self.live))
 
 
 def prepare_trials(
-    candidates: Sequence[CandidateRecord], metric: str, features: FeaturesConfig, say: Callable[[str], None]
+    trials: Sequence[Mapping[str, Any]], metric: str, features: FeaturesConfig, say: Callable[[str], None]
 ) -> PreparedTrials:
-    """Check all that can be checked without a cluster, and tokenise what the candidates train on.
+    """Check all that can be checked without a cluster, and tokenise what the trials train on.
+
+    Args:
+        trials: dumped TrialConfigs; every one of the sweep, or one for each value of :func:`records.made_of`.
 
     Raises:
         DataError: the rows cannot be used, or cannot define the metric.
         ModelError: a model cannot be found, or cannot train as a stage asks.
     """
-    by_key: dict[str, PreparedData] = {}
-    key_of: dict[str, str] = {}
+    data: dict[str, PreparedData] = {}
+    plans: dict[str, FeaturePlan] = {}
+    parts: dict[str, dict[str, str | None]] = {}
+    live: list[str] = []
     key_by_source: dict[str, str] = {}
-    models = _check_models([TrialConfig.model_validate(candidate.trial) for candidate in candidates])
-    for candidate in candidates:
-        trial = TrialConfig.model_validate(candidate.trial)
-        source = json.dumps([candidate.trial["data"], trial.model.name], sort_keys=True)
+    models = _check_models(trials)
+    for dumped in trials:
+        if made_of(dumped) in parts:
+            continue
+        trial = TrialConfig.model_validate(dumped)
+        source = json.dumps([dumped["data"], trial.model.name], sort_keys=True)
         if source not in key_by_source:
             say(f"reading and tokenising {trial.data.train}")
-            data = prepare(trial.data, resolve(trial.model.name), default_cache_dir())
-            _check_metric(metric, data)
-            key_by_source[source] = data.key
-            by_key[data.key] = data
-        key_of[candidate.name] = key_by_source[source]
-    plans, plan_of, live = _plan(candidates, models, {name: by_key[key] for name, key in key_of.items()}, features)
-    return PreparedTrials(by_key, key_of, plans, plan_of, live)
+            prepared = prepare(trial.data, resolve(trial.model.name), default_cache_dir())
+            _check_metric(metric, prepared)
+            key_by_source[source] = prepared.key
+            data[prepared.key] = prepared
+        rows = data[key_by_source[source]]
+        plan = _plan(trial, models[trial.model.model_dump_json()], rows, features)
+        if isinstance(plan, FeaturePlan):
+            plans[plan.key] = plan
+        elif plan is not None:
+            live.append(f"stage one runs its trunk live: {plan}")
+        parts[made_of(dumped)] = {"data": rows.key, "features": plan.key if isinstance(plan, FeaturePlan) else None}
+    return PreparedTrials(data, plans, parts, live)
 
 
 def environment(prepared: PreparedTrials, nodes: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -85,61 +96,35 @@ def environment(prepared: PreparedTrials, nodes: Sequence[dict[str, Any]]) -> di
         ],
         "data": {
             key: {"labels": list(data.label_names), "train_rows": data.class_counts.tolist(), "notes": list(data.notes)}
-            for key, data in prepared.by_key.items()
+            for key, data in prepared.data.items()
         },
-        "data_of": prepared.key_of,
         "features": {key: plan.dump() for key, plan in prepared.plans.items()},
-        "features_of": prepared.plan_of,
+        "made_of": prepared.made_of,
     }
 
 
-def _check_models(trials: Sequence[TrialConfig]) -> dict[str, nn.Module]:
-    """Every different model once, with everything that some candidate wants trained in it; by their dumped configs."""
+def _check_models(trials: Sequence[Mapping[str, Any]]) -> dict[str, nn.Module]:
+    """Every different model once, with everything that some trial wants trained in it; by their dumped configs."""
     checked: set[str] = set()
     models: dict[str, nn.Module] = {}
-    for trial in trials:
-        trains = {stage: getattr(trial, stage).trains for stage in keys.STAGES}
-        what = f"{trial.model.model_dump_json()} {trains}"
+    for dumped in trials:
+        what = json.dumps([dumped["model"], *(dumped[stage]["trains"] for stage in keys.STAGES)], sort_keys=True)
         if what not in checked:
+            trial = TrialConfig.model_validate(dumped)
+            trains = {stage: getattr(trial, stage).trains for stage in keys.STAGES}
             models[trial.model.model_dump_json()] = check_model(trial.model, trains)
             checked.add(what)
     return models
 
 
-def _plan(
-    candidates: Sequence[CandidateRecord],
-    models: Mapping[str, nn.Module],
-    data_of: Mapping[str, PreparedData],
-    config: FeaturesConfig,
-) -> tuple[dict[str, FeaturePlan], dict[str, str], list[str]]:
-    """The features of stage one, each once; which candidate trains on which; why some run their trunk live."""
-    plans: dict[str, FeaturePlan] = {}
-    plan_of: dict[str, str] = {}
-    live: list[str] = []
-    if config.cache == "off":
-        return plans, plan_of, live
-    planned: dict[str, FeaturePlan | str] = {}
-    for candidate in candidates:
-        trial = TrialConfig.model_validate(candidate.trial)
-        if trial.stage_one.epochs == 0:
-            continue
-        model = trial.model.model_dump_json()
-        data = data_of[candidate.name]
-        what = f"{model} {data.key} {trial.stage_one.trains} {trial.stage_one.frozen_dropout}"
-        if what not in planned:
-            found = plan_features(models[model], trial.stage_one, data, config.dtype, torch.device("cpu"))
-            if isinstance(found, FeaturePlan) and found.num_bytes > config.max_gb * 1e9:
-                found = (
-                    f"its features would take {found.num_bytes / 1e9:.1f} GB, above features.max_gb ({config.max_gb:g})"
-                )
-            planned[what] = found
-        plan = planned[what]
-        if isinstance(plan, FeaturePlan):
-            plans[plan.key] = plan
-            plan_of[candidate.name] = plan.key
-        else:
-            live.append(f"stage one runs its trunk live: {plan}")
-    return plans, plan_of, live
+def _plan(trial: TrialConfig, model: nn.Module, rows: PreparedData, config: FeaturesConfig) -> FeaturePlan | str | None:
+    """The features of a trial's stage one, or why its trunk is run live; None where nothing would be cached anyway."""
+    if config.cache == "off" or trial.stage_one.epochs == 0:
+        return None
+    plan = plan_features(model, trial.stage_one, rows, config.dtype, torch.device("cpu"))
+    if isinstance(plan, FeaturePlan) and plan.num_bytes > config.max_gb * 1e9:
+        return f"its features would take {plan.num_bytes / 1e9:.1f} GB, above features.max_gb ({config.max_gb:g})"
+    return plan
 
 
 def _check_metric(metric: str, data: PreparedData) -> None:

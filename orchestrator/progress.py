@@ -21,12 +21,16 @@ class Progress:
     Args:
         epochs: (stage one's, stage two's) epochs of each candidate.
         metric: the key candidates are ranked by.
+        to_come: how many candidates there will be, where a search has more to draw.
         console: where to write; a live table if it is a terminal.
     """
 
-    def __init__(self, epochs: Mapping[str, tuple[int, int]], metric: str, console: Console | None = None) -> None:
-        self.epochs = epochs
+    def __init__(
+        self, epochs: Mapping[str, tuple[int, int]], metric: str, console: Console | None = None, to_come: int = 0
+    ) -> None:
+        self.epochs = dict(epochs)
         self.metric = metric
+        self.to_come = to_come
         self.console = console or Console()
         self.states = dict.fromkeys(epochs, "pending")
         self.places: dict[str, str] = {}  # running candidates: "stage_one 2/3"
@@ -48,6 +52,11 @@ class Progress:
     def __exit__(self, *exception: Any) -> None:
         if self._live is not None:
             self._live.__exit__(*exception)
+
+    def drawn(self, candidate: str, epochs: tuple[int, int]) -> None:
+        """One more candidate; its (stage one's, stage two's) epochs."""
+        self.epochs[candidate] = epochs
+        self.states[candidate] = "pending"
 
     def started(self, candidate: str) -> None:
         self.states[candidate] = "running"
@@ -94,6 +103,7 @@ class Progress:
     def seconds_left(self) -> float | None:
         """From the pace of the candidates ended so far; None before the first has."""
         left = sum(state in {"pending", "running"} for state in self.states.values())
+        left += max(0, self.to_come - len(self.states))
         if not self._ended_here or not left:
             return None
         return (time.monotonic() - self._began) / self._ended_here * left

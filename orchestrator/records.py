@@ -5,6 +5,7 @@ before the start), one part of history per report, one outcome per candidate tha
 these is not stored: a candidate with history and no outcome was running; ASHA's rungs are the history replayed.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -34,7 +35,8 @@ WANDB_FOLDER = "wandb"
 CHECKPOINTS_FOLDER = "state/checkpoints"  # one folder per candidate, written by its Ray Train run
 FEATURES_FOLDER = "state/features"  # parts of features, while the sweep runs
 DATA_FOLDER = "state/data"  # the tokenised rows, for nodes that lack them
-CANDIDATES_FILE = "state/candidates.json"
+CANDIDATES_FILE = "state/candidates.json"  # those known before the start
+DRAWN_FOLDER = "state/drawn"  # those that an adaptive search has drawn since, a file each
 HISTORY_FOLDER = "state/history"
 OUTCOMES_FOLDER = "state/outcomes"
 
@@ -90,6 +92,13 @@ class Records:
     def history_of(self, candidate: str) -> list[dict[str, Any]]:
         """One candidate's reports, in order; not to be changed."""
         return self._by_candidate.get(candidate, [])
+
+
+def made_of(trial: Mapping[str, Any]) -> str:
+    """A key of all in a dumped TrialConfig that its rows and its features depend on."""
+    one = trial[keys.STAGE_ONE]
+    about = [trial["data"], trial["model"], one["trains"], one["frozen_dropout"], one["epochs"] > 0]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class RunDirectory:
@@ -240,6 +249,11 @@ class HistoryWriter:
         self.next_part += 1
 
 
+def write_drawn(run: RunDirectory, candidate: CandidateRecord) -> None:
+    """Record a candidate that an adaptive search has drawn, before anything is done with it."""
+    run.write_text(f"{DRAWN_FOLDER}/{candidate.name}.json", json.dumps(asdict(candidate)) + "\n")
+
+
 def write_outcome(run: RunDirectory, outcome: Outcome) -> None:
     run.write_text(f"{OUTCOMES_FOLDER}/{outcome.candidate}.json", json.dumps(asdict(outcome)) + "\n")
 
@@ -247,6 +261,7 @@ def write_outcome(run: RunDirectory, outcome: Outcome) -> None:
 def read_records(run: RunDirectory) -> Records:
     """Everything written so far; a sweep may go on writing meanwhile."""
     candidates = [CandidateRecord(**read) for read in json.loads(run.read_text(CANDIDATES_FILE))]
+    candidates += [CandidateRecord(**json.loads(run.read_text(f"{DRAWN_FOLDER}/{n}"))) for n in run.list(DRAWN_FOLDER)]
     history = [json.loads(run.read_text(f"{HISTORY_FOLDER}/{name}")) for name in run.list(HISTORY_FOLDER)]
     outcomes = [Outcome(**json.loads(run.read_text(f"{OUTCOMES_FOLDER}/{name}"))) for name in run.list(OUTCOMES_FOLDER)]
     return Records(candidates, history, {outcome.candidate: outcome for outcome in outcomes})

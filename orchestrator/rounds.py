@@ -1,21 +1,47 @@
-"""One round of trials under Tune: what runs, what it asks for, and who hears of it."""
+"""The rounds of a sweep under Tune: inline one of both stages, in a tournament one for each, with promotion between."""
 
 import functools
 import logging
 import os
-from collections.abc import Mapping
-from typing import Literal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.console import Console
 
+from orchestrator.adaptive_search import AdaptiveSearch
 from orchestrator.bookkeeping import Bookkeeping
-from orchestrator.records import CHECKPOINTS_FOLDER, RunDirectory
+from orchestrator.config import Sweep
+from orchestrator.feature_cache import Entry, publish_features
+from orchestrator.promotion import stage_one_end, stage_one_ranking
+from orchestrator.ray_session import trial_slots
+from orchestrator.records import (
+    CHECKPOINTS_FOLDER,
+    DATA_FOLDER,
+    FEATURES_FOLDER,
+    CandidateRecord,
+    Records,
+    RunDirectory,
+    made_of,
+)
 from orchestrator.scheduler import StageOneASHA
+from trainables import keys
 from trainables.config import TrialConfig
+from trainables.features import FeaturePlan
 from trainables.mailbox import ReportMailbox
-from trainables.ray_trial import Placement, TrialSetup, WorkerConfig, run_stage_one, run_trial
+from trainables.ray_trial import (
+    FeatureSource,
+    Placement,
+    TrialConfigOfTune,
+    TrialSetup,
+    WorkerConfig,
+    run_stage_one,
+    run_trial,
+)
 
 # both_stages: a Ray Train run of all that a candidate has left. The first round of a tournament has stage one only:
 # stage_one_warm trains it in Tune's own actors, one candidate after another; stage_one_run as a Ray Train run, where
@@ -23,67 +49,199 @@ from trainables.ray_trial import Placement, TrialSetup, WorkerConfig, run_stage_
 Round = Literal["both_stages", "stage_one_warm", "stage_one_run"]
 
 
-def run_round(
+@dataclass(frozen=True)
+class Playing:
+    """A sweep that is being run."""
+
+    run: RunDirectory
+    sweep: Sweep
+    records: Records
+    environment: dict[str, Any]  # environment.json, which says what rows and features the candidates are made of
+    scheduler: StageOneASHA | None
+    bookkeeping: Bookkeeping
+    console: Console
+
+    @property
+    def finished(self) -> bool:
+        """Whether every candidate that there is to be is at its end."""
+        return self.records.finished and len(self.records.candidates) == self.sweep.config.num_candidates
+
+    @property
+    def unfinished(self) -> list[CandidateRecord]:
+        return [candidate for candidate in self.records.candidates if candidate.name not in self.records.outcomes]
+
+    def parts_of(self, trial: dict[str, Any]) -> dict[str, str | None]:
+        """The keys of a trial's rows ("data") and features ("features"; None: its trunk is run live)."""
+        parts: dict[str, str | None] = self.environment["made_of"][made_of(trial)]
+        return parts
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def run_rounds(playing: Playing) -> None:
+    """Run what is left of the sweep. Returns with candidates that have not ended where Tune was interrupted."""
+    config, records = playing.sweep.config, playing.records
+    inline = config.promote == "all"
+    of_first = placement(playing.sweep, keys.STAGE_TWO if inline else keys.STAGE_ONE)
+    began = time.monotonic()
+    slots = trial_slots(of_first, keys.STAGE_TWO if inline else keys.STAGE_ONE)
+    sources = publish_features(
+        playing.run, _features_needed(playing), of_first, slots, config.features.dir, playing.console
+    )
+    if sources:
+        playing.say(f"features ready after {time.monotonic() - began:.0f} s")
+    if inline:
+        _play(playing, "both_stages", playing.unfinished, of_first, sources, draw=True)
+        return
+    began = time.monotonic()
+    entered = [c for c in playing.unfinished if stage_one_end(records, c.name) is None]
+    warm = [c for c in entered if playing.parts_of(c.trial)["features"] is not None]
+    all_warm = all(parts["features"] is not None for parts in playing.environment["made_of"].values())
+    _play(playing, "stage_one_warm", warm, of_first, sources, draw=all_warm)
+    _play(playing, "stage_one_run", [c for c in entered if c not in warm], of_first, sources, draw=not all_warm)
+    if len(records.candidates) < (config.num_candidates or 0):
+        return
+    if any(stage_one_end(records, candidate.name) is None for candidate in playing.unfinished):
+        return
+    if entered:
+        playing.say(f"round one: {len(records.candidates)} candidates in {time.monotonic() - began:.0f} s")
+    _promote(playing)
+    promoted = playing.unfinished
+    playing.say(f"promoted: {', '.join(candidate.name for candidate in promoted)}")
+    began = time.monotonic()
+    _play(playing, "both_stages", promoted, placement(playing.sweep, keys.STAGE_TWO), sources, draw=False)
+    playing.say(f"round two: {len(promoted)} candidates in {time.monotonic() - began:.0f} s")
+
+
+def placement(sweep: Sweep, stage: str) -> Placement:
+    """What one candidate asks for in a stage."""
+    asked = getattr(sweep.config.resources, stage)
+    return Placement(
+        workers=asked.workers, cpus_per_worker=asked.cpus_per_worker, gpus_per_worker=asked.gpus_per_worker
+    )
+
+
+def _promote(playing: Playing) -> None:
+    """End every candidate that is not among the best of the first round."""
+    config = playing.sweep.config
+    assert config.promote != "all"
+    ranking = stage_one_ranking(playing.records, config.metric)
+    for rank, name in enumerate(ranking[config.promote :], start=config.promote + 1):
+        if name not in playing.records.outcomes:
+            reason = (
+                f"rank {rank} of {len(ranking)} by {config.metric} after stage one; the best {config.promote} go on"
+            )
+            playing.bookkeeping.end(name, "not_promoted", reason)
+
+
+def _play(
+    playing: Playing,
     a_round: Round,
-    run: RunDirectory,
-    workers: Mapping[str, WorkerConfig],
-    heard: Mapping[str, list[tuple[str, int]]],
-    placement: Placement,
-    at_once: int,
-    scheduler: StageOneASHA | None,
-    bookkeeping: Bookkeeping,
+    candidates: Sequence[CandidateRecord],
+    asked: Placement,
+    sources: dict[str, FeatureSource],
+    draw: bool,
 ) -> None:
-    """Run the candidates of ``workers``, in their order, as many at once as are allowed; returns when Tune is done.
+    """Run candidates in their order, as many at once as are allowed; returns when Tune is done.
 
     Args:
-        workers: by candidate, what its workers are given.
-        heard: by candidate, the (stage, epoch) pairs that the history has already.
-        placement: what one candidate asks for.
+        asked: what one candidate asks for.
+        draw: whether an adaptive search may draw new candidates in this round.
     """
-    if not workers:
+    config = playing.sweep.config
+    draw = draw and config.search == "optuna"
+    assert config.num_candidates is not None
+    to_draw = config.num_candidates - len(playing.records.candidates) if draw else 0
+    if not candidates and not to_draw:
         return
-    if a_round == "stage_one_run":
-        workers = {name: _only_stage_one(worker) for name, worker in workers.items()}
+    at_once = trial_slots(asked, keys.STAGE_ONE if a_round == "stage_one_warm" else keys.STAGE_TWO)
+    if config.max_concurrent != "auto":
+        at_once = min(at_once, config.max_concurrent)
     warm = a_round == "stage_one_warm"
     # Beside the driver, whose node must live anyway.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     setup = TrialSetup(
-        storage=run.uri(CHECKPOINTS_FOLDER),
-        placement=placement,
+        storage=playing.run.uri(CHECKPOINTS_FOLDER),
+        placement=asked,
         mailbox=None if warm else ray.remote(num_cpus=0, scheduling_strategy=here)(ReportMailbox).remote(),
-        workers=dict(workers),
-        heard=dict(heard),
     )
     if warm:
-        bundle = {"CPU": placement["cpus_per_worker"], "GPU": placement["gpus_per_worker"]}
-        asked = tune.PlacementGroupFactory([{kind: amount for kind, amount in bundle.items() if amount}])
+        bundle = {"CPU": asked["cpus_per_worker"], "GPU": asked["gpus_per_worker"]}
+        bundles = tune.PlacementGroupFactory([{kind: amount for kind, amount in bundle.items() if amount}])
     else:
         # The driver of a Train run only waits: a byte of memory costs its workers nothing, where a CPU would.
-        asked = tune.PlacementGroupFactory([{"memory": 1}])
+        bundles = tune.PlacementGroupFactory([{"memory": 1}])
+    of_tune = functools.partial(_of_tune, playing, a_round, sources)
+    searching: dict[str, Any] = {}
+    if draw:
+        searching = {
+            "search_alg": AdaptiveSearch(playing.sweep, playing.records, candidates, playing.bookkeeping, of_tune),
+            "num_samples": len(candidates) + to_draw,
+        }
     # Tune's own loggers would write every report a second time, next to pickles that nothing here reads.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    trainable: Callable[..., None] = run_stage_one if warm else run_trial
     tuner = tune.Tuner(
-        tune.with_resources(functools.partial(run_stage_one if warm else run_trial, setup=setup), asked),
-        param_space={"candidate": tune.grid_search(list(workers))},
+        tune.with_resources(functools.partial(trainable, setup=setup), bundles),
+        param_space=None if draw else {"of": tune.grid_search([of_tune(candidate) for candidate in candidates])},
         tune_config=tune.TuneConfig(
-            metric=bookkeeping.metric,
+            metric=config.metric,
             mode="max",
-            scheduler=scheduler,
+            scheduler=playing.scheduler,
             max_concurrent_trials=at_once,
             reuse_actors=True,  # a process spends seconds importing Ray Train, torch and transformers
-            trial_dirname_creator=lambda trial: str(trial.config["candidate"]),
+            trial_dirname_creator=lambda trial: str(trial.config["of"]["candidate"]),
+            **searching,
         ),
         run_config=tune.RunConfig(
-            name=f"tune-{a_round}", storage_path=run.uri("state"), callbacks=[bookkeeping], verbose=0
+            name=f"tune-{a_round}", storage_path=playing.run.uri("state"), callbacks=[playing.bookkeeping], verbose=0
         ),
     )
-    with bookkeeping.progress:
+    with playing.bookkeeping.progress:
         tuner.fit()
 
 
-def _only_stage_one(worker: WorkerConfig) -> WorkerConfig:
-    trial = TrialConfig.model_validate(worker["trial"])
-    cut = trial.model_copy(update={"stage_two": trial.stage_two.model_copy(update={"epochs": 0})})
-    return {**worker, "trial": cut.model_dump(mode="json")}
+def _of_tune(
+    playing: Playing, a_round: Round, sources: dict[str, FeatureSource], candidate: CandidateRecord
+) -> TrialConfigOfTune:
+    """All that a trial is told of its candidate."""
+    run, config = playing.run, playing.sweep.config
+    trial = TrialConfig.model_validate(candidate.trial)
+    if a_round == "stage_one_run":
+        trial = trial.model_copy(update={"stage_two": trial.stage_two.model_copy(update={"epochs": 0})})
+    folder = f"{CHECKPOINTS_FOLDER}/{candidate.name}"
+    checkpoints = [] if config.promote == "all" else [c for c in run.list(folder) if c.startswith(keys.STAGE_ONE)]
+    parts = playing.parts_of(candidate.trial)
+    assert parts["data"] is not None
+    worker = WorkerConfig(
+        trial=trial.model_dump(mode="json"),
+        metric=config.metric,
+        data_key=parts["data"],
+        published_data=run.uri(f"{DATA_FOLDER}/{parts['data']}"),
+        features=None if parts["features"] is None else sources.get(parts["features"]),
+        start=run.uri(f"{folder}/{checkpoints[-1]}") if checkpoints else None,
+    )
+    heard = [(row[keys.STAGE], row[keys.EPOCH]) for row in playing.records.history_of(candidate.name)]
+    return TrialConfigOfTune(candidate=candidate.name, worker=worker, heard=heard)
+
+
+def _features_needed(playing: Playing) -> list[Entry]:
+    """Of the candidates that have stage one before them, drawn already or to be drawn."""
+    entries: dict[str, Entry] = {}
+    plans = {key: FeaturePlan.load(dumped) for key, dumped in playing.environment["features"].items()}
+    left = [c.trial for c in playing.unfinished if stage_one_end(playing.records, c.name) is None]
+    if playing.sweep.config.search == "optuna" and len(playing.records.candidates) < playing.sweep.num_candidates:
+        left += [trial.model_dump(mode="json") for trial in playing.sweep.representatives()]
+    for trial in left:
+        parts = playing.parts_of(trial)
+        if parts["features"] is not None and parts["data"] is not None:
+            entries.setdefault(parts["features"], Entry(plans[parts["features"]], trial, parts["data"]))
+    return list(entries.values())
+
+
+def remove_published_features(run: RunDirectory) -> None:
+    """Every node that needed them has its own copy."""
+    run.delete_folder(FEATURES_FOLDER)

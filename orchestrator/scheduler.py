@@ -106,7 +106,7 @@ class StageOneASHA(FIFOScheduler):  # type: ignore[misc]
         return True
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
-        decision = self.hear(trial.config["candidate"], result)
+        decision = self.hear(trial.config["of"]["candidate"], result)
         return str(TrialScheduler.STOP if decision is not None and decision.stop else TrialScheduler.CONTINUE)
 
     def hear(self, candidate: str, report: Mapping[str, Any]) -> Decision | None:

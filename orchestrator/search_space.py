@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ import numpy as np
 from orchestrator.mistakes import Mistake, Path, alternatives, did_you_mean, find_mistakes, show
 from trainables.config import TrialConfig
 
-Search = Literal["random", "grid"]
+Search = Literal["random", "grid", "optuna"]
 Tree = dict[str, Any]
 
 SECTIONS = (
@@ -59,10 +59,19 @@ class Distribution:
             return [(low, "the lower bound of randint"), (high - 1, "the largest value of randint")]
         return [(float(low), f"the lower bound of {self.kind}"), (float(high), f"the upper bound of {self.kind}")]
 
+    def holds(self, value: Any) -> bool:
+        """Whether ``value`` may be drawn."""
+        if self.kind in LISTS:
+            return any(key_of(value) == key_of(one) for one in self.values)
+        low, high = self.values
+        if not _is_number(value):
+            return False
+        return isinstance(value, int) and low <= value < high if self.kind == "randint" else bool(low <= value <= high)
+
     def num_values(self) -> int | None:
         """How many different values there are; None of a continuum."""
         if self.kind in LISTS:
-            return len({_key(value) for value in self.values})
+            return len({key_of(value) for value in self.values})
         return self.values[1] - self.values[0] if self.kind == "randint" else None
 
     def draw(self, generator: np.random.Generator) -> Any:
@@ -74,28 +83,61 @@ class Distribution:
         return int(number) if self.kind == "randint" else float(number)
 
 
-def candidates(tree: Tree, *, search: Search, num_candidates: int, seed: int) -> list[Candidate]:
-    """The sweep's candidates. A longer random sweep begins with the candidates of a shorter one of the same seed.
+Point = Mapping[str, Any]  # dotted field -> value
 
-    ``tree`` holds the four sections of a trial, already found free of mistakes.
+
+def candidates(
+    tree: Tree, *, search: Search, num_candidates: int, seed: int, points: Sequence[Point] = ()
+) -> list[Candidate]:
+    """The candidates known before the start: of an adaptive search none.
+
+    A longer random sweep begins with the candidates of a shorter one of the same seed. ``tree`` holds the four sections
+    of a trial, already found free of mistakes.
     """
-    return [
-        Candidate(
-            number, f"c{number:03d}", values, TrialConfig.model_validate(substitute(tree, values) | {"seed": seed})
-        )
-        for number, values in enumerate(settings(tree, search=search, num_candidates=num_candidates, seed=seed))
-    ]
+    if search == "optuna":
+        return []
+    drawn = settings(tree, search=search, num_candidates=num_candidates, seed=seed, points=points)
+    return [candidate(tree, number, values, seed) for number, values in enumerate(drawn)]
 
 
-def settings(tree: Tree, *, search: Search, num_candidates: int, seed: int) -> list[dict[str, Any]]:
-    """What each candidate sets: dotted field -> value, without checking that it makes a trial."""
+def candidate(tree: Tree, number: int, values: Point, seed: int) -> Candidate:
+    """The candidate of that number, with these settings."""
+    trial = TrialConfig.model_validate(substitute(tree, values) | {"seed": seed})
+    return Candidate(number, f"c{number:03d}", values, trial)
+
+
+def settings(
+    tree: Tree, *, search: Search, num_candidates: int, seed: int, points: Sequence[Point] = ()
+) -> list[dict[str, Any]]:
+    """What each candidate sets: dotted field -> value, without checking that it makes a trial.
+
+    ``points`` are those of the first candidates; a field that one leaves out is drawn.
+    """
     distributions = find_distributions(tree)
     if search == "grid":  # the last field written varies fastest
         values = (distribution.values for distribution in distributions.values())
         return [dict(zip(distributions, point, strict=True)) for point in itertools.product(*values)]
     different = num_different(distributions)
     assert different is None or num_candidates <= different, "more candidates than can differ: drawing would not end"
-    return list(itertools.islice(_draws(distributions, seed), num_candidates))
+    return list(itertools.islice(_draws(distributions, seed, points), num_candidates))
+
+
+def point_values(point: Tree, distributions: Mapping[str, Distribution]) -> tuple[dict[str, Any], list[Path]]:
+    """Of a point, nested as a sweep file is: values of swept fields by dotted field, and the paths of all else."""
+    values: dict[str, Any] = {}
+    others: list[Path] = []
+
+    def walk(value: Any, path: tuple[str, ...]) -> None:
+        if ".".join(path) in distributions:
+            values[".".join(path)] = value
+        elif isinstance(value, dict) and value:
+            for name, inner in value.items():
+                walk(inner, (*path, name))
+        else:
+            others.append(path)
+
+    walk(point, ())
+    return values, others
 
 
 def find_distributions(tree: Tree) -> dict[str, Distribution]:
@@ -180,23 +222,27 @@ def _is_whole(path: Path, tree: Tree) -> bool:
     return int in types and float not in types
 
 
-def _draws(distributions: Mapping[str, Distribution], seed: int) -> Iterator[dict[str, Any]]:
+def _draws(distributions: Mapping[str, Distribution], seed: int, points: Sequence[Point]) -> Iterator[dict[str, Any]]:
     """Different settings without end. Each field has random numbers of its own, so that sweeping one more field, or
     writing them in another order, leaves the draws of the others as they were."""
     taken: set[str] = set()
     for number in itertools.count():
+        given = points[number] if number < len(points) else {}
         for attempt in itertools.count():  # a candidate seen already would only be trained twice
             values = {
-                field: distribution.draw(np.random.default_rng([seed, number, attempt, zlib.crc32(field.encode())]))
+                field: given[field]
+                if field in given
+                else distribution.draw(np.random.default_rng([seed, number, attempt, zlib.crc32(field.encode())]))
                 for field, distribution in distributions.items()
             }
-            if _key(values) not in taken:
+            if key_of(values) not in taken or len(given) == len(distributions):
                 break
-        taken.add(_key(values))
+        taken.add(key_of(values))
         yield values
 
 
-def _key(value: object) -> str:
+def key_of(value: object) -> str:
+    """Equal for equal settings."""
     return json.dumps(value, sort_keys=True)
 
 
@@ -271,7 +317,7 @@ def _list_mistake(kind: str, values: object) -> str | None:
 
 def _search_mistake(written: Tree, search: Search | None) -> str | None:
     (kind,) = written
-    if search == "random" and kind == "grid":
+    if search in ("random", "optuna") and kind == "grid":
         return "grid goes with search: grid; say {choice: [...]} here, or search: grid above"
     if search == "grid" and kind in INTERVALS:
         return f"search: grid goes through lists, but {kind} is none; say {{grid: [...]}} here, or search: random above"

@@ -36,6 +36,26 @@ SHARED_WORDS = (
 ROWS = {"absorption": 55, "excretion": 30, "metabolism": 10}  # of the CSV, by class
 
 
+# Tests that start Ray stay in one process of the two, and share one Ray there; those of a file whose processes take
+# seconds to start stay together. (xdist has marks for that, but pytest 9.2 does not tell it of them.)
+RAY_FILES = ("test_clusters.py", "test_launch.py", "test_resume.py", "test_tournament.py")
+WHOLE_FILES = ("test_features.py", "test_tracking.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            if file.endswith(RAY_FILES):
+                return "ray"
+            return file if file.endswith(WHOLE_FILES) else nodeid
+
+    return Together(config, log)
+
+
 class TinyModel(Protocol):
     def __call__(self, architecture: str, dropout: float = 0.1) -> Path:
         """The folder of a tiny model: config, safetensors and tokenizer.

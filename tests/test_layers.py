@@ -17,7 +17,7 @@ ORDER = {
     "orchestrator": (
         "mistakes", "sweep_file", "search_space", "config", "records", "scheduler", "tracking", "progress",
         "promotion", "bookkeeping", "results", "page", "report", "cache", "export", "preparation", "ray_session",
-        "feature_cache", "rounds", "launch", "__main__",
+        "feature_cache", "adaptive_search", "rounds", "launch", "__main__",
     ),
 }  # fmt: skip
 MAY_IMPORT = {"trainables": set(), "orchestrator": {"trainables", "clusters"}, "clusters": set()}

@@ -68,13 +68,19 @@ class Placement(TypedDict):
 
 
 class TrialSetup(TypedDict):
-    """What the trials of a sweep share; Tune's own ``config`` of a trial only names its candidate."""
+    """What the trials of a round share."""
 
     storage: str  # URI of the folder that holds one folder of checkpoints per candidate
     placement: Placement
-    mailbox: Any  # handle of a ReportMailbox
-    workers: dict[str, WorkerConfig]  # candidate -> what its workers are given
-    heard: dict[str, list[tuple[str, int]]]  # candidate -> the (stage, epoch) pairs already in the sweep's history
+    mailbox: Any  # handle of a ReportMailbox; None where the trials train in their own processes
+
+
+class TrialConfigOfTune(TypedDict):
+    """What a trial is told of its candidate: under ``of``, the only key of Tune's own ``config``."""
+
+    candidate: str  # its name, which names its Train run too, so that a run that was cut short is gone on with
+    worker: WorkerConfig
+    heard: list[tuple[str, int]]  # the (stage, epoch) pairs already in the sweep's history
 
 
 class CandidateFailed(RuntimeError):
@@ -153,22 +159,22 @@ def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
     """Tune's trainable: one candidate as one Ray Train run of both stages.
 
     Args:
-        config: ``candidate``: its name, which names the Train run too, so that a run that was cut short is gone on
-            with.
-        setup: what it shares with the others, and its own part in it.
+        config: ``of``: a :class:`TrialConfigOfTune`.
+        setup: what it shares with the others.
 
     Raises:
         CandidateFailed: with the worker's own words.
     """
-    candidate = config["candidate"]
+    of: TrialConfigOfTune = config["of"]
+    candidate = of["candidate"]
     attempt = f"{candidate}-{uuid.uuid4().hex}"
     mailbox = setup["mailbox"]
     for variable, value in _train_environment().items():
         os.environ.setdefault(variable, value)
-    trainer = _trainer(candidate, setup, attempt)
+    trainer = _trainer(of, setup, attempt)
     fitting = threading.Thread(target=_fit, args=(trainer, mailbox, attempt), name=f"fit-{attempt}", daemon=True)
     fitting.start()
-    heard = set(setup["heard"][candidate])
+    heard = {(stage, epoch) for stage, epoch in of["heard"]}
     while True:
         item = ray.get(mailbox.next.remote(attempt))
         if isinstance(item, End):
@@ -194,9 +200,10 @@ def run_stage_one(config: dict[str, Any], setup: TrialSetup) -> None:
     from trainables.memory import keep_freed_memory
     from trainables.warm import train_stage_one
 
-    candidate = config["candidate"]
-    worker = setup["workers"][candidate]
-    runtime = FirstRoundRuntime(f"{setup['storage']}/{candidate}", set(setup["heard"][candidate]))
+    of: TrialConfigOfTune = config["of"]
+    worker = of["worker"]
+    heard = {(stage, epoch) for stage, epoch in of["heard"]}
+    runtime = FirstRoundRuntime(f"{setup['storage']}/{of['candidate']}", heard)
     if runtime.device.type == "cpu":
         keep_freed_memory()
     checkpoint = None if worker["start"] is None else ray.train.Checkpoint(worker["start"])
@@ -274,7 +281,7 @@ def _train_environment() -> dict[str, str]:
     }
 
 
-def _trainer(candidate: str, setup: TrialSetup, attempt: str) -> ray.train.torch.TorchTrainer:
+def _trainer(of: TrialConfigOfTune, setup: TrialSetup, attempt: str) -> ray.train.torch.TorchTrainer:
     placement = setup["placement"]
     gpus = placement["gpus_per_worker"]
     resources = {"CPU": placement["cpus_per_worker"]} | ({"GPU": gpus} if gpus else {})
@@ -282,13 +289,13 @@ def _trainer(candidate: str, setup: TrialSetup, attempt: str) -> ray.train.torch
     backend = "nccl" if gpus >= 1 and torch.distributed.is_nccl_available() else "gloo"
     return ray.train.torch.TorchTrainer(
         cast(Callable[..., None], train_two_stages),
-        train_loop_config=dict(setup["workers"][candidate]),
+        train_loop_config=dict(of["worker"]),
         torch_config=ray.train.torch.TorchConfig(backend=backend),
         scaling_config=ray.train.ScalingConfig(
             num_workers=placement["workers"], use_gpu=gpus > 0, resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
-            name=candidate,
+            name=of["candidate"],
             storage_path=setup["storage"],
             callbacks=[PostReports(setup["mailbox"], attempt)],
             # The best one and, always, the latest one are kept.

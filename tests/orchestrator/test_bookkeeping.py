@@ -67,7 +67,7 @@ class Sweep:
             "training_iteration": 7,
             "hostname": "node",
             "pid": 1,
-            "config": {"candidate": name},
+            "config": {"of": {"candidate": name}},
             "date": "now",
         }
         decision = self.scheduler.on_trial_result(None, self.trial(name), result | tunes_own)
@@ -82,7 +82,7 @@ class Sweep:
 
     @staticmethod
     def trial(name: str, error_file: str | None = None) -> Any:
-        return SimpleNamespace(trial_id=name, config={"candidate": name}, error_file=error_file)
+        return SimpleNamespace(trial_id=name, config={"of": {"candidate": name}}, error_file=error_file)
 
 
 @pytest.fixture

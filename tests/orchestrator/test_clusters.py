@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from processes import run, start, tailsweep
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file
 from sklearn.metrics import f1_score
 from wandb_files import read_runs
 
 from orchestrator.__main__ import main
 from trainables import keys
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.ray
 
 METRIC = "validation/macro_f1"
 
@@ -105,27 +106,37 @@ def test_report_says_it_again_and_an_existing_run_is_refused(
     assert "tailsweep resume" in capsys.readouterr().err
 
 
-def test_two_workers_give_what_one_gives(
+def test_two_workers_and_a_tournament_give_what_one_worker_gives_inline(
     finished: Path, tiny_model: Callable[..., Path], small_sweep: Callable[..., Path]
 ):
-    """Without dropout; their gradients are the shares of one, their metrics sums over both."""
+    """Without dropout. Two workers' gradients are the shares of one, their metrics sums over both; a tournament's first
+    round trains in another kind of process, and its second one goes on from there."""
     histories = {}
-    for workers in (1, 2):
+    for name, workers, promote in (("one", 1, "all"), ("two", 2, "all"), ("tournament", 1, 1)):
         sweep = small_sweep(
             model={"name": str(tiny_model("bert", 0.0))},
             search="random",
+            promote=promote,
             stage_one={"trains": {"top_layers": 1}, "learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
             stage_two={"learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
             resources={"stage_two": {"workers": workers, "gpus_per_worker": 0.5}},
         )
-        name = f"workers{workers}"
         assert main(["run", str(sweep), "--storage", str(finished.parent), "--set", f"name={name}"]) == 0
-        histories[workers] = pq.read_table(finished.parent / name / "history.parquet").to_pylist()
-    assert len(histories[1]) == len(histories[2]) == 2
-    for one, two in zip(histories[1], histories[2], strict=True):
+        histories[name] = pq.read_table(finished.parent / name / "history.parquet").to_pylist()
+    assert len(histories["one"]) == len(histories["two"]) == len(histories["tournament"]) == 2
+    for one, two in zip(histories["one"], histories["two"], strict=True):
         assert two["train/rows"] == one["train/rows"]
         for key in ("train/loss", "validation/loss", METRIC):
             assert two[key] == pytest.approx(one[key], abs=1e-4)
+    for inline, tournament in zip(histories["one"], histories["tournament"], strict=True):
+        assert inline.keys() == tournament.keys()
+        for key in inline.keys() - {keys.SECONDS}:
+            expected = pytest.approx(inline[key], abs=1e-6) if isinstance(inline[key], float) else inline[key]
+            assert tournament[key] == expected, key
+    parameters = [load_file(finished.parent / name / "best/model.safetensors") for name in ("one", "tournament")]
+    assert parameters[0].keys() == parameters[1].keys()
+    for name, value in parameters[0].items():
+        assert (parameters[1][name] - value).abs().max() <= 1e-6, name
 
 
 def test_resources_no_node_can_give_are_refused_before_anything_is_written(

@@ -23,7 +23,7 @@ def stage_two(candidate: str, epoch: int, score: float) -> dict[str, Any]:
 
 
 def trial(candidate: str) -> Any:
-    return SimpleNamespace(trial_id=candidate, config={"candidate": candidate})
+    return SimpleNamespace(trial_id=candidate, config={"of": {"candidate": candidate}})
 
 
 def ask(scheduler: StageOneASHA, report: dict[str, Any]) -> str:

@@ -130,7 +130,7 @@ resources: {stage_two: {workers: 0, gpus_per_worker: 1.5}}
         "digit: it names a folder",
         'metirc: unknown field; did you mean "metric"?',
         'metric: is "validation/macro_f", but must be a validation score; did you mean "validation/macro_f1"?',
-        'search: is "gird", but must be one of random, grid; did you mean "grid"?',
+        'search: is "gird", but must be one of random, grid, optuna; did you mean "grid"?',
         'method: is "twostage", but must be a method; did you mean "two_stage"?',
         'max_concurrent: is "many", but must be auto or a whole number > 0',
         "asha.grace_epochs: is 0, but must be a whole number > 0",

@@ -217,8 +217,6 @@ import os, signal, sys
 from pathlib import Path
 from orchestrator.config import WandbConfig
 from orchestrator.tracking import Tracker
-
-pytestmark = pytest.mark.xdist_group("wandb")  # its service takes seconds to start
 tracker = Tracker(WandbConfig(), "killed", Path(sys.argv[1]))
 tracker.start("c000", {}, [])
 for epoch in (1, 2):

@@ -407,7 +407,6 @@ def make_when_all_are_ready(number: int, folder: Path, plan: FeaturePlan, cache:
     (cache / f"{number}.json").write_text(json.dumps([ran, entry.train.tolist()]))
 
 
-@pytest.mark.xdist_group("forkserver")
 def test_of_several_processes_one_makes_the_entry(tiny_model: TinyModel, model: nn.Module, tmp_path: Path) -> None:
     plan = planned(model, "head")
     barrier = multiprocessing.get_context("forkserver").Barrier(3)
@@ -434,7 +433,6 @@ def stop_at(step: str, folder: Path, plan: FeaturePlan, cache: Path) -> None:
     make_features(plan, classifier(folder), prepared(), cache, CPU)
 
 
-@pytest.mark.xdist_group("forkserver")
 @pytest.mark.parametrize("step", ["trunk_outputs", "_sync"])
 def test_what_a_killed_process_leaves_is_never_used(
     step: str, tiny_model: TinyModel, model: nn.Module, tmp_path: Path

@@ -479,7 +479,6 @@ def work(rank: int, configs: list[TrialConfig], tokens: Path, folder: Path, inte
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.xdist_group("forkserver")
 def test_two_workers_train_the_same_model_as_one(tiny_model: TinyModel, data: PreparedData, tmp_path: Path) -> None:
     # In the last step of an epoch one row is left: rank 1 has none, and takes part all the same.
     configs = [

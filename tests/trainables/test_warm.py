@@ -1,0 +1,101 @@
+"""A warm process: one candidate's stage one after another, each as if it were alone."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainables import keys
+from trainables.config import DataConfig, TrialConfig
+from trainables.features import FeaturePlan, plan_features
+from trainables.model import build_classifier
+from trainables.runtime import Report, SingleProcess
+from trainables.stages import run_two_stages
+from trainables.tokenised import PreparedData, default_cache_dir
+from trainables.tokens import prepare
+from trainables.warm import open_features_of, train_stage_one
+
+TinyModel = Callable[..., Path]
+CPU = torch.device("cpu")
+TOP_LAYER = {"top_layers": 1}
+
+
+@pytest.fixture(scope="module")
+def data(tiny_model: TinyModel, rows_csv: Path) -> PreparedData:
+    config = DataConfig(train=str(rows_csv), validation=0.2, test=0.2)
+    return prepare(config, str(tiny_model("bert")), default_cache_dir())
+
+
+def trial(model: Path, learning_rate: float, trains: Any = TOP_LAYER, stage_two_epochs: int = 1) -> TrialConfig:
+    of_stage = {"batch_size": 8, "learning_rate": learning_rate}
+    return TrialConfig.model_validate(
+        {
+            "data": {"train": "not read here"},
+            "model": {"name": str(model)},
+            "stage_one": {**of_stage, "trains": trains, "epochs": 2, "loss": {"name": "ldam"}},
+            "stage_two": {**of_stage, "epochs": stage_two_epochs},
+        }
+    )
+
+
+def features_of(config: TrialConfig, data: PreparedData) -> dict[str, Any]:
+    model = build_classifier(config.model, data.label_names, config.seed)
+    plan = plan_features(model, config.stage_one, data, "fp32", CPU)
+    assert isinstance(plan, FeaturePlan)
+    return {"plan": plan, "published": "/nowhere", "num_parts": 1, "cache_dir": None}
+
+
+def warm(
+    config: TrialConfig, data: PreparedData, folder: Path | None = None, start: Path | None = None
+) -> list[Report]:
+    runtime = SingleProcess(CPU, folder)
+    train_stage_one(config, data.key, str(data.folder), features_of(config, data), runtime, start)
+    return runtime.reports
+
+
+def alone(config: TrialConfig, data: PreparedData, start: Path | None = None) -> tuple[list[Report], dict[str, Tensor]]:
+    """Both stages in a process that has trained nothing else."""
+    model = build_classifier(config.model, data.label_names, config.seed)
+    features = open_features_of(model, data, **features_of(config, data))
+    runtime = SingleProcess(CPU)
+    run_two_stages(config, data, model, runtime, start, features)
+    return runtime.reports, model.state_dict()
+
+
+def without_seconds(reports: Sequence[Report]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in report.items() if key != keys.SECONDS} for report in reports]
+
+
+def test_what_trained_before_leaves_no_trace(tiny_model: TinyModel, data: PreparedData) -> None:
+    """Dropout on. Between: a wild candidate, one that trains fewer parameters, one whose loss is not a number."""
+    model = tiny_model("bert", dropout=0.1)
+    config = trial(model, 1e-3)
+    expected = without_seconds(alone(config, data)[0][:2])
+    assert without_seconds(warm(config, data)) == expected
+    warm(trial(model, 0.3), data)
+    warm(trial(model, 1e-2, trains="head"), data)
+    with pytest.raises(ArithmeticError):
+        warm(trial(model, 1e30), data)
+    assert without_seconds(warm(config, data)) == expected
+
+
+def test_stage_two_from_a_warm_stage_one_is_stage_two_of_the_whole_trial(
+    tiny_model: TinyModel, data: PreparedData, tmp_path: Path
+) -> None:
+    config = trial(tiny_model("bert", dropout=0.1), 1e-3)
+    expected_reports, expected = alone(config, data)
+    warm(config, data, tmp_path)
+    reports, found = alone(config, data, start=tmp_path / "stage_one_epoch_002")
+    assert without_seconds(reports) == without_seconds(expected_reports)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_warm_stage_one_goes_on_from_its_checkpoint(
+    tiny_model: TinyModel, data: PreparedData, tmp_path: Path
+) -> None:
+    config = trial(tiny_model("bert", dropout=0.1), 1e-3)
+    whole = warm(config, data, tmp_path)
+    assert without_seconds(warm(config, data, start=tmp_path / "stage_one_epoch_001")) == without_seconds(whole)
