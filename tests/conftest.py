@@ -36,10 +36,10 @@ SHARED_WORDS = (
 ROWS = {"absorption": 55, "excretion": 30, "metabolism": 10}  # of the CSV, by class
 
 
-# Tests that start Ray stay in one process of the two, and share one Ray there; those of a file whose processes take
+# Tests that run sweeps stay in one process of the two, and share one Ray there; those of a file whose processes take
 # seconds to start stay together. (xdist has marks for that, but pytest 9.2 does not tell it of them.)
-RAY_FILES = ("test_clusters.py", "test_launch.py", "test_resume.py", "test_tournament.py")
-WHOLE_FILES = ("test_features.py", "test_tracking.py")
+RAY_FILES = ("test_launch.py", "test_resume.py", "test_tournament.py")
+WHOLE_FILES = ("test_clusters.py", "test_features.py", "test_tracking.py")
 
 
 @pytest.hookimpl(optionalhook=True)

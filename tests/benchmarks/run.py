@@ -32,6 +32,7 @@ from tables import Table, as_json, as_markdown, write_section
 from torch import nn
 
 from trainables.config import ModelConfig
+from trainables.memory import keep_freed_memory
 from trainables.model import PACKAGED_MODEL, PooledClassifier, build_classifier, resolve
 
 PAGE = Path(__file__).parents[2] / "BENCHMARKS.md"
@@ -44,6 +45,7 @@ QUICK_EPOCH_ROWS = 128
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as this project's workers do on a CPU; it helps every side
     bench, make = prepare(options)
     machine = describe(options, bench)
     heading = "\n".join([f"## Without Ray: {shape(options)} on {machine['device']}", "", _as_list(machine)])

@@ -39,7 +39,7 @@ def test_the_demo_runs_as_a_job(head_with_token: dict[str, str], tmp_path: Path)
     """The README's `ray job submit`, with fewer and shorter candidates, and refused without the token."""
     command = (
         "ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "orchestrator", "run",
-        "orchestrator/sweeps/demo.yaml", "--storage", tmp_path, "--set", "name=job", "--set", "num_candidates=1",
+        "orchestrator/sweeps/demo.yaml", "--storage", tmp_path, "--set", "name=job", "--set", "num_candidates=1", "--set", "stage_one.epochs=1", "--set", "stage_two.epochs=1",
         "--set", "stage_one.epochs=1", "--set", "stage_two.epochs=0", "--set", "data.max_length=8",
     )  # fmt: skip
     deadline = time.monotonic() + 180

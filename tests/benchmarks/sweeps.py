@@ -1,0 +1,163 @@
+"""Candidates per minute under Ray: a tournament's first round against inline mode, and how it grows.
+
+    python tests/benchmarks/sweeps.py [--write] [--candidates 60] [--growth 10 100 1000]
+
+Both train the same heads (the longer sweep begins with the shorter one's candidates) on the same features, made before;
+inline with no stage two, so that only stage one is compared. Two CPUs, one for each candidate.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import transformers
+import yaml
+from benchmark_rows import make_rows
+from tables import Line, Table, as_json, as_markdown, write_section
+
+from orchestrator.__main__ import main as tailsweep
+from trainables import keys
+from trainables.model import PACKAGED_MODEL, resolve
+
+PAGE = Path(__file__).parents[2] / "BENCHMARKS.md"
+ROWS, EPOCHS, CPUS = 2_000, 5, 2
+INLINE = "inline mode"
+CUTS = {"head only": ("head", {"pooling": "mean"}), "top layer, pooler and head": ({"top_layers": 1}, "native")}
+
+
+@dataclass(frozen=True)
+class Played:
+    """What one sweep's stage one took."""
+
+    candidates: int
+    seconds: float  # from the sweep's start to the end of its last candidate's stage one, starting processes included
+    overhead: float  # seconds of a CPU per candidate beyond its epochs, once the processes are up
+
+    @property
+    def per_minute(self) -> float:
+        return 60 * self.candidates / self.seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="tailsweep-bench-") as temporary:
+        folder = Path(temporary)
+        rows = write_rows(folder)
+        ray.init(num_cpus=CPUS, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
+        tables = [rate(cut, rows, folder, options) for cut in options.cuts]
+        if options.growth:
+            tables.append(growth(rows, folder, options.growth))
+        ray.shutdown()
+    for table in tables:
+        print(f"\n{as_markdown(table)}")
+    options.json.write_text(json.dumps([as_json(table) for table in tables], indent=2) + "\n", encoding="utf-8")
+    if options.write:
+        text = f"## Under Ray: all-MiniLM-L6-v2, {CPUS} CPUs\n\n" + "\n".join(as_markdown(table) for table in tables)
+        write_section(PAGE, "sweeps", text)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--candidates", type=int, default=60, help="of a tournament (default: %(default)s)")
+    parser.add_argument("--inline", type=int, default=6, help="of an inline sweep (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of both (default: %(default)s)")
+    parser.add_argument("--cuts", nargs="+", choices=list(CUTS), default=["head only"])
+    parser.add_argument("--growth", nargs="*", type=int, default=[], help="tournaments of so many candidates, too")
+    parser.add_argument("--json", type=Path, default=Path("bench-sweeps.json"))
+    parser.add_argument("--write", action="store_true", help="write the tables into BENCHMARKS.md")
+    return parser.parse_args(arguments)
+
+
+def write_rows(folder: Path) -> Path:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(resolve(PACKAGED_MODEL))
+    made = make_rows(ROWS + ROWS // 4, tokenizer)
+    path = folder / "rows.parquet"
+    pd.DataFrame({"text": made.texts, "label": made.data.train.labels.astype(str)}).to_parquet(path)
+    return path
+
+
+def rate(cut: str, rows: Path, folder: Path, options: argparse.Namespace) -> Table:
+    play(cut, rows, folder, "warm-up", 2, tournament=True)  # makes the features
+    turns = [
+        (
+            play(cut, rows, folder, f"tournament-{turn}", options.candidates, tournament=True),
+            play(cut, rows, folder, f"inline-{turn}", options.inline, tournament=False),
+        )
+        for turn in range(options.rounds)
+    ]
+    tournaments, inline = zip(*turns, strict=True)
+    times = {INLINE: statistics.median(t.per_minute / i.per_minute for t, i in turns)}
+    overhead = statistics.median(t.overhead for t in tournaments)
+    return Table(
+        f"Candidates per minute of stage one, {cut}",
+        "candidates/min",
+        f"{ROWS:,} SST-2-like rows, {EPOCHS} epochs, batches of 16, ASHA on, features made before. "
+        f"{options.candidates} candidates in a tournament's first round, the first {options.inline} of them inline. "
+        "From the sweep's start: starting Ray's processes is inside on both sides.",
+        [
+            _line(f"tournament, {times[INLINE]:.0f} times inline", [t.per_minute for t in tournaments]),
+            _line(INLINE, [i.per_minute for i in inline]),
+        ],
+        f"Beyond its epochs a candidate of the tournament cost {overhead:.2f} s of a CPU, once the processes were up.",
+    )
+
+
+def growth(rows: Path, folder: Path, counts: Sequence[int]) -> Table:
+    lines = []
+    for count in counts:
+        played = play("head only", rows, folder, f"growth-{count}", count, tournament=True)
+        lines.append(_line(f"{count:,} candidates, {played.seconds:.0f} s", [played.per_minute]))
+    return Table("How a first round grows, head only", "candidates/min", "One run each, otherwise as above.", lines)
+
+
+def play(cut: str, rows: Path, folder: Path, name: str, candidates: int, tournament: bool) -> Played:
+    """Run one sweep to its end and read from its files what stage one took."""
+    trains, head = CUTS[cut]
+    tree: dict[str, Any] = {
+        "num_candidates": candidates,
+        "data": {"train": str(rows), "validation": 0.1, "test": 0.1},
+        "model": {"name": PACKAGED_MODEL, "head": head},
+        "stage_one": {
+            "trains": trains,
+            "loss": {"name": "ldam"},
+            "learning_rate": {"loguniform": [1e-5, 1e-1]},
+            "epochs": EPOCHS,
+            "batch_size": 16,
+        },
+        "stage_two": {"epochs": 1 if tournament else 0, "learning_rate": 1e-5},
+        **({"promote": 1} if tournament else {}),
+    }
+    sweep = folder / f"{name}.yaml"
+    sweep.write_text(yaml.safe_dump(tree))
+    name = f"{cut.split(',')[0].replace(' ', '-')}-{name}"
+    status = tailsweep(["run", str(sweep), "--storage", str(folder), "--set", f"name={name}"])
+    assert status == 0, f"sweep {name} ended with {status}"
+    return read(folder / name, candidates)
+
+
+def read(run: Path, candidates: int) -> Played:
+    """Times are those of the files: the candidates', a part of history per report, an outcome per candidate."""
+    reports = [
+        (path.stat().st_mtime, json.loads(path.read_text())) for path in sorted((run / "state/history").iterdir())
+    ]
+    reports = [(when, report) for when, report in reports if report[keys.STAGE] == keys.STAGE_ONE]
+    first, last = reports[0][0], max(when for when, _ in reports)
+    arithmetic = sum(report[keys.SECONDS] for _, report in reports[CPUS:])
+    overhead = ((last - first) * CPUS - arithmetic) / candidates
+    return Played(candidates, last - (run / "state/candidates.json").stat().st_mtime, overhead)
+
+
+def _line(name: str, values: Sequence[float]) -> Line:
+    return Line(name, statistics.median(values), min(values), max(values))
+
+
+if __name__ == "__main__":
+    main()
