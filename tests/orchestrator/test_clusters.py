@@ -22,10 +22,11 @@ def head_with_token(ray_temp: str, tmp_path: Path) -> Iterator[dict[str, str]]:
     token = tmp_path / "token"
     token.write_text("0123456789abcdef" * 4)
     client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    dashboard, gcs = _free_port(), _free_port()
+    dashboard, gcs, agent = _free_port(), _free_port(), _free_port()
     head = start(
         "ray", "start", "--head", "--block", f"--port={gcs}", "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}", "--num-cpus=2", f"--temp-dir={ray_temp}/head", "--disable-usage-stats",
+        f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
+        "--num-cpus=2", f"--temp-dir={ray_temp}/head", "--disable-usage-stats",
         **client,
     )  # fmt: skip
     try:
@@ -39,7 +40,7 @@ def test_the_demo_runs_as_a_job(head_with_token: dict[str, str], tmp_path: Path)
     """The README's `ray job submit`, with fewer and shorter candidates, and refused without the token."""
     command = (
         "ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "orchestrator", "run",
-        "orchestrator/sweeps/demo.yaml", "--storage", tmp_path, "--set", "name=job", "--set", "num_candidates=1", "--set", "stage_one.epochs=1", "--set", "stage_two.epochs=1",
+        "orchestrator/sweeps/demo.yaml", "--storage", tmp_path, "--set", "name=job", "--set", "num_candidates=1",
         "--set", "stage_one.epochs=1", "--set", "stage_two.epochs=0", "--set", "data.max_length=8",
     )  # fmt: skip
     deadline = time.monotonic() + 180

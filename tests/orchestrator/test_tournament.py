@@ -28,7 +28,8 @@ def bundles() -> set[tuple[str, str]]:
 def tournament(
     local_ray: None, small_sweep: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[str]]:
-    """A run directory, and the bundles it asked for. c003's loss is not a number; of the others one is promoted.
+    """A run directory, and the bundles it asked for. c003's loss is not a number; c001, the best of the others, has a
+    trunk that is not a function of the row, and trains as a Ray Train run in both rounds.
 
     The candidates are points given to an adaptive search, which Tune asks for one after the other.
     """
@@ -36,7 +37,10 @@ def tournament(
     sweep = small_sweep(
         search="optuna",
         num_candidates=4,
-        points=[{"stage_one": {"learning_rate": rate}} for rate in (1e-7, 3e-3, 1e-6, 1e30)],
+        points=[
+            {"stage_one": {"learning_rate": rate, "frozen_dropout": live}}
+            for rate, live in ((1e-7, False), (3e-3, True), (1e-6, False), (1e30, False))
+        ],
         promote=1,
         asha=None,
         max_concurrent="auto",
@@ -44,6 +48,7 @@ def tournament(
             "trains": {"top_layers": 3},
             "loss": {"name": "cross_entropy"},
             "learning_rate": {"loguniform": [1e-8, 1e31]},
+            "frozen_dropout": {"choice": [False, True]},
             "epochs": 2,
             "batch_size": 4,
         },
@@ -79,10 +84,17 @@ def test_the_best_of_round_one_goes_on_and_the_others_say_why_not(tournament: tu
     assert json.loads((tournament[0] / "best/metrics.json").read_text())["candidate"] == "c001"
 
 
-def test_round_one_trains_on_cached_features(tournament: tuple[Path, list[str]]):
+def test_round_one_trains_on_cached_features_where_the_trunk_is_a_function_of_the_row(
+    tournament: tuple[Path, list[str]],
+):
     history = pq.read_table(tournament[0] / "history.parquet").to_pylist()
-    roads = {(row[keys.STAGE], row[keys.ROAD]) for row in history}
-    assert roads == {("stage_one", "cached tokens entering layer 1, packed"), ("stage_two", "packed")}
+    roads = {(row["candidate"], row[keys.STAGE]): row[keys.ROAD] for row in history}
+    assert roads == {
+        ("c000", "stage_one"): "cached tokens entering layer 1, packed",
+        ("c001", "stage_one"): "packed",
+        ("c001", "stage_two"): "packed",
+        ("c002", "stage_one"): "cached tokens entering layer 1, packed",
+    }
     assert not (tournament[0] / "state/features").exists()
 
 
@@ -112,21 +124,3 @@ def test_the_promoted_candidates_wandb_run_is_one_run(tournament: tuple[Path, li
     }
     assert runs["tournament-c001"].steps == [0, 1, 2]
     assert f"stage_two/{METRIC}" in runs["tournament-c001"].history[2]
-
-
-def test_a_trunk_that_cannot_be_cached_is_run_live_in_both_rounds(
-    local_ray: None, small_sweep: Callable[..., Path], tmp_path: Path
-):
-    sweep = small_sweep(
-        search="random",
-        promote=1,
-        asha=None,
-        features={"cache": "off"},
-        stage_one={"trains": {"top_layers": 1}, "learning_rate": 3e-3, "epochs": 1},
-        stage_two={"learning_rate": 1e-3, "epochs": 1},
-    )
-    assert main(["run", str(sweep), "--storage", str(tmp_path), "--set", "name=live"]) == 0
-    assert [row["state"] for row in rows_of(tmp_path / "live").values()] == ["completed"]
-    history = pq.read_table(tmp_path / "live" / "history.parquet").to_pylist()
-    places = [(row[keys.STAGE], row[keys.EPOCH], row[keys.ROAD]) for row in history]
-    assert places == [("stage_one", 1, "packed"), ("stage_two", 1, "packed")]
