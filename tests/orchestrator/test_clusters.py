@@ -1,5 +1,6 @@
 """Sweeps on a Ray that is there already: one that takes jobs, with token authentication, and one of two nodes."""
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from processes import run, start, tailsweep
+from without_ray import assert_same, without_ray
 
 pytestmark = pytest.mark.ray
 
@@ -73,7 +75,7 @@ def two_nodes(tmp_path: Path) -> Iterator[dict[str, str]]:
         _kill_family(cluster)
 
 
-def test_two_workers_train_on_two_nodes_with_shared_storage(
+def test_two_workers_on_two_nodes_with_shared_storage_give_what_one_gives_without_ray(
     two_nodes: dict[str, str], small_sweep: Callable[..., Path], tmp_path: Path
 ):
     """Each worker asks for a GPU and each node declares one, so that only both nodes together can run a candidate."""
@@ -90,12 +92,16 @@ def test_two_workers_train_on_two_nodes_with_shared_storage(
     assert (row["state"], row["stage_one_epochs"], row["stage_two_epochs"]) == ("completed", 1, 1)
     nodes = json.loads((tmp_path / "nodes/environment.json").read_text())["nodes"]
     assert [(node["CPU"], node["GPU"]) for node in nodes] == [(1, 1), (1, 1)]
+    # Without dropout, the workers' gradients are the shares of one's, and their metrics sums over both.
+    history = pq.read_table(tmp_path / "nodes/history.parquet").to_pylist()
+    assert_same(history, without_ray(tmp_path / "nodes", 0)[0], 1e-4)
 
 
 def _kill_family(process: subprocess.Popen[str]) -> None:
     family = [parent := psutil.Process(process.pid), *parent.children(recursive=True)]
     for member in family:
-        member.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it went with its parent
+            member.kill()
     process.communicate()
     psutil.wait_procs(family, timeout=30)
 

@@ -3,23 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
-from torch import Tensor
 from wandb_files import read_runs
+from without_ray import assert_same, without_ray
 
 from orchestrator.__main__ import main
 from trainables import keys
-from trainables.config import TrialConfig
-from trainables.model import build_classifier
-from trainables.runtime import Report, SingleProcess
-from trainables.stages import run_two_stages
-from trainables.tokenised import open_prepared
 
 pytestmark = pytest.mark.ray
 
@@ -54,8 +47,10 @@ def test_history_holds_each_epoch_once_and_stage_two_of_survivors_only(finished:
 
 
 def test_the_exported_model_scores_in_plain_transformers_what_its_metrics_say(finished: Path):
+    import torch
     import transformers
 
+    from trainables.config import TrialConfig
     from trainables.data import load_splits
 
     metrics = json.loads((finished / "best/metrics.json").read_text())
@@ -112,57 +107,31 @@ def test_report_says_it_again_and_an_existing_run_is_refused(
     assert "tailsweep resume" in capsys.readouterr().err
 
 
-def without_ray(run: Path, candidate: int) -> tuple[list[Report], dict[str, Tensor]]:
-    """A candidate's trial, both stages in this process: its reports and final parameters."""
-    trial = TrialConfig.model_validate(json.loads((run / "state/candidates.json").read_text())[candidate]["trial"])
-    (folder,) = (run / "state/data").iterdir()
-    data = open_prepared(folder)
-    model = build_classifier(trial.model, data.label_names, trial.seed)
-    runtime = SingleProcess(torch.device("cpu"))
-    run_two_stages(trial, data, model, runtime)
-    return runtime.reports, model.state_dict()
-
-
-def assert_same(history: list[dict[str, Any]], reports: list[Report], tolerance: float) -> None:
-    assert len(history) == len(reports)
-    for found, expected in zip(history, reports, strict=True):
-        for key in expected.keys() - {keys.SECONDS, keys.ROAD}:
-            value = expected[key]
-            assert found[key] == (pytest.approx(value, abs=tolerance) if isinstance(value, float) else value), key
-
-
 def test_inline_gives_what_the_trial_gives_without_ray(finished: Path):
     history = pq.read_table(finished / "history.parquet").to_pylist()
     assert_same([row for row in history if row["candidate"] == "c000"], without_ray(finished, 0)[0], 1e-6)
 
 
-def test_a_tournament_and_two_workers_give_what_the_trial_gives_without_ray(
+def test_a_tournament_gives_what_the_trial_gives_without_ray(
     finished: Path, tiny_model: Callable[..., Path], small_sweep: Callable[..., Path]
 ):
-    """One candidate of a tournament trains its stage one in another kind of process, on cached features, and goes on
-    from there. Two workers' gradients are the shares of one (without dropout), their metrics sums over both."""
-    for name, workers, promote, dropout, tolerance in (
-        ("tournament", 1, 1, 0.1, 1e-6),
-        ("workers", 2, "all", 0.0, 1e-4),
-    ):
-        sweep = small_sweep(
-            model={"name": str(tiny_model("bert", dropout))},
-            search="random",
-            promote=promote,
-            stage_one={"trains": {"top_layers": 1}, "learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
-            stage_two={"learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
-            resources={"stage_two": {"workers": workers, "gpus_per_worker": 0.5}},
-        )
-        assert main(["run", str(sweep), "--storage", str(finished.parent), "--set", f"name={name}"]) == 0
-        history = pq.read_table(finished.parent / name / "history.parquet").to_pylist()
-        assert history[0][keys.ROAD] == "cached tokens entering layer 3, packed"
-        reports, parameters = without_ray(finished.parent / name, 0)
-        assert_same(history, reports, tolerance)
-        if workers == 1:  # with two, Adam follows the rounding of gradients that are 0 in truth (keys' biases)
-            exported = load_file(finished.parent / name / "best/model.safetensors")
-            assert exported.keys() == parameters.keys()
-            for parameter, value in parameters.items():
-                assert (exported[parameter] - value).abs().max() <= tolerance, parameter
+    """Its stage one trains in another kind of process, on cached features, and stage two goes on from there."""
+    sweep = small_sweep(
+        model={"name": str(tiny_model("bert", 0.1))},
+        search="random",
+        promote=1,
+        stage_one={"trains": {"top_layers": 1}, "learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
+        stage_two={"learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
+    )
+    assert main(["run", str(sweep), "--storage", str(finished.parent), "--set", "name=tournament"]) == 0
+    history = pq.read_table(finished.parent / "tournament/history.parquet").to_pylist()
+    assert history[0][keys.ROAD] == "cached tokens entering layer 3, packed"
+    reports, parameters = without_ray(finished.parent / "tournament", 0)
+    assert_same(history, reports, 1e-6)
+    exported = load_file(finished.parent / "tournament/best/model.safetensors")
+    assert exported.keys() == parameters.keys()
+    for parameter, value in parameters.items():
+        assert (exported[parameter] - value).abs().max() <= 1e-6, parameter
 
 
 def test_resources_no_node_can_give_are_refused_before_anything_is_written(

@@ -1,0 +1,35 @@
+"""A candidate of a run directory, trained again in this process: what every way of running it must give."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainables import keys
+from trainables.config import TrialConfig
+from trainables.model import build_classifier
+from trainables.runtime import Report, SingleProcess
+from trainables.stages import run_two_stages
+from trainables.tokenised import open_prepared
+
+
+def without_ray(run: Path, candidate: int) -> tuple[list[Report], dict[str, Tensor]]:
+    """A candidate's trial, both stages in this process: its reports and final parameters."""
+    trial = TrialConfig.model_validate(json.loads((run / "state/candidates.json").read_text())[candidate]["trial"])
+    (folder,) = (run / "state/data").iterdir()
+    data = open_prepared(folder)
+    model = build_classifier(trial.model, data.label_names, trial.seed)
+    runtime = SingleProcess(torch.device("cpu"))
+    run_two_stages(trial, data, model, runtime)
+    return runtime.reports, model.state_dict()
+
+
+def assert_same(history: list[dict[str, Any]], reports: list[Report], tolerance: float) -> None:
+    assert len(history) == len(reports)
+    for found, expected in zip(history, reports, strict=True):
+        for key in expected.keys() - {keys.SECONDS, keys.ROAD}:
+            value = expected[key]
+            assert found[key] == (pytest.approx(value, abs=tolerance) if isinstance(value, float) else value), key
