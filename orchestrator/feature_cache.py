@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from orchestrator.records import DATA_FOLDER, FEATURES_FOLDER, RunDirectory
 from trainables.config import TrialConfig
+from trainables.errors import InputError
 from trainables.features import FeaturePlan, is_whole, make_part
 from trainables.model import build_classifier, set_trainable
 from trainables.ray_trial import FeatureSource, Placement
@@ -20,6 +21,10 @@ from trainables.tokenised import default_cache_dir, fetch_prepared
 
 ROWS_PER_PART = 1024  # at least; small enough for a bar that moves, large enough to be worth a task
 MAX_PARTS = 256
+
+
+class FeatureError(InputError):
+    """Features cannot be made: a disk is full, say."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,9 @@ def publish_features(
 
     Returns:
         Where a trial finds its features, by their keys.
+
+    Raises:
+        FeatureError: they cannot be made.
     """
     task = ray.remote(num_cpus=placement["cpus_per_worker"], num_gpus=placement["gpus_per_worker"])(_make_one_part)
     sources = {}
@@ -62,19 +70,32 @@ def publish_features(
         run.filesystem.create_dir(f"{run.path}/{folder}", recursive=True)
         rows = (entry.data_key, run.uri(f"{DATA_FOLDER}/{entry.data_key}"))
         tasks = [task.remote(entry.trial, *rows, plan.dump(), run.uri(folder), part, parts) for part in range(parts)]
-        _wait(tasks, f"making features: {plan.cut}, {plan.num_bytes / 1e6:,.0f} MB", console)
+        what = f"making features: {plan.cut}, {plan.num_bytes / 1e6:,.0f} MB"
+        try:
+            _wait(tasks, what, console)
+        except ray.exceptions.RayError as error:
+            cause = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+            raise FeatureError(
+                f"{what}: {cause}; mend that and go on by `tailsweep resume {run.location}`, or start again with "
+                "`--set features.cache=off`"
+            ) from None
     return sources
 
 
 def _wait(tasks: Sequence[Any], what: str, console: Console) -> None:
-    """Until all are done; a bar in a terminal, a line elsewhere."""
+    """Until all are done, or one failed and the others are ended; a bar in a terminal, a line elsewhere."""
     console.print(what, highlight=False, markup=False, soft_wrap=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         shown = bar.add_task("", total=len(tasks))
         left = list(tasks)
         while left:
             done, left = ray.wait(left, num_returns=1)
-            ray.get(done)
+            try:
+                ray.get(done)
+            except ray.exceptions.RayError:
+                for other in left:
+                    ray.cancel(other, force=True)
+                raise
             bar.advance(shown, len(done))
 
 

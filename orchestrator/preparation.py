@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from orchestrator.config import FeaturesConfig
 from orchestrator.records import made_of
+from orchestrator.sweep_schema import FeaturesConfig
 from trainables import keys
 from trainables.class_balance import groups
 from trainables.config import TrialConfig

@@ -83,11 +83,14 @@ def run_rounds(playing: Playing) -> None:
     """Run what is left of the sweep. Returns with candidates that have not ended where Tune was interrupted."""
     config, records = playing.sweep.config, playing.records
     inline = config.promote == "all"
-    of_first = placement(playing.sweep, keys.STAGE_TWO if inline else keys.STAGE_ONE)
+    of_one, of_two = (placement(playing.sweep, stage) for stage in keys.STAGES)
+    of_first = of_two if inline else of_one
+    # The whole trunk is work for a GPU, where stage two has one, though stage one's heads may need none.
+    of_trunk = of_two if of_two["gpus_per_worker"] and not of_one["gpus_per_worker"] else of_first
     began = time.monotonic()
-    slots = trial_slots(of_first, keys.STAGE_TWO if inline else keys.STAGE_ONE)
+    slots = trial_slots({**of_trunk, "workers": 1})
     sources = publish_features(
-        playing.run, _features_needed(playing), of_first, slots, config.features.dir, playing.console
+        playing.run, _features_needed(playing), of_trunk, slots, config.features.dir, playing.console
     )
     if sources:
         playing.say(f"features ready after {time.monotonic() - began:.0f} s")
@@ -110,7 +113,7 @@ def run_rounds(playing: Playing) -> None:
     promoted = playing.unfinished
     playing.say(f"promoted: {', '.join(candidate.name for candidate in promoted)}")
     began = time.monotonic()
-    _play(playing, "both_stages", promoted, placement(playing.sweep, keys.STAGE_TWO), sources, draw=False)
+    _play(playing, "both_stages", promoted, of_two, sources, draw=False)
     playing.say(f"round two: {len(promoted)} candidates in {time.monotonic() - began:.0f} s")
 
 
@@ -155,7 +158,7 @@ def _play(
     to_draw = config.num_candidates - len(playing.records.candidates) if draw else 0
     if not candidates and not to_draw:
         return
-    at_once = trial_slots(asked, keys.STAGE_ONE if a_round == "stage_one_warm" else keys.STAGE_TWO)
+    at_once = trial_slots(asked)
     if config.max_concurrent != "auto":
         at_once = min(at_once, config.max_concurrent)
     warm = a_round == "stage_one_warm"

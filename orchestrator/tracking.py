@@ -72,12 +72,15 @@ class Tracker:
         run = self._init("sweep", "sweep", settings)
         run.summary.update({key: value for key, value in summary.items() if value is not None})
         run.finish()
+        self.close()
 
     def close(self) -> None:
-        """Close what is still open, without a verdict: the sweep was interrupted."""
+        """Close what is still open, without a verdict (the sweep was interrupted), and have every file whole."""
         for run in self._runs.values():
             run.finish(exit_code=1)
         self._runs.clear()
+        # W&B 0.31 may return from finish() before the run's last bytes, or all of them, are in its file.
+        wandb.teardown()
 
     def _drop_unfinished(self, candidate: str) -> None:
         """Remove what an earlier process wrote of a candidate: the run begun now holds all of it, and more surely."""

@@ -36,10 +36,13 @@ SHARED_WORDS = (
 ROWS = {"absorption": 55, "excretion": 30, "metabolism": 10}  # of the CSV, by class
 
 
-# Tests that run sweeps stay in one process of the two, and share one Ray there; those of a file whose processes take
-# seconds to start stay together. (xdist has marks for that, but pytest 9.2 does not tell it of them.)
-RAY_FILES = ("test_launch.py", "test_resume.py", "test_tournament.py")
-WHOLE_FILES = ("test_clusters.py", "test_features.py", "test_tracking.py")
+# Tests that run sweeps stay in one process of the two, and share one Ray there; those whose own processes take seconds
+# to start stay together. (xdist has marks for that, but pytest 9.2 does not tell it of them.)
+RAY_FILES = ("test_feature_cache.py", "test_launch.py", "test_resume.py", "test_tournament.py")
+WHOLE_FILES = ("test_clusters.py", "test_tracking.py")
+FORKING = (
+    "test_two_workers_", "test_of_several_processes_", "test_what_a_killed_process_", "test_a_file_that_cannot_be_",
+)  # fmt: skip
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -51,6 +54,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.split("::", 1)[0]
             if file.endswith(RAY_FILES):
                 return "ray"
+            if any(f"::{name}" in nodeid for name in FORKING):
+                return "forking"
             return file if file.endswith(WHOLE_FILES) else nodeid
 
     return Together(config, log)

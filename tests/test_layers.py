@@ -15,9 +15,9 @@ ORDER = {
         "roads", "runtime", "checkpoint", "stages", "warm", "mailbox", "ray_trial",
     ),
     "orchestrator": (
-        "mistakes", "sweep_file", "search_space", "config", "records", "scheduler", "tracking", "progress",
-        "promotion", "bookkeeping", "results", "page", "report", "cache", "export", "preparation", "ray_session",
-        "feature_cache", "adaptive_search", "rounds", "launch", "__main__",
+        "mistakes", "sweep_file", "search_space", "sweep_schema", "sweep_rules", "config", "records", "scheduler",
+        "tracking", "progress", "promotion", "bookkeeping", "results", "page", "report", "cache", "export",
+        "preparation", "ray_session", "feature_cache", "adaptive_search", "rounds", "launch", "__main__",
     ),
 }  # fmt: skip
 MAY_IMPORT = {"trainables": set(), "orchestrator": {"trainables", "clusters"}, "clusters": set()}

@@ -8,7 +8,6 @@ whoever opens it first puts the parts together.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -37,11 +36,18 @@ from trainables.packing import (
     probing,
     unpackable,
 )
-from trainables.tokenised import META_FILE, PreparedData, TokenisedRows, cache_errors, length_batches
+from trainables.tokenised import (
+    META_FILE,
+    TOKENS_AT_ONCE,
+    PreparedData,
+    TokenisedRows,
+    cache_errors,
+    length_batches,
+    sync_to_disk,
+)
 
 FORMAT_VERSION = 1  # of the entry; part of its key
 SPLITS = ("train", "validation")
-TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 65536}  # on a CPU more than fit its caches gain nothing
 SHARE_OF_GPU = 0.25  # of its free memory, that features may take
 
 Dtype = Literal["fp32", "bf16"]
@@ -321,10 +327,10 @@ def _assemble(plan: FeaturePlan, location: str, num_parts: int, folder: Path) ->
                 f"have {expected}; run again, which makes them anew"
             )
         checksums[split] = _checksum(target)
-        _sync(target)
+        sync_to_disk(target)
     meta = {"key": plan.key, "cut": str(plan.cut), "dtype": plan.dtype, "width": plan.width, "checksums": checksums}
     (folder / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-    _sync(folder / META_FILE)
+    sync_to_disk(folder / META_FILE)
 
 
 def _part_name(split: str, part: int, num_parts: int) -> str:
@@ -350,12 +356,3 @@ def _checksum(path: Path) -> str:
         while piece := file.read(1 << 22):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """To the disk, so that a crash of the machine cannot leave a file of the right size without its bytes."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

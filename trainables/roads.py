@@ -27,10 +27,9 @@ from trainables.packing import (
     probing,
     unpackable,
 )
-from trainables.tokenised import PreparedData, TokenisedRows, length_batches
+from trainables.tokenised import TOKENS_AT_ONCE, PreparedData, TokenisedRows, length_batches
 
 CPU_ROWS_AT_ONCE = 8  # padded on a CPU, see PaddedRoad.parts
-EVALUATION_TOKENS = {"cpu": 2048, "cuda": 65536}  # of a batch; on a CPU more than fit its caches gain nothing
 EVALUATION_VECTORS = 4096
 
 
@@ -97,7 +96,7 @@ class PaddedRoad:
         return _parts_to_pad(rows, _split(self.data, split).lengths, self.device)
 
     def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
-        return length_batches(_split(self.data, split).lengths, EVALUATION_TOKENS[self.device.type])
+        return length_batches(_split(self.data, split).lengths, TOKENS_AT_ONCE[self.device.type])
 
 
 class PackedRoad:
@@ -118,7 +117,7 @@ class PackedRoad:
         return [_by_length(rows, _split(self.data, split).lengths)]
 
     def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
-        return length_batches(_split(self.data, split).lengths, EVALUATION_TOKENS[self.device.type])
+        return length_batches(_split(self.data, split).lengths, TOKENS_AT_ONCE[self.device.type])
 
 
 class CachedVectorsRoad:
@@ -171,7 +170,7 @@ class CachedTokensRoad:
         return [_by_length(rows, lengths)] if self.features.packed else _parts_to_pad(rows, lengths, self.device)
 
     def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
-        return length_batches(_split(self.data, split).lengths, EVALUATION_TOKENS[self.device.type])
+        return length_batches(_split(self.data, split).lengths, TOKENS_AT_ONCE[self.device.type])
 
 
 class _Padded(nn.Module):

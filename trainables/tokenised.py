@@ -28,6 +28,7 @@ from trainables.locations import open_location
 FORMAT_VERSION = 1  # of the folder; part of the key
 META_FILE = "meta.json"
 SPLITS = ("train", "validation", "test")
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 65536}  # without gradients; on a CPU more than fit its caches gain nothing
 # large_list: 64-bit offsets, which map straight to NumPy and do not end at 2**31 tokens
 SCHEMA = pa.schema({"tokens": pa.large_list(pa.int32()), "label": pa.int64()})
 
@@ -191,6 +192,15 @@ def is_whole(folder: Path) -> bool:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_to_disk(path: Path) -> None:
+    """So that a crash of the machine cannot leave a file of the right size without its bytes."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _open_split(folder: Path, name: str, described: dict[str, Any], pad_token_id: int) -> TokenisedRows:

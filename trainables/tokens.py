@@ -6,7 +6,6 @@ is never changed. Nothing here knows of models or batches' order in training.
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -31,6 +30,7 @@ from trainables.tokenised import (
     file_sha256,
     is_whole,
     open_prepared,
+    sync_to_disk,
 )
 
 ROWS_AT_ONCE = 1000  # given to the tokenizer
@@ -143,7 +143,7 @@ def _make(
     written = json.dumps({**meta, "splits": described, "notes": list(notes)}, indent=2, ensure_ascii=False)
     (partial / META_FILE).write_text(written + "\n", encoding="utf-8")
     for path in [*partial.iterdir(), partial]:
-        _sync(path)
+        sync_to_disk(path)
     shutil.rmtree(folder, ignore_errors=True)  # a damaged entry; who has it mapped keeps it
     partial.rename(folder)
 
@@ -179,12 +179,3 @@ def _input_ids(tokenizer: Any, texts: list[str], max_length: int) -> list[list[i
         return_token_type_ids=False,
     )
     return list(encoded["input_ids"])
-
-
-def _sync(path: Path) -> None:
-    """To the disk, so that a crash of the machine cannot leave a file of the right size without its bytes."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

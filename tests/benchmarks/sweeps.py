@@ -51,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="tailsweep-bench-") as temporary:
         folder = Path(temporary)
         rows = write_rows(folder)
-        ray.init(num_cpus=CPUS, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
+        ray.init(
+            address="local", num_cpus=CPUS, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False
+        )
         tables = [rate(cut, rows, folder, options) for cut in options.cuts]
         if options.growth:
             tables.append(growth(rows, folder, options.growth))

@@ -1,7 +1,6 @@
 """Cached outputs of a frozen trunk: what decides the key, and that only a whole and right entry is ever used."""
 
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import fork_server, started
 from torch import Tensor, nn
 
 from trainables import features
@@ -376,19 +376,6 @@ def test_a_truncated_part_is_an_error_and_no_entry(model: nn.Module, tmp_path: P
 # --- several processes, and processes that die
 
 
-def in_children(target: Callable[..., None], arguments: list[tuple[Any, ...]]) -> list[Any]:
-    """Started, each running ``target``. All are forked from one process that has imported this once and nothing else:
-    no thread of pytest's is forked along."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["trainables.stages", "transformers.models.bert.modeling_bert", "torch._dynamo", "sklearn.metrics", "pytest"]
-    )
-    children = [context.Process(target=target, args=given) for given in arguments]
-    for child in children:
-        child.start()
-    return children
-
-
 def make_when_all_are_ready(number: int, folder: Path, plan: FeaturePlan, cache: Path, barrier: Barrier) -> None:
     torch.set_num_threads(1)
     model = classifier(folder)
@@ -409,9 +396,9 @@ def make_when_all_are_ready(number: int, folder: Path, plan: FeaturePlan, cache:
 
 def test_of_several_processes_one_makes_the_entry(tiny_model: TinyModel, model: nn.Module, tmp_path: Path) -> None:
     plan = planned(model, "head")
-    barrier = multiprocessing.get_context("forkserver").Barrier(3)
+    barrier = fork_server().Barrier(3)
     given = [(number, tiny_model("bert"), plan, tmp_path, barrier) for number in range(3)]
-    for child in in_children(make_when_all_are_ready, given):
+    for child in started(make_when_all_are_ready, given):
         child.join(200)
         assert child.exitcode == 0
     results = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(3)]
@@ -433,13 +420,13 @@ def stop_at(step: str, folder: Path, plan: FeaturePlan, cache: Path) -> None:
     make_features(plan, classifier(folder), prepared(), cache, CPU)
 
 
-@pytest.mark.parametrize("step", ["trunk_outputs", "_sync"])
+@pytest.mark.parametrize("step", ["trunk_outputs", "sync_to_disk"])
 def test_what_a_killed_process_leaves_is_never_used(
     step: str, tiny_model: TinyModel, model: nn.Module, tmp_path: Path
 ) -> None:
     """Killed with the room made and nothing in it, and with every number written."""
     plan = planned(model, "head")
-    (child,) = in_children(stop_at, [(step, tiny_model("bert"), plan, tmp_path)])
+    (child,) = started(stop_at, [(step, tiny_model("bert"), plan, tmp_path)])
     deadline = time.monotonic() + 200
     while not (tmp_path / "reached").exists():
         assert time.monotonic() < deadline
@@ -477,7 +464,7 @@ def test_a_file_that_cannot_be_written_whole_is_an_error_and_no_entry(
 ) -> None:
     """The system refuses the write halfway, as it does on a full disk; with another number for the reason."""
     plan = planned(model, TOP_LAYER)
-    (child,) = in_children(make_with_room_for, [(4096, tiny_model("bert"), plan, tmp_path)])
+    (child,) = started(make_with_room_for, [(4096, tiny_model("bert"), plan, tmp_path)])
     child.join(200)
     assert child.exitcode == 0
     message = (tmp_path / "message").read_text()

@@ -100,7 +100,7 @@ def test_a_road_says_which_it_is_and_why_it_is_not_a_faster_one(every_road: list
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_an_evaluation_sees_each_row_once(split: str, every_road: list[Road], monkeypatch: pytest.MonkeyPatch) -> None:
     for tokens, vectors in ((60, 8), (2048, 4096), (1, 1)):
-        monkeypatch.setattr(roads, "EVALUATION_TOKENS", {"cpu": tokens})
+        monkeypatch.setattr(roads, "TOKENS_AT_ONCE", {"cpu": tokens})
         monkeypatch.setattr(roads, "EVALUATION_VECTORS", vectors)
         for road in every_road:
             batches = road.evaluation_batches(split)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 import transformers
+from forked import started
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -404,7 +404,7 @@ def test_test_rows_are_never_looked_at(tiny_model: TinyModel, data: PreparedData
 def test_evaluation_gives_what_single_rows_and_scikit_learn_give(
     learned: tuple[nn.Module, list[Report]], data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roads, "EVALUATION_TOKENS", {"cpu": 100})
+    monkeypatch.setattr(roads, "TOKENS_AT_ONCE", {"cpu": 100})
     model = learned[0]
     for rows, split in ((data.train, "train"), (data.validation, "validation"), (data.test, "test")):
         found = evaluate(live_road(model.train(), data, CPU, "fp32"), data, SingleProcess(CPU), split)
@@ -467,7 +467,7 @@ def work(rank: int, configs: list[TrialConfig], tokens: Path, folder: Path, inte
     """What each of two processes runs: the trials one after the other, results to ``folder``."""
     os.environ["GLOO_SOCKET_IFNAME"] = interface
     torch.set_num_threads(1)
-    roads.EVALUATION_TOKENS = {"cpu": 60}  # else the few rows were all rank 0's
+    roads.TOKENS_AT_ONCE = {"cpu": 60}  # else the few rows were all rank 0's
     torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     data = open_prepared(tokens)
     for number, config in enumerate(configs):
@@ -490,14 +490,9 @@ def test_two_workers_train_the_same_model_as_one(tiny_model: TinyModel, data: Pr
         for loss in (CROSS_ENTROPY, LDAM)
     ]
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    # Both are forked from one process that has imported all this once: half the time of spawning them, and nothing of
-    # this process (threads, an earlier test's Ray) is forked along.
-    multiprocessing.set_forkserver_preload(
-        ["trainables.stages", "transformers.models.bert.modeling_bert", "torch._dynamo", "sklearn.metrics", "pytest"]
-    )
-    torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call, attr-defined]
-        work, (configs, data.folder, tmp_path, loopback), nprocs=2, start_method="forkserver"
-    )
+    for worker in started(work, [(rank, configs, data.folder, tmp_path, loopback) for rank in range(2)]):
+        worker.join(200)
+        assert worker.exitcode == 0
     for number, config in enumerate(configs):
         alone = train(config, data, dtype=torch.float64)
         for rank in (0, 1):

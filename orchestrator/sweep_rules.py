@@ -1,0 +1,168 @@
+"""Rules between the fields of a sweep, beyond what each field says of itself. Each function gives the mistakes it
+finds; ``trials`` are those that probe every distribution at its bounds or values, one at a time.
+"""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+
+from orchestrator.mistakes import Mistake, did_you_mean, find_mistakes, show
+from orchestrator.search_space import (
+    LISTS,
+    MAX_CANDIDATES,
+    Distribution,
+    num_different,
+    point_values,
+    settings,
+    substitute,
+)
+from orchestrator.sweep_schema import StageResources, SweepConfig
+from trainables.config import TrialConfig
+from trainables.keys import STAGES
+
+
+def count_mistakes(config: SweepConfig, distributions: Mapping[str, Distribution]) -> list[Mistake]:
+    """Candidates that cannot all be different."""
+    different, asked = num_different(distributions), config.num_candidates
+    path = ("num_candidates",)
+    if config.search == "grid":
+        assert different is not None
+        if different > MAX_CANDIDATES:
+            return [Mistake(path, f"the grid has {different} points, but must have at most {MAX_CANDIDATES}")]
+        doubled = [
+            Mistake(tuple(field.split(".")), "names a value twice: its candidates would be the same")
+            for field, distribution in distributions.items()
+            if distribution.num_values() != len(distribution.values)
+        ]
+        if asked not in (None, different) and not doubled:
+            return [Mistake(path, f"is {asked}, but the grid has {different} points: leave num_candidates out")]
+        return doubled
+    if asked is None or different is None or asked <= different:
+        return []
+    if not distributions:
+        return [
+            Mistake(path, f"is {asked}, but no field is swept, so that all would be the same: say 1, or sweep a field")
+        ]
+    return [
+        Mistake(
+            path, f"is {asked}, but only {different} different candidates can be drawn: say {different}, or sweep more"
+        )
+    ]
+
+
+def search_mistakes(config: SweepConfig, distributions: Mapping[str, Distribution]) -> list[Mistake]:
+    """Points that are no points of the space, and what an adaptive search cannot draw."""
+    mistakes = []
+    for number, point in enumerate(config.points):
+        path: tuple[str | int, ...] = ("points", number)
+        if config.search == "grid":
+            mistakes.append(Mistake(path, "a grid has its points already: leave points out, or say search: random"))
+        values, others = point_values(point, distributions)
+        for other in others:
+            text = f"is not swept{did_you_mean('.'.join(map(str, other)), distributions)}"
+            mistakes.append(Mistake((*path, *other), text))
+        for field, value in values.items():
+            if not distributions[field].holds(value):
+                text = f"is {show(value)}, but is never drawn from {_written(distributions[field])}"
+                mistakes.append(Mistake((*path, *field.split(".")), text))
+    if config.search == "optuna":
+        if importlib.util.find_spec("optuna") is None:
+            mistakes.append(
+                Mistake(("search",), "is optuna, but Optuna is not installed: pip install optuna, or say random")
+            )
+        for field, distribution in distributions.items():
+            if decides_features(field) and distribution.kind not in LISTS:
+                rule = "must be fixed or {choice: [...]} with search: optuna: features are made for every value of it"
+                mistakes.append(Mistake(tuple(field.split(".")), f"is {_written(distribution)}, but {rule}"))
+    return mistakes
+
+
+def _written(distribution: Distribution) -> str:
+    return show({distribution.kind: list(distribution.values)})
+
+
+def decides_features(field: str) -> bool:
+    """Whether rows or features depend on a field, see ``records.made_of``."""
+    within = ("data.", "model.", "stage_one.trains", "stage_one.frozen_dropout", "stage_one.epochs")
+    return field.startswith(within)
+
+
+def asha_mistakes(config: SweepConfig, trials: Sequence[TrialConfig]) -> list[Mistake]:
+    """Brackets without a rung. That even the first has none is a note only: ASHA is on unless switched off."""
+    if config.asha is None:
+        return []
+    epochs = max(trial.stage_one.epochs for trial in trials)
+    last = config.asha.brackets - 1
+    first_rungs = [config.asha.grace_epochs]
+    while first_rungs[-1] <= epochs:
+        first_rungs.append(first_rungs[-1] * config.asha.reduction_factor)
+    held = len(first_rungs) - 1  # brackets with a rung
+    if last < max(held, 1):
+        return []
+    rule = f"at most {held}" if held else "1"
+    reason = f"the first rung of bracket {max(held, 1)} (from 0) lies beyond stage one's {epochs} epochs"
+    return [Mistake(("asha", "brackets"), f"is {config.asha.brackets}, but must be {rule}: {reason}")]
+
+
+def tournament_mistakes(config: SweepConfig, trials: Sequence[TrialConfig]) -> list[Mistake]:
+    """What a first round needs: a stage one to rank by, a stage two to be promoted to, and more to choose from."""
+    if config.promote == "all":
+        return []
+    assert config.num_candidates is not None
+    mistakes = []
+    if config.promote > config.num_candidates:
+        rule = f"must be at most num_candidates ({config.num_candidates}), or all"
+        mistakes.append(Mistake(("promote",), f"is {config.promote}, but {rule}"))
+    for stage in STAGES:
+        if any(getattr(trial, stage).epochs == 0 for trial in trials):
+            reason = "promotion is by rank after stage one, for stage two: say promote: all"
+            mistakes.append(
+                Mistake((stage, "epochs"), f"is 0, but must be at least 1 where promote is a number; {reason}")
+            )
+    if config.resources.stage_one.workers != 1:
+        found = config.resources.stage_one.workers
+        rule = "must be 1: a first round's candidate trains in one process, and many do at once"
+        mistakes.append(Mistake(("resources", "stage_one", "workers"), f"is {found}, but {rule}"))
+    return mistakes
+
+
+def candidate_mistakes(config: SweepConfig) -> list[Mistake]:
+    """Rules between fields that only a whole candidate can break. One candidate is named for each."""
+    assert config.num_candidates is not None
+    found: dict[Mistake, str] = {}
+    tree = config.trial_tree
+    drawn = settings(
+        tree, search=config.search, num_candidates=config.num_candidates, seed=config.seed, points=config.point_values
+    )
+    for number, values in enumerate(drawn):
+        where = f"candidate c{number:03d}: {', '.join(f'{field} = {show(value)}' for field, value in values.items())}"
+        for mistake in find_mistakes(TrialConfig, substitute(tree, values)):
+            found.setdefault(mistake, where)
+    return [Mistake(mistake.path, f"{mistake.text} ({where})") for mistake, where in found.items()]
+
+
+def notes(config: SweepConfig, distributions: Mapping[str, Distribution], trials: Sequence[TrialConfig]) -> list[str]:
+    """For the user: what is allowed, but may not be what was meant."""
+    found = []
+    if not distributions:
+        found.append("no field is swept: there is one candidate")
+    epochs = max(trial.stage_one.epochs for trial in trials)
+    if config.asha is not None and epochs < config.asha.grace_epochs:
+        found.append(
+            f"asha prunes nothing: its first rung comes after epoch {config.asha.grace_epochs} of stage one, which has "
+            f"{epochs}"
+        )
+    for stage in STAGES:
+        swept = [field for field in distributions if field.startswith(f"{stage}.") and field != f"{stage}.epochs"]
+        if swept and all(getattr(trial, stage).epochs == 0 for trial in trials):
+            found.append(f"sweeping {', '.join(swept)} changes nothing: {stage}.epochs is 0")
+    if config.promote == "all" and config.resources.stage_one != StageResources():
+        found.append(
+            "resources.stage_one has no effect with promote: all; both stages run on the workers of resources.stage_two"
+        )
+    resources = config.resources.stage_two
+    if resources.workers > 1 and 0 < resources.gpus_per_worker < 1:
+        found.append(
+            f"{resources.workers} workers with {resources.gpus_per_worker} of a GPU each may share one: they talk over "
+            "gloo, as NCCL needs a GPU per worker"
+        )
+    return found
