@@ -16,7 +16,7 @@ from ray.tune.search.optuna import OptunaSearch
 from orchestrator.bookkeeping import Bookkeeping
 from orchestrator.config import Sweep
 from orchestrator.mistakes import find_mistakes
-from orchestrator.records import CandidateRecord, Records, best_epoch
+from orchestrator.records import CandidateRecord, Records, best_epoch, record_of
 from orchestrator.search_space import Distribution, find_distributions, key_of, settings, substitute
 from trainables.config import TrialConfig
 
@@ -69,7 +69,7 @@ class AdaptiveSearch(Searcher):  # type: ignore[misc]
         if study_id is not None:
             self._tell(study_id, None if error else score)
         elif score is not None and not error:
-            values = next(c.values for c in self.records.candidates if c.name == name)
+            values = self.records.candidate(name).values
             self.study.add_evaluated_point(self._indices(values), score)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class AdaptiveSearch(Searcher):  # type: ignore[misc]
     def _record(self, values: dict[str, Any]) -> CandidateRecord:
         self._drawn.add(key_of(values))
         candidate = self.sweep.candidate(len(self.records.candidates), values)
-        record = CandidateRecord(candidate.name, dict(candidate.values), candidate.trial.model_dump(mode="json"))
+        record = record_of(candidate)
         self.bookkeeping.draw(record)
         return record
 

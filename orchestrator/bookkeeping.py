@@ -21,7 +21,7 @@ from orchestrator.records import (
     write_drawn,
     write_outcome,
 )
-from orchestrator.scheduler import StageOneASHA, describe
+from orchestrator.scheduler import StageASHA, describe
 from orchestrator.tracking import Tracker, settings_of
 from trainables import keys
 
@@ -40,7 +40,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         self,
         run: RunDirectory,
         records: Records,
-        scheduler: StageOneASHA | None,
+        scheduler: StageASHA | None,
         metric: str,
         tracker: Tracker,
         progress: Progress,
@@ -52,7 +52,6 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         self.tracker = tracker
         self.progress = progress
         self.history = HistoryWriter(run)
-        self.candidates = {candidate.name: candidate for candidate in records.candidates}
         self._began: dict[str, float] = {}
         self._seconds_before: defaultdict[str, float] = defaultdict(float)
         for row in records.history:
@@ -75,7 +74,8 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         self.records.hear(row)
         self.tracker.log(name, row)
         if self.scheduler is not None:
-            self.progress.rungs = self.scheduler.rungs.occupancy()
+            rungs = self.scheduler.rungs.get(row[keys.STAGE])
+            self.progress.rungs = [] if rungs is None else rungs.occupancy()
         self.progress.reported(name, row)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -90,10 +90,9 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         self.end(trial.config["of"]["candidate"], "failed", _failure_reason(trial.error_file))
 
     def draw(self, candidate: CandidateRecord) -> None:
-        """An adaptive search has drawn a candidate: it is recorded before anything is done with it."""
+        """A candidate was drawn while the sweep runs: it is recorded before anything is done with it."""
         write_drawn(self.run, candidate)
-        self.records.candidates.append(candidate)
-        self.candidates[candidate.name] = candidate
+        self.records.draw(candidate)
         self.progress.drawn(candidate.name, epochs_of(candidate.trial))
 
     def recall(self, outcome: Outcome) -> None:
@@ -104,7 +103,9 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
     def end(self, name: str, state: EndState, reason: str) -> None:
         """A candidate is at its end: write its outcome, close its W&B run, say so."""
         self._pause(name)
-        outcome = Outcome(name, state, reason, round(self._seconds_before[name], 3))
+        parent = self.records.candidate(name).parent
+        seconds = self._seconds_before[name] + (0.0 if parent is None else self.records.outcomes[parent].seconds)
+        outcome = Outcome(name, state, reason, round(seconds, 3))
         write_outcome(self.run, outcome)
         self.records.outcomes[name] = outcome
         best = best_epoch(self.records.history_of(name), self.metric)
@@ -126,11 +127,11 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
             self.progress.waiting(name)
 
     def _track(self, name: str) -> None:
-        candidate = self.candidates[name]
+        candidate = self.records.candidate(name)
         self.tracker.start(name, settings_of(candidate.trial, candidate.values), self.records.history_of(name))
 
 
-def settled(records: Records, scheduler: StageOneASHA | None, metric: str, name: str) -> tuple[EndState, str] | None:
+def settled(records: Records, scheduler: StageASHA | None, metric: str, name: str) -> tuple[EndState, str] | None:
     """State and reason of a candidate whose end follows from its history; None while it has work left."""
     history = records.history_of(name)
     if not history:
@@ -139,7 +140,7 @@ def settled(records: Records, scheduler: StageOneASHA | None, metric: str, name:
     decision = scheduler.decisions.get(name) if scheduler is not None else None
     if decision is not None and decision.stop:
         return "pruned", describe(decision, metric, last)
-    trial = next(candidate.trial for candidate in records.candidates if candidate.name == name)
+    trial = records.candidate(name).trial
     if (last[keys.STAGE], last[keys.EPOCH]) == last_epoch(trial):
         return "completed", "all its epochs are done"
     return None

@@ -18,7 +18,6 @@ from orchestrator.mistakes import Mistake, SweepConfigError, alternatives, find_
 from orchestrator.search_space import (
     SECTIONS,
     Candidate,
-    Distribution,
     Search,
     candidate,
     candidates,
@@ -26,6 +25,7 @@ from orchestrator.search_space import (
     find_distributions,
     is_distribution,
     num_different,
+    offspring,
     probe_mistakes,
 )
 from orchestrator.sweep_file import Tree, parse_number, parse_yaml, read_sweep_file, split_override, write_yaml
@@ -35,6 +35,7 @@ from orchestrator.sweep_rules import (
     count_mistakes,
     decides_features,
     notes,
+    round_two_mistakes,
     search_mistakes,
     tournament_mistakes,
 )
@@ -63,7 +64,7 @@ class Sweep:
     def candidates(self) -> list[Candidate]:
         """Those known before the start; the same list at every call."""
         return candidates(
-            self.config.trial_tree,
+            self.config.drawn_tree,
             search=self.config.search,
             num_candidates=self.num_candidates,
             seed=self.config.seed,
@@ -73,6 +74,19 @@ class Sweep:
     def candidate(self, number: int, values: Mapping[str, Any]) -> Candidate:
         """The candidate that an adaptive search has drawn ``values`` for."""
         return candidate(self.config.trial_tree, number, values, self.config.seed)
+
+    def offspring(self, parent: str, number: int, values: Mapping[str, Any]) -> list[Candidate]:
+        """A promoted candidate once for each setting of stage two that it is tried with."""
+        config = self.config
+        return offspring(
+            config.trial_tree,
+            parent,
+            number,
+            values,
+            search=config.search,
+            num_settings=config.round_two.settings,
+            seed=config.seed,
+        )
 
     def representatives(self) -> list[TrialConfig]:
         """Trials that stand for all that may be drawn, as far as rows and features go: one for every combination of
@@ -160,11 +174,10 @@ def _checked(tree: Tree, mistakes: Sequence[Mistake], source: str) -> Sweep:
     filled = tree | {section: _filled(tree.get(section, {}), _dumps(trials, section)) for section in SECTIONS}
     config = SweepConfig.model_validate(filled)
     distributions = find_distributions(config.trial_tree)
-    mistakes = count_mistakes(config, distributions) + asha_mistakes(config, trials)
+    mistakes = count_mistakes(config) + asha_mistakes(config, trials)
+    mistakes += round_two_mistakes(config, trials)
     _raise_any(mistakes + search_mistakes(config, distributions), source)
-    config = config.model_copy(
-        update={"num_candidates": config.num_candidates or _default_count(config, distributions)}
-    )
+    config = config.model_copy(update={"num_candidates": config.num_candidates or _default_count(config)})
     _raise_any(candidate_mistakes(config) + tournament_mistakes(config, trials), source)
     return Sweep(config, notes(config, distributions, trials))
 
@@ -216,8 +229,8 @@ def _filled(written: Tree, dumps: Sequence[Tree]) -> Tree:
     return filled
 
 
-def _default_count(config: SweepConfig, distributions: Mapping[str, Distribution]) -> int:
-    different = num_different(distributions)
+def _default_count(config: SweepConfig) -> int:
+    different = num_different(find_distributions(config.drawn_tree))
     if config.search == "grid":
         assert different is not None
         return different

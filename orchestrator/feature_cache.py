@@ -19,7 +19,8 @@ from trainables.model import build_classifier, set_trainable
 from trainables.ray_trial import FeatureSource, Placement
 from trainables.tokenised import default_cache_dir, fetch_prepared
 
-ROWS_PER_PART = 1024  # at least; small enough for a bar that moves, large enough to be worth a task
+ROWS_PER_PART = 1024  # small enough for a bar that moves
+FEWEST_ROWS = 256  # of a part: a process takes seconds to start
 MAX_PARTS = 256
 
 
@@ -61,7 +62,8 @@ def publish_features(
     for entry in entries:
         plan = entry.plan
         folder = f"{FEATURES_FOLDER}/{plan.key}"
-        parts = max(1, min(max(slots, plan.num_rows // ROWS_PER_PART), MAX_PARTS))
+        at_once = min(slots, plan.num_rows // FEWEST_ROWS)
+        parts = max(1, min(max(at_once, plan.num_rows // ROWS_PER_PART), MAX_PARTS))
         sources[plan.key] = FeatureSource(
             plan=plan.dump(), published=run.uri(folder), num_parts=parts, cache_dir=cache_dir
         )

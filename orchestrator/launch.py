@@ -20,19 +20,19 @@ from orchestrator.records import (
     ENVIRONMENT_FILE,
     SWEEP_FILE,
     WANDB_FOLDER,
-    CandidateRecord,
     Records,
     RunDirectory,
     best_epoch,
     open_run,
     read_records,
     read_sweep,
+    record_of,
     write_candidates,
 )
 from orchestrator.report import write_report
 from orchestrator.results import chosen_row, read_test_metrics, write_tables
 from orchestrator.rounds import Playing, placement, remove_published_features, run_rounds
-from orchestrator.scheduler import Rungs, StageOneASHA
+from orchestrator.scheduler import Rungs, StageASHA
 from orchestrator.tracking import Tracker, flatten, sync_command
 from trainables import keys
 from trainables.checkpoint import checkpoint_name
@@ -51,9 +51,7 @@ def run_sweep(sweep: Sweep, address: str | None, console: Console) -> int:
     config = sweep.config
     run = RunDirectory(f"{config.storage.rstrip('/')}/{config.name}")
     run.refuse_existing()
-    records = Records(
-        [CandidateRecord(c.name, dict(c.values), c.trial.model_dump(mode="json")) for c in sweep.candidates()]
-    )
+    records = Records([record_of(candidate) for candidate in sweep.candidates()])
     say(f"sweep {config.name}: {sweep.num_candidates} candidates")
     trials = [candidate.trial for candidate in records.candidates]
     trials = trials or [trial.model_dump(mode="json") for trial in sweep.representatives()]
@@ -84,8 +82,9 @@ def resume_sweep(location: str, address: str | None, console: Console) -> int:
     records = read_records(run)
     sweep = read_sweep(run)
     made = json.loads(run.read_text(ENVIRONMENT_FILE))
-    left = sweep.num_candidates - len(records.outcomes)
-    text = f"sweep {run.name}: {left} of {sweep.num_candidates} candidates left"
+    to_draw = sweep.num_candidates - len(records.entered)
+    left = to_draw + sum(candidate.name not in records.outcomes for candidate in records.candidates)
+    text = f"sweep {run.name}: {left} of {to_draw + len(records.candidates)} candidates left"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
     with ray_session(address):
         return _to_the_end(run, sweep, records, made, console)
@@ -133,28 +132,30 @@ def _export(playing: Playing, candidate: str) -> None:
     """Make ``best/`` in a task with a worker's resources: the driver's node may have no accelerator."""
     asked = placement(playing.sweep, keys.STAGE_TWO)
     best = best_epoch(playing.records.history_of(candidate), playing.sweep.config.metric)
-    trial = next(c.trial for c in playing.records.candidates if c.name == candidate)
+    trial = playing.records.candidate(candidate).trial
     task = ray.remote(num_cpus=asked["cpus_per_worker"], num_gpus=asked["gpus_per_worker"])(export_best)
     ray.get(task.remote(playing.run.location, candidate, trial, best, playing.parts_of(trial)["data"]))
 
 
-def _scheduler(sweep: Sweep, records: Records) -> StageOneASHA | None:
+def _scheduler(sweep: Sweep, records: Records) -> StageASHA | None:
     """ASHA with the rungs that the history so far gives; None where it has nothing to decide."""
     config = sweep.config
-    epochs = [epochs_of(candidate.trial)[0] for candidate in records.candidates]
-    if config.search == "optuna":  # the most that may yet be drawn
-        epochs += [trial.stage_one.epochs for trial in sweep.representatives()]
-    max_epochs = max(epochs)
-    if config.asha is None or max_epochs < config.asha.grace_epochs:
+    trials = [candidate.trial for candidate in records.candidates]
+    if config.search == "optuna":  # what may yet be drawn
+        trials += [trial.model_dump(mode="json") for trial in sweep.representatives()]
+    rungs = {}
+    for stage, asha in ((keys.STAGE_ONE, config.asha), (keys.STAGE_TWO, config.round_two.asha)):
+        max_epochs = max(trial[stage]["epochs"] for trial in trials)
+        if asha is not None and max_epochs >= asha.grace_epochs:
+            rungs[stage] = Rungs(asha.grace_epochs, max_epochs, asha.reduction_factor, asha.brackets, seed=config.seed)
+    if not rungs:
         return None
-    asha = config.asha
-    rungs = Rungs(asha.grace_epochs, max_epochs, asha.reduction_factor, asha.brackets, seed=config.seed)
-    scheduler = StageOneASHA(rungs, config.metric)
+    scheduler = StageASHA(rungs, config.metric)
     scheduler.replay(records.history)
     return scheduler
 
 
-def _settle_what_is_known(records: Records, scheduler: StageOneASHA | None, bookkeeping: Bookkeeping) -> None:
+def _settle_what_is_known(records: Records, scheduler: StageASHA | None, bookkeeping: Bookkeeping) -> None:
     """Take up the outcomes there are, and write those that a killed sweep had no time for: its history has them."""
     for candidate in records.candidates:
         if candidate.name in records.outcomes:
@@ -164,10 +165,10 @@ def _settle_what_is_known(records: Records, scheduler: StageOneASHA | None, book
 
 
 def _drop_spent_checkpoints(run: RunDirectory, records: Records, metric: str) -> None:
-    """Keep of every completed candidate the epoch it is judged by, of those pruned or not promoted nothing."""
+    """Keep of every completed candidate the epoch it is judged by, of those that ended otherwise nothing."""
     for name, outcome in records.outcomes.items():
         folder = f"{CHECKPOINTS_FOLDER}/{name}"
-        if outcome.state in {"pruned", "not_promoted"}:
+        if outcome.state in {"pruned", "not_promoted", "promoted"}:
             run.delete_folder(folder)
         elif outcome.state == "completed":
             best = best_epoch(records.history_of(name), metric)

@@ -100,15 +100,15 @@ def draw_curves(records: Records, rows: Sequence[Mapping[str, Any]], metric: str
     drawn = _axes(epochs, x, y, low, high, metric)
     states = {row["candidate"]: row["state"] for row in rows}
     # The chosen one last, over the others.
-    for candidate in sorted(records.candidates, key=lambda c: (c.name == chosen, states[c.name] == "completed")):
-        history = records.history_of(candidate.name)
+    for name, state in sorted(states.items(), key=lambda of: (of[0] == chosen, of[1] == "completed")):
+        history = records.history_of(name)
         if not history:
             continue
         points = [(x(report[keys.STAGE], report[keys.EPOCH]), y(report[metric])) for report in history]
-        kind = "chosen" if candidate.name == chosen else states[candidate.name]
+        kind = "chosen" if name == chosen else state
         colour, width = COLOURS[kind], 3 if kind == "chosen" else 1.6
         line = " ".join(f"{across},{down}" for across, down in points)
-        title = escape(f"{candidate.name}, {states[candidate.name]}: {history[-1][metric]:.4f}")
+        title = escape(f"{name}, {state}: {history[-1][metric]:.4f}")
         drawn.append(
             f'<g fill="none" stroke="{colour}" stroke-width="{width}"><title>{title}</title>'
             f'<polyline points="{line}"/></g>'

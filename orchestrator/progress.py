@@ -12,7 +12,7 @@ from rich.text import Text
 
 from trainables import keys
 
-STATES = ("pending", "running", "pruned", "not_promoted", "completed", "failed")
+STATES = ("pending", "running", "pruned", "not_promoted", "promoted", "completed", "failed")
 
 
 class Progress:

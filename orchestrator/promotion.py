@@ -11,7 +11,7 @@ def stage_one_ranking(records: Records, metric: str) -> list[str]:
     alone, so that it is the same before and after a restart.
     """
     scores: dict[str, float] = {}
-    for candidate in records.candidates:
+    for candidate in records.entered:
         outcome = records.outcomes.get(candidate.name)
         last = stage_one_end(records, candidate.name)
         if last is not None and (outcome is None or outcome.state != "pruned"):
@@ -21,6 +21,6 @@ def stage_one_ranking(records: Records, metric: str) -> list[str]:
 
 def stage_one_end(records: Records, name: str) -> dict[str, float] | None:
     """The report of stage one's last epoch, or None while it has not been made."""
-    epochs = next(candidate.trial for candidate in records.candidates if candidate.name == name)["stage_one"]["epochs"]
+    epochs = records.candidate(name).trial[keys.STAGE_ONE]["epochs"]
     reports = (row for row in records.history_of(name) if row[keys.STAGE] == keys.STAGE_ONE)
     return next((row for row in reports if row[keys.EPOCH] == epochs), None)

@@ -19,6 +19,7 @@ import pyarrow.fs as pafs
 
 from orchestrator.config import Sweep, SweepConfig, SweepConfigError
 from orchestrator.mistakes import find_mistakes
+from orchestrator.search_space import Candidate
 from orchestrator.sweep_file import parse_yaml
 from trainables import keys
 from trainables.errors import InputError
@@ -36,11 +37,12 @@ CHECKPOINTS_FOLDER = "state/checkpoints"  # one folder per candidate, written by
 FEATURES_FOLDER = "state/features"  # parts of features, while the sweep runs
 DATA_FOLDER = "state/data"  # the tokenised rows, for nodes that lack them
 CANDIDATES_FILE = "state/candidates.json"  # those known before the start
-DRAWN_FOLDER = "state/drawn"  # those that an adaptive search has drawn since, a file each
+DRAWN_FOLDER = "state/drawn"  # those drawn since, by an adaptive search or at promotion, a file each
 HISTORY_FOLDER = "state/history"
 OUTCOMES_FOLDER = "state/outcomes"
 
-EndState = Literal["pruned", "not_promoted", "completed", "failed"]
+# "promoted" is the end of a candidate that goes on as several, each with other settings of stage two.
+EndState = Literal["pruned", "not_promoted", "promoted", "completed", "failed"]
 
 
 class RunDirectoryError(InputError):
@@ -49,11 +51,20 @@ class RunDirectoryError(InputError):
 
 @dataclass(frozen=True)
 class CandidateRecord:
-    """One candidate's settings: ``trial`` is the dumped TrialConfig, ``values`` what the sweep varied in it."""
+    """One candidate's settings: ``trial`` is the dumped TrialConfig, ``values`` what the sweep varied in it.
+
+    ``parent`` names the candidate whose stage one it has; None: its own.
+    """
 
     name: str
     values: dict[str, Any]
     trial: dict[str, Any]
+    parent: str | None = None
+
+    @property
+    def number(self) -> tuple[int, ...]:
+        """By which candidates are ordered: (17,) of ``c017``, (17, 2) of ``c017.2``."""
+        return tuple(int(part) for part in self.name.removeprefix("c").split("."))
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ class Outcome:
 class Records:
     """All that is known of a sweep."""
 
-    candidates: list[CandidateRecord]  # in the order of their numbers
+    candidates: list[CandidateRecord]  # in the order they were drawn
     history: list[dict[str, Any]] = field(default_factory=list)  # in the order the reports were heard; see `hear`
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # by candidate, of those that have ended
 
@@ -78,6 +89,23 @@ class Records:
         self._by_candidate: dict[str, list[dict[str, Any]]] = {}
         for row in self.history:
             self._by_candidate.setdefault(row["candidate"], []).append(row)
+        self._by_name = {candidate.name: candidate for candidate in self.candidates}
+
+    @property
+    def entered(self) -> list[CandidateRecord]:
+        """The candidates that the sweep began with or drew: those with a stage one of their own."""
+        return [candidate for candidate in self.candidates if candidate.parent is None]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def candidate(self, name: str) -> CandidateRecord:
+        return self._by_name[name]
+
+    def draw(self, candidate: CandidateRecord) -> None:
+        """Add a candidate."""
+        self.candidates.append(candidate)
+        self._by_name[candidate.name] = candidate
 
     def hear(self, row: dict[str, Any]) -> None:
         """Add a report."""
@@ -89,9 +117,14 @@ class Records:
         """Whether every candidate is at its end."""
         return len(self.outcomes) == len(self.candidates)
 
-    def history_of(self, candidate: str) -> list[dict[str, Any]]:
-        """One candidate's reports, in order; not to be changed."""
-        return self._by_candidate.get(candidate, [])
+    def history_of(self, name: str) -> list[dict[str, Any]]:
+        """One candidate's reports in order, its parent's of stage one before its own; not to be changed."""
+        own, parent = self._by_candidate.get(name, []), self._by_name[name].parent
+        return own if parent is None else self.history_of(parent) + own
+
+
+def record_of(candidate: Candidate, parent: str | None = None) -> CandidateRecord:
+    return CandidateRecord(candidate.name, dict(candidate.values), candidate.trial.model_dump(mode="json"), parent)
 
 
 def made_of(trial: Mapping[str, Any]) -> str:
@@ -250,7 +283,7 @@ class HistoryWriter:
 
 
 def write_drawn(run: RunDirectory, candidate: CandidateRecord) -> None:
-    """Record a candidate that an adaptive search has drawn, before anything is done with it."""
+    """Record a candidate that was drawn while the sweep runs, before anything is done with it."""
     run.write_text(f"{DRAWN_FOLDER}/{candidate.name}.json", json.dumps(asdict(candidate)) + "\n")
 
 
@@ -261,7 +294,8 @@ def write_outcome(run: RunDirectory, outcome: Outcome) -> None:
 def read_records(run: RunDirectory) -> Records:
     """Everything written so far; a sweep may go on writing meanwhile."""
     candidates = [CandidateRecord(**read) for read in json.loads(run.read_text(CANDIDATES_FILE))]
-    candidates += [CandidateRecord(**json.loads(run.read_text(f"{DRAWN_FOLDER}/{n}"))) for n in run.list(DRAWN_FOLDER)]
+    drawn = [CandidateRecord(**json.loads(run.read_text(f"{DRAWN_FOLDER}/{name}"))) for name in run.list(DRAWN_FOLDER)]
+    candidates += sorted(drawn, key=lambda candidate: (candidate.parent is not None, candidate.number))
     history = [json.loads(run.read_text(f"{HISTORY_FOLDER}/{name}")) for name in run.list(HISTORY_FOLDER)]
     outcomes = [Outcome(**json.loads(run.read_text(f"{OUTCOMES_FOLDER}/{name}"))) for name in run.list(OUTCOMES_FOLDER)]
     return Records(candidates, history, {outcome.candidate: outcome for outcome in outcomes})

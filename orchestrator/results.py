@@ -28,16 +28,19 @@ def result_rows(records: Records, metric: str) -> list[Row]:
     """One row per candidate, in their order: state, epochs, seconds, best validation scores, swept values.
 
     ``state`` is ``running`` for a candidate with reports and no outcome, ``pending`` for one without either: in a run
-    that died, ``running`` means cut short.
+    that died, ``running`` means cut short. A candidate that went on as several gives their rows, whose ``parent`` it
+    is, and none of its own; its epochs and seconds of stage one are in each.
     """
     rows = []
-    for candidate in records.candidates:
+    for candidate in sorted(records.candidates, key=lambda candidate: candidate.number):
         history = records.history_of(candidate.name)
         outcome = records.outcomes.get(candidate.name)
+        if outcome is not None and outcome.state == "promoted":
+            continue
         best = best_epoch(history, metric)
         row: Row = {
             "candidate": candidate.name,
-            "parent": None,
+            "parent": candidate.parent,
             "state": outcome.state if outcome else ("running" if history else "pending"),
             "reason": outcome.reason if outcome else None,
             "stage_one_epochs": sum(report[keys.STAGE] == keys.STAGE_ONE for report in history),

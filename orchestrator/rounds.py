@@ -27,8 +27,9 @@ from orchestrator.records import (
     Records,
     RunDirectory,
     made_of,
+    record_of,
 )
-from orchestrator.scheduler import StageOneASHA
+from orchestrator.scheduler import StageASHA
 from trainables import keys
 from trainables.config import TrialConfig
 from trainables.features import FeaturePlan
@@ -57,14 +58,14 @@ class Playing:
     sweep: Sweep
     records: Records
     environment: dict[str, Any]  # environment.json, which says what rows and features the candidates are made of
-    scheduler: StageOneASHA | None
+    scheduler: StageASHA | None
     bookkeeping: Bookkeeping
     console: Console
 
     @property
     def finished(self) -> bool:
         """Whether every candidate that there is to be is at its end."""
-        return self.records.finished and len(self.records.candidates) == self.sweep.config.num_candidates
+        return self.records.finished and len(self.records.entered) == self.sweep.config.num_candidates
 
     @property
     def unfinished(self) -> list[CandidateRecord]:
@@ -103,12 +104,12 @@ def run_rounds(playing: Playing) -> None:
     all_warm = all(parts["features"] is not None for parts in playing.environment["made_of"].values())
     _play(playing, "stage_one_warm", warm, of_first, sources, draw=all_warm)
     _play(playing, "stage_one_run", [c for c in entered if c not in warm], of_first, sources, draw=not all_warm)
-    if len(records.candidates) < (config.num_candidates or 0):
+    if len(records.entered) < playing.sweep.num_candidates:
         return
     if any(stage_one_end(records, candidate.name) is None for candidate in playing.unfinished):
         return
     if entered:
-        playing.say(f"round one: {len(records.candidates)} candidates in {time.monotonic() - began:.0f} s")
+        playing.say(f"round one: {len(records.entered)} candidates in {time.monotonic() - began:.0f} s")
     _promote(playing)
     promoted = playing.unfinished
     playing.say(f"promoted: {', '.join(candidate.name for candidate in promoted)}")
@@ -126,16 +127,24 @@ def placement(sweep: Sweep, stage: str) -> Placement:
 
 
 def _promote(playing: Playing) -> None:
-    """End every candidate that is not among the best of the first round."""
-    config = playing.sweep.config
+    """End every candidate that is not among the best of the first round; those that are become as many as there are
+    settings of stage two to try, where that is more than one."""
+    config, records = playing.sweep.config, playing.records
     assert config.promote != "all"
-    ranking = stage_one_ranking(playing.records, config.metric)
-    for rank, name in enumerate(ranking[config.promote :], start=config.promote + 1):
-        if name not in playing.records.outcomes:
-            reason = (
-                f"rank {rank} of {len(ranking)} by {config.metric} after stage one; the best {config.promote} go on"
-            )
-            playing.bookkeeping.end(name, "not_promoted", reason)
+    ranking = stage_one_ranking(records, config.metric)
+    for rank, name in enumerate(ranking, start=1):
+        if name in records.outcomes:
+            continue
+        place = f"rank {rank} of {len(ranking)} by {config.metric} after stage one"
+        if rank > config.promote:
+            playing.bookkeeping.end(name, "not_promoted", f"{place}; the best {config.promote} go on")
+        elif config.round_two.settings > 1:
+            parent = records.candidate(name)
+            offspring = playing.sweep.offspring(name, parent.number[0], parent.values)
+            for one in offspring:
+                if one.name not in records:  # a killed sweep may have drawn some
+                    playing.bookkeeping.draw(record_of(one, parent=name))
+            playing.bookkeeping.end(name, "promoted", f"{place}; goes on as {', '.join(one.name for one in offspring)}")
 
 
 def _play(
@@ -155,7 +164,7 @@ def _play(
     config = playing.sweep.config
     draw = draw and config.search == "optuna"
     assert config.num_candidates is not None
-    to_draw = config.num_candidates - len(playing.records.candidates) if draw else 0
+    to_draw = config.num_candidates - len(playing.records.entered) if draw else 0
     if not candidates and not to_draw:
         return
     at_once = trial_slots(asked)
@@ -215,7 +224,7 @@ def _of_tune(
     trial = TrialConfig.model_validate(candidate.trial)
     if a_round == "stage_one_run":
         trial = trial.model_copy(update={"stage_two": trial.stage_two.model_copy(update={"epochs": 0})})
-    folder = f"{CHECKPOINTS_FOLDER}/{candidate.name}"
+    folder = f"{CHECKPOINTS_FOLDER}/{candidate.parent or candidate.name}"  # of its stage one
     checkpoints = [] if config.promote == "all" else [c for c in run.list(folder) if c.startswith(keys.STAGE_ONE)]
     parts = playing.parts_of(candidate.trial)
     assert parts["data"] is not None
@@ -236,7 +245,7 @@ def _features_needed(playing: Playing) -> list[Entry]:
     entries: dict[str, Entry] = {}
     plans = {key: FeaturePlan.load(dumped) for key, dumped in playing.environment["features"].items()}
     left = [c.trial for c in playing.unfinished if stage_one_end(playing.records, c.name) is None]
-    if playing.sweep.config.search == "optuna" and len(playing.records.candidates) < playing.sweep.num_candidates:
+    if playing.sweep.config.search == "optuna" and len(playing.records.entered) < playing.sweep.num_candidates:
         left += [trial.model_dump(mode="json") for trial in playing.sweep.representatives()]
     for trial in left:
         parts = playing.parts_of(trial)

@@ -1,9 +1,10 @@
-"""ASHA over stage one only (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning").
+"""ASHA over the epochs of one stage (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning").
 
 :class:`Rungs` is the rule, as a conversation: report, report, should it stop? It decides as Ray's
 ``AsyncHyperBandScheduler`` does with ``stop_last_trials=False`` (a test holds the two together); it is ours because
 Ray's forgets its rungs when a sweep is resumed, draws brackets from numpy's global generator and cannot say why a trial
-was stopped. :class:`StageOneASHA` puts it under Tune.
+was stopped. :class:`StageASHA` puts it under Tune: over stage one, and in a tournament's second round over stage two,
+where that is asked for.
 """
 
 import math
@@ -27,11 +28,11 @@ class Decision:
 
 
 class Rungs:
-    """Asynchronous successive halving over epochs of stage one; larger scores are better.
+    """Asynchronous successive halving over the epochs of a stage; larger scores are better.
 
     Args:
         grace_epochs: the first rung's epoch (the paper's r).
-        max_epochs: the most epochs of stage one a candidate may have (R).
+        max_epochs: the most epochs of the stage a candidate may have (R).
         reduction_factor: eta; a candidate goes on from a rung if it is at least as good as the best 1/eta there.
         brackets: candidates are spread over this many sets of rungs, each starting eta times later (s = 0, 1, ...).
         seed: of the draw of a candidate's bracket.
@@ -89,12 +90,17 @@ class Rungs:
         return sorted(counts.items())
 
 
-class StageOneASHA(FIFOScheduler):  # type: ignore[misc]
-    """Tune's scheduler: asks :class:`Rungs` about reports of stage one, and lets stage two run to its end."""
+class StageASHA(FIFOScheduler):  # type: ignore[misc]
+    """Tune's scheduler: asks a stage's :class:`Rungs` about its reports, and lets a stage without any run to its end.
 
-    def __init__(self, rungs: Rungs, metric: str) -> None:
+    Args:
+        rungs: by stage; each hears the reports of its own stage alone.
+        metric: the key of the score.
+    """
+
+    def __init__(self, rungs: Mapping[str, Rungs], metric: str) -> None:
         super().__init__()
-        self.rungs = rungs
+        self.rungs = dict(rungs)
         self._metric = metric
         self.decisions: dict[str, Decision] = {}  # per candidate, of the last rung it reached
 
@@ -110,10 +116,11 @@ class StageOneASHA(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.STOP if decision is not None and decision.stop else TrialScheduler.CONTINUE)
 
     def hear(self, candidate: str, report: Mapping[str, Any]) -> Decision | None:
-        """The decision on one report; None for a report of stage two."""
-        if keys.STAGE_ONE_EPOCH not in report:
+        """The decision on one report; None where its stage has no rungs."""
+        rungs = self.rungs.get(report[keys.STAGE])
+        if rungs is None:
             return None
-        decision = self.rungs.report(candidate, int(report[keys.STAGE_ONE_EPOCH]), float(report[self._metric]))
+        decision = rungs.report(candidate, int(report[keys.EPOCH]), float(report[self._metric]))
         if decision.rung is not None:
             self.decisions[candidate] = decision
         return decision
@@ -128,6 +135,10 @@ def describe(decision: Decision, metric: str, report: Mapping[str, Any]) -> str:
     """Why a candidate was stopped, in words."""
     assert decision.cutoff is not None
     return (
-        f"{metric} {float(report[metric]):.4f} after epoch {report[keys.EPOCH]} of stage one is below "
+        f"{metric} {float(report[metric]):.4f} after epoch {report[keys.EPOCH]} of {_words(report)} is below "
         f"the {decision.cutoff:.4f} that rung {decision.rung} asked for"
     )
+
+
+def _words(report: Mapping[str, Any]) -> str:
+    return str(report[keys.STAGE]).replace("_", " ")

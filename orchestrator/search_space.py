@@ -17,6 +17,7 @@ import numpy as np
 
 from orchestrator.mistakes import Mistake, Path, alternatives, did_you_mean, find_mistakes, show
 from trainables.config import TrialConfig
+from trainables.keys import STAGE_TWO
 
 Search = Literal["random", "grid", "optuna"]
 Tree = dict[str, Any]
@@ -104,6 +105,37 @@ def candidate(tree: Tree, number: int, values: Point, seed: int) -> Candidate:
     """The candidate of that number, with these settings."""
     trial = TrialConfig.model_validate(substitute(tree, values) | {"seed": seed})
     return Candidate(number, f"c{number:03d}", values, trial)
+
+
+def offspring(
+    tree: Tree, parent: str, number: int, values: Point, *, search: Search, num_settings: int, seed: int
+) -> list[Candidate]:
+    """A promoted candidate once for each of several settings of stage two; all else is the parent's.
+
+    Its own settings come first, then others from the same distributions, drawn from (seed, number); of a grid all, in
+    their order. Settings that make no trial are left out.
+
+    Args:
+        parent: the candidate's name; number and values are its own, too.
+    """
+    of_stage_two = stage_two_distributions(tree)
+    fixed = {field: value for field, value in values.items() if field not in of_stage_two}
+    own = {field: value for field, value in values.items() if field in of_stage_two}
+    entropy = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    how: Search = "grid" if search == "grid" else "random"
+    drawn = settings(substitute(tree, fixed), search=how, num_candidates=num_settings, seed=entropy, points=[own])
+    found = []
+    for place, of_two in enumerate(drawn, start=1):
+        all_values = {field: (fixed | of_two)[field] for field in find_distributions(tree)}
+        trial = substitute(tree, all_values) | {"seed": seed}
+        if not find_mistakes(TrialConfig, trial):
+            found.append(Candidate(number, f"{parent}.{place}", all_values, TrialConfig.model_validate(trial)))
+    return found
+
+
+def stage_two_distributions(tree: Tree) -> dict[str, Distribution]:
+    """Those below ``stage_two``, by dotted field."""
+    return {field: of for field, of in find_distributions(tree).items() if field.startswith(f"{STAGE_TWO}.")}
 
 
 def settings(

@@ -10,18 +10,21 @@ from orchestrator.search_space import (
     LISTS,
     MAX_CANDIDATES,
     Distribution,
+    find_distributions,
     num_different,
     point_values,
     settings,
+    stage_two_distributions,
     substitute,
 )
-from orchestrator.sweep_schema import StageResources, SweepConfig
+from orchestrator.sweep_schema import AshaConfig, RoundTwoConfig, StageResources, SweepConfig
 from trainables.config import TrialConfig
-from trainables.keys import STAGES
+from trainables.keys import STAGE_ONE, STAGE_TWO, STAGES
 
 
-def count_mistakes(config: SweepConfig, distributions: Mapping[str, Distribution]) -> list[Mistake]:
+def count_mistakes(config: SweepConfig) -> list[Mistake]:
     """Candidates that cannot all be different."""
+    distributions = find_distributions(config.drawn_tree)
     different, asked = num_different(distributions), config.num_candidates
     path = ("num_candidates",)
     if config.search == "grid":
@@ -30,7 +33,7 @@ def count_mistakes(config: SweepConfig, distributions: Mapping[str, Distribution
             return [Mistake(path, f"the grid has {different} points, but must have at most {MAX_CANDIDATES}")]
         doubled = [
             Mistake(tuple(field.split(".")), "names a value twice: its candidates would be the same")
-            for field, distribution in distributions.items()
+            for field, distribution in find_distributions(config.trial_tree).items()
             if distribution.num_values() != len(distribution.values)
         ]
         if asked not in (None, different) and not doubled:
@@ -88,19 +91,42 @@ def decides_features(field: str) -> bool:
 
 def asha_mistakes(config: SweepConfig, trials: Sequence[TrialConfig]) -> list[Mistake]:
     """Brackets without a rung. That even the first has none is a note only: ASHA is on unless switched off."""
-    if config.asha is None:
+    mistakes = []
+    for asha, stage, path in _ashas(config):
+        epochs = max(getattr(trial, stage).epochs for trial in trials)
+        first_rungs = [asha.grace_epochs]
+        while first_rungs[-1] <= epochs:
+            first_rungs.append(first_rungs[-1] * asha.reduction_factor)
+        held = len(first_rungs) - 1  # brackets with a rung
+        if asha.brackets > max(held, 1):
+            rule = f"at most {held}" if held else "1"
+            reason = f"the first rung of bracket {max(held, 1)} (from 0) lies beyond {stage}'s {epochs} epochs"
+            mistakes.append(Mistake((*path, "brackets"), f"is {asha.brackets}, but must be {rule}: {reason}"))
+    return mistakes
+
+
+def _ashas(config: SweepConfig) -> list[tuple[AshaConfig, str, tuple[str, ...]]]:
+    """Each ASHA there is, its stage, and the path of its section."""
+    written = ((config.asha, STAGE_ONE, ("asha",)), (config.round_two.asha, STAGE_TWO, ("round_two", "asha")))
+    return [(asha, stage, path) for asha, stage, path in written if asha is not None]
+
+
+def round_two_mistakes(config: SweepConfig, trials: Sequence[TrialConfig]) -> list[Mistake]:
+    """Settings of stage two that cannot all be different, and a second round where there is none."""
+    asked = config.round_two
+    if config.promote == "all":
+        rule = "needs a tournament: say promote: K, or leave round_two out"
+        return [] if asked == RoundTwoConfig() else [Mistake(("round_two",), rule)]
+    path = ("round_two", "settings")
+    distributions = stage_two_distributions(config.trial_tree)
+    different = num_different(distributions)
+    if asked.settings == 1 or different is None or asked.settings <= different:
+        if config.search == "grid" and asked.settings not in (1, different):
+            rule = f"must be {different}, the points of stage two's grid, or 1: all are candidates of round one then"
+            return [Mistake(path, f"is {asked.settings}, but {rule}")]
         return []
-    epochs = max(trial.stage_one.epochs for trial in trials)
-    last = config.asha.brackets - 1
-    first_rungs = [config.asha.grace_epochs]
-    while first_rungs[-1] <= epochs:
-        first_rungs.append(first_rungs[-1] * config.asha.reduction_factor)
-    held = len(first_rungs) - 1  # brackets with a rung
-    if last < max(held, 1):
-        return []
-    rule = f"at most {held}" if held else "1"
-    reason = f"the first rung of bracket {max(held, 1)} (from 0) lies beyond stage one's {epochs} epochs"
-    return [Mistake(("asha", "brackets"), f"is {config.asha.brackets}, but must be {rule}: {reason}")]
+    rule = f"only {different} different settings of stage two can be drawn: say {different}, or sweep more of stage_two"
+    return [Mistake(path, f"is {asked.settings}, but {rule}")]
 
 
 def tournament_mistakes(config: SweepConfig, trials: Sequence[TrialConfig]) -> list[Mistake]:
@@ -129,7 +155,7 @@ def candidate_mistakes(config: SweepConfig) -> list[Mistake]:
     """Rules between fields that only a whole candidate can break. One candidate is named for each."""
     assert config.num_candidates is not None
     found: dict[Mistake, str] = {}
-    tree = config.trial_tree
+    tree = config.drawn_tree
     drawn = settings(
         tree, search=config.search, num_candidates=config.num_candidates, seed=config.seed, points=config.point_values
     )
@@ -145,12 +171,13 @@ def notes(config: SweepConfig, distributions: Mapping[str, Distribution], trials
     found = []
     if not distributions:
         found.append("no field is swept: there is one candidate")
-    epochs = max(trial.stage_one.epochs for trial in trials)
-    if config.asha is not None and epochs < config.asha.grace_epochs:
-        found.append(
-            f"asha prunes nothing: its first rung comes after epoch {config.asha.grace_epochs} of stage one, which has "
-            f"{epochs}"
-        )
+    for asha, stage, path in _ashas(config):
+        epochs = max(getattr(trial, stage).epochs for trial in trials)
+        if epochs < asha.grace_epochs:
+            found.append(
+                f"{'.'.join(path)} prunes nothing: its first rung comes after epoch {asha.grace_epochs} of "
+                f"{stage.replace('_', ' ')}, which has {epochs}"
+            )
     for stage in STAGES:
         swept = [field for field in distributions if field.startswith(f"{stage}.") and field != f"{stage}.epochs"]
         if swept and all(getattr(trial, stage).epochs == 0 for trial in trials):

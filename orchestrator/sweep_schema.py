@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator
 
 from orchestrator.mistakes import did_you_mean, show
-from orchestrator.search_space import MAX_CANDIDATES, SECTIONS, Search, find_distributions, point_values
+from orchestrator.search_space import (
+    MAX_CANDIDATES,
+    SECTIONS,
+    Search,
+    find_distributions,
+    point_values,
+    stage_two_distributions,
+    substitute,
+)
 from orchestrator.sweep_file import Tree
 from trainables.config import Section
 from trainables.keys import SCORES, VALIDATION, on_split
@@ -41,11 +49,18 @@ def _known_metric(name: str) -> str:
 
 
 class AshaConfig(Section):
-    """Asynchronous successive halving over the epochs of stage one (Li et al. 2020, arXiv 1810.05934)."""
+    """Asynchronous successive halving over the epochs of a stage (Li et al. 2020, arXiv 1810.05934)."""
 
     grace_epochs: PositiveInt = 1  # no candidate is pruned earlier (the paper's r)
     reduction_factor: int = Field(3, ge=2)  # of so many candidates at a rung one goes on (the paper's eta)
     brackets: PositiveInt = 1  # bracket b has its first rung after grace_epochs * reduction_factor**b epochs, b from 0
+
+
+class RoundTwoConfig(Section):
+    """How stage two of a tournament's promoted candidates is tried."""
+
+    settings: PositiveInt = Field(1, le=1000)  # for each of them: its own, and others of the same distributions
+    asha: AshaConfig | None = None  # over the epochs of stage two, among all that were promoted; null: no pruning
 
 
 class StageResources(Section):
@@ -97,8 +112,9 @@ class SweepConfig(Section):
     search: Search = "random"  # optuna: TPE, each candidate drawn in the light of those that have ended
     points: list[dict[str, Any]] = Field(default_factory=list)  # settings of the first candidates; the rest is drawn
     metric: Annotated[str, AfterValidator(_known_metric)] = on_split(VALIDATION, "macro_f1")  # larger is better
-    asha: AshaConfig | None = AshaConfig()  # null: no pruning
+    asha: AshaConfig | None = AshaConfig()  # over the epochs of stage one; null: no pruning
     promote: Literal["all"] | PositiveInt = "all"  # all: each candidate does both stages; K: the K best do stage two
+    round_two: RoundTwoConfig = RoundTwoConfig()  # where promote is a number
     max_concurrent: Literal["auto"] | PositiveInt = "auto"  # candidates at once; auto: as many as the cluster holds
     # The sections of TrialConfig, in which a distribution may stand for a value:
     data: dict[str, Any]
@@ -113,6 +129,15 @@ class SweepConfig(Section):
     def trial_tree(self) -> Tree:
         """The four sections of a trial, with their distributions."""
         return {section: getattr(self, section) for section in SECTIONS}
+
+    @property
+    def drawn_tree(self) -> Tree:
+        """``trial_tree`` as candidates are drawn from it: where promoted candidates go through a grid of stage two,
+        the first round does not."""
+        if self.search != "grid" or self.round_two.settings == 1:
+            return self.trial_tree
+        of_stage_two = stage_two_distributions(self.trial_tree)
+        return substitute(self.trial_tree, {field: of.values[0] for field, of in of_stage_two.items()})
 
     @property
     def point_values(self) -> list[dict[str, Any]]:

@@ -49,6 +49,8 @@ from trainables.tokenised import (
 FORMAT_VERSION = 1  # of the entry; part of its key
 SPLITS = ("train", "validation")
 SHARE_OF_GPU = 0.25  # of its free memory, that features may take
+ROWS_AT_ONCE = 2048  # that a part is made of: enough to find rows of one length in, few enough for memory
+CHECKSUM = ".xxh3"  # the file beside a part's that says what it holds
 
 Dtype = Literal["fp32", "bf16"]
 # bf16 lies in the file as the 16-bit integers that NumPy can map
@@ -191,14 +193,16 @@ def make_part(
     model = model.to(device).eval()
     for split in SPLITS:
         rows: TokenisedRows = getattr(data, split)
-        ends = np.linspace(0, len(rows), num_parts + 1).round().astype(np.int64)
-        mine = rows.between(int(ends[part]), int(ends[part + 1]))
-        values = np.empty((int(mine.offsets[-1]) if plan.cut.per_token else len(mine), plan.width), _NUMPY[plan.dtype])
-        for batch, outputs in _trunk_batches(plan, model, mine, device):
-            where = mine.positions(batch) if plan.cut.per_token else batch
-            values[where] = _as_numpy(outputs, plan.dtype)
-        with filesystem.open_output_stream(f"{path}/{_part_name(split, part, num_parts)}") as stream:
-            stream.write(values.data)
+        first, last = np.linspace(0, len(rows), num_parts + 1).round().astype(int)[part : part + 2].tolist()
+        name = f"{path}/{_part_name(split, part, num_parts)}"
+        digest = xxhash.xxh3_128()
+        with filesystem.open_output_stream(name) as stream:
+            for start in range(first, last, ROWS_AT_ONCE):
+                values = _outputs(plan, model, rows.between(start, min(start + ROWS_AT_ONCE, last)), device)
+                digest.update(values.data)
+                stream.write(values.data)
+        with filesystem.open_output_stream(f"{name}{CHECKSUM}") as stream:  # last: with it, the part is there
+            stream.write(digest.hexdigest().encode())
 
 
 def open_features(folder: Path, plan: FeaturePlan) -> Features:
@@ -260,6 +264,15 @@ def _run(
     return lambda: model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
+def _outputs(plan: FeaturePlan, model: nn.Module, rows: TokenisedRows, device: torch.device) -> NDArray[Any]:
+    """The trunk's outputs for some rows, in their order: (n, H), or (N, H) where the cut is at tokens."""
+    count = int(rows.offsets[-1]) if plan.cut.per_token else len(rows)
+    values = np.empty((count, plan.width), _NUMPY[plan.dtype])
+    for batch, outputs in _trunk_batches(plan, model, rows, device):
+        values[rows.positions(batch) if plan.cut.per_token else batch] = _as_numpy(outputs, plan.dtype)
+    return values
+
+
 def _trunk_batches(
     plan: FeaturePlan, model: nn.Module, rows: TokenisedRows, device: torch.device
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
@@ -303,34 +316,56 @@ _NOT_THE_TRUNKS = {
 
 def _are_there(location: str, num_parts: int) -> bool:
     filesystem, path = open_location(location)
-    names = [f"{path}/{_part_name(split, part, num_parts)}" for split in SPLITS for part in range(num_parts)]
+    names = [f"{path}/{_part_name(split, part, num_parts)}{CHECKSUM}" for split in SPLITS for part in range(num_parts)]
     return all(info.type == pafs.FileType.File for info in filesystem.get_file_info(names))
 
 
 def _assemble(plan: FeaturePlan, location: str, num_parts: int, folder: Path) -> None:
-    """Put the parts together in ``folder``."""
+    """Put the parts together in ``folder``.
+
+    Raises:
+        DataError: a part is not as it was written.
+    """
     filesystem, path = open_location(location)
     checksums = {}
     for split, count in zip(SPLITS, plan.counts, strict=True):
         target = folder / f"{split}.bin"
-        if path == str(folder) and num_parts == 1:
-            (folder / _part_name(split, 0, 1)).rename(target)
+        if path == str(folder):  # made here, in one part
+            made = folder / _part_name(split, 0, 1)
+            made.rename(target)
+            written = Path(f"{made}{CHECKSUM}")
+            checksums[split] = written.read_text(encoding="ascii")
+            written.unlink()
         else:
-            with target.open("wb") as file:
-                for part in range(num_parts):
-                    with filesystem.open_input_stream(f"{path}/{_part_name(split, part, num_parts)}") as stream:
-                        shutil.copyfileobj(stream, file, 1 << 24)
-        expected = count * plan.width * _ITEM_BYTES[plan.dtype]
-        if target.stat().st_size != expected:
-            raise DataError(
-                f'the features in "{location}" are incomplete: {split} has {target.stat().st_size} bytes, but must '
-                f"have {expected}; run again, which makes them anew"
+            checksums[split] = _join(
+                filesystem, path, [_part_name(split, p, num_parts) for p in range(num_parts)], target
             )
-        checksums[split] = _checksum(target)
+        assert target.stat().st_size == count * plan.width * _ITEM_BYTES[plan.dtype], "parts of other rows"
         sync_to_disk(target)
     meta = {"key": plan.key, "cut": str(plan.cut), "dtype": plan.dtype, "width": plan.width, "checksums": checksums}
     (folder / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     sync_to_disk(folder / META_FILE)
+
+
+def _join(filesystem: pafs.FileSystem, path: str, parts: list[str], target: Path) -> str:
+    """Parts one after the other into one file; returns its checksum."""
+    whole = xxhash.xxh3_128()
+    with target.open("wb") as file:
+        for part in parts:
+            own = xxhash.xxh3_128()
+            with filesystem.open_input_stream(f"{path}/{part}") as stream:
+                while piece := stream.read(1 << 24):
+                    own.update(piece)
+                    whole.update(piece)
+                    file.write(piece)
+            with filesystem.open_input_stream(f"{path}/{part}{CHECKSUM}") as stream:
+                written = str(stream.read(), "ascii")
+            if own.hexdigest() != written:
+                raise DataError(
+                    f'the features in "{path}" are damaged: {part} is not as it was written; run again, which makes '
+                    "them anew"
+                )
+    return whole.hexdigest()
 
 
 def _part_name(split: str, part: int, num_parts: int) -> str:

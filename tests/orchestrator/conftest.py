@@ -22,13 +22,13 @@ def ray_temp() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def local_ray(ray_temp: str) -> Iterator[None]:
-    """A Ray of two CPUs and two GPUs that are only declared, in this process."""
+    """A Ray of four CPUs and a GPU that are only declared, in this process."""
     import ray
 
     ray.init(
         address="local",
-        num_cpus=2,
-        num_gpus=2,
+        num_cpus=4,
+        num_gpus=1,
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         log_to_driver=False,
@@ -79,7 +79,7 @@ def finished(local_ray: None, small_sweep: Callable[..., Path], tmp_path_factory
     sweep = small_sweep(resources={"stage_two": {"gpus_per_worker": 1}})
     assert main(["run", str(sweep), "--storage", str(storage), "--set", "name=first"]) == 0
     deadline = time.monotonic() + 10
-    while ray.available_resources().get("CPU") != 2 or ray.available_resources().get("GPU") != 2:
+    while ray.available_resources().get("CPU") != 4 or ray.available_resources().get("GPU") != 1:
         assert time.monotonic() < deadline, f"still held after 10 s: {ray.available_resources()}"
         time.sleep(0.2)
     return storage / "first"

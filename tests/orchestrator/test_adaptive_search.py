@@ -27,7 +27,7 @@ class Notebook:
         self.records = records
 
     def draw(self, candidate: CandidateRecord) -> None:
-        self.records.candidates.append(candidate)
+        self.records.draw(candidate)
 
 
 def sweep(tmp_path: Path, **fields: Any) -> Sweep:
@@ -112,7 +112,7 @@ def test_gone_on_with_it_finishes_what_was_begun_and_knows_what_was_evaluated(tm
     records = Records([])
     play(swept, records, 20)
     begun = swept.candidate(20, {LEARNING_RATE: 1e-5, LOSS: LOSSES[0]})
-    records.candidates.append(CandidateRecord(begun.name, dict(begun.values), begun.trial.model_dump(mode="json")))
+    records.draw(CandidateRecord(begun.name, dict(begun.values), begun.trial.model_dump(mode="json")))
     before = [candidate.values for candidate in records.candidates]
     play(swept, records)
     assert [candidate.values for candidate in records.candidates[:21]] == before

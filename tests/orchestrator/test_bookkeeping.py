@@ -12,7 +12,8 @@ from rich.console import Console
 from orchestrator.bookkeeping import Bookkeeping, settled
 from orchestrator.progress import Progress
 from orchestrator.records import CandidateRecord, Outcome, Records, RunDirectory, read_records, write_candidates
-from orchestrator.scheduler import Rungs, StageOneASHA
+from orchestrator.scheduler import Rungs, StageASHA
+from trainables import keys
 from trainables.ray_trial import CandidateFailed
 
 METRIC = "validation/macro_f1"
@@ -48,7 +49,7 @@ class Sweep:
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
         self.records = read_records(run)
-        self.scheduler = StageOneASHA(Rungs(1, 2, 2), METRIC)
+        self.scheduler = StageASHA({keys.STAGE_ONE: Rungs(1, 2, 2)}, METRIC)
         self.scheduler.replay(self.records.history)
         self.tracker = TrackerDouble(run)
         self.printed = io.StringIO()
@@ -239,6 +240,28 @@ def test_an_end_that_a_killed_sweep_could_not_write_is_written_on_resume(sweep: 
     assert [told[:3] for told in resumed.tracker.told] == [("start", "c000", 3), ("finish", "c000", True)]
 
 
+def test_a_candidate_with_a_parent_begins_with_its_stage_one(sweep: Sweep, run: RunDirectory) -> None:
+    sweep.scheduler.rungs[keys.STAGE_TWO] = Rungs(1, 2, 2)
+    sweep.start("c000")
+    for epoch in (1, 2):
+        sweep.report("c000", "stage_one", epoch, 0.5)
+    for name in ("c000.1", "c000.2"):
+        sweep.callback.draw(CandidateRecord(name, {}, TRIAL | {"stage_two": {"epochs": 2}}, "c000"))
+    sweep.callback.end("c000", "promoted", "goes on as c000.1, c000.2")
+    for name, score in (("c000.1", 0.7), ("c000.2", 0.6)):
+        sweep.start(name)
+        assert sweep.tracker.told[-1] == ("start", name, 2)
+        sweep.report(name, "stage_two", 1, score)
+        sweep.complete(name)
+    outcomes = read_records(run).outcomes
+    assert set(outcomes) == {"c000", "c000.2"}
+    assert outcomes["c000.2"].state == "pruned"
+    assert outcomes["c000.2"].reason.endswith(
+        "0.6000 after epoch 1 of stage two is below the 0.7000 that rung 0 asked for"
+    )
+    assert outcomes["c000.2"].seconds >= outcomes["c000"].seconds
+
+
 def test_a_candidate_that_ended_before_is_counted_and_not_ended_again(sweep: Sweep, run: RunDirectory) -> None:
     sweep.start("c000")
     for stage, epoch, score in (("stage_one", 1, 0.9), ("stage_one", 2, 0.9), ("stage_two", 1, 0.4)):
@@ -268,7 +291,7 @@ def test_what_follows_from_a_history(reports: list[tuple[str, int, float]], verd
         | ({"stage_one_epoch": epoch} if stage == "stage_one" else {})
         for name, stage, epoch, score in rows
     ]
-    scheduler = StageOneASHA(Rungs(1, 2, 2), METRIC)
+    scheduler = StageASHA({keys.STAGE_ONE: Rungs(1, 2, 2)}, METRIC)
     scheduler.replay(history)
     records = Records([CandidateRecord(name, {}, TRIAL) for name in NAMES], history)
     found = settled(records, scheduler, METRIC, "c000")

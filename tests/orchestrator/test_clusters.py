@@ -94,7 +94,7 @@ def test_two_workers_on_two_nodes_with_shared_storage_give_what_one_gives_withou
     assert [(node["CPU"], node["GPU"]) for node in nodes] == [(1, 1), (1, 1)]
     # Without dropout, the workers' gradients are the shares of one's, and their metrics sums over both.
     history = pq.read_table(tmp_path / "nodes/history.parquet").to_pylist()
-    assert_same(history, without_ray(tmp_path / "nodes", 0)[0], 1e-4)
+    assert_same(history, without_ray(tmp_path / "nodes", "c000")[0], 1e-4)
 
 
 def _kill_family(process: subprocess.Popen[str]) -> None:

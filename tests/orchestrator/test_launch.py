@@ -109,24 +109,39 @@ def test_report_says_it_again_and_an_existing_run_is_refused(
 
 def test_inline_gives_what_the_trial_gives_without_ray(finished: Path):
     history = pq.read_table(finished / "history.parquet").to_pylist()
-    assert_same([row for row in history if row["candidate"] == "c000"], without_ray(finished, 0)[0], 1e-6)
+    assert_same([row for row in history if row["candidate"] == "c000"], without_ray(finished, "c000")[0], 1e-6)
 
 
 def test_a_tournament_gives_what_the_trial_gives_without_ray(
     finished: Path, tiny_model: Callable[..., Path], small_sweep: Callable[..., Path]
 ):
-    """Its stage one trains in another kind of process, on cached features, and stage two goes on from there."""
+    """Its stage one trains in another kind of process, on cached features, and stage two goes on from there. An
+    adaptive search draws the candidates: a point that it is given, and one of its own."""
     sweep = small_sweep(
         model={"name": str(tiny_model("bert", 0.1))},
-        search="random",
+        search="optuna",
+        num_candidates=2,
+        points=[{"stage_one": {"learning_rate": 1e-3}}],
         promote=1,
-        stage_one={"trains": {"top_layers": 1}, "learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
+        asha=None,
+        stage_one={
+            "trains": {"top_layers": 1},
+            "learning_rate": {"loguniform": [1e-5, 1e-2]},
+            "epochs": 1,
+            "batch_size": 8,
+        },
         stage_two={"learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
     )
     assert main(["run", str(sweep), "--storage", str(finished.parent), "--set", "name=tournament"]) == 0
+    rows = pq.read_table(finished.parent / "tournament/results.parquet").to_pylist()
+    assert sorted(row["state"] for row in rows) == ["completed", "not_promoted"]
+    assert rows[0]["stage_one.learning_rate"] == 1e-3
+    assert rows[1]["stage_one.learning_rate"] != 1e-3
+    (chosen,) = [row["candidate"] for row in rows if row["state"] == "completed"]
     history = pq.read_table(finished.parent / "tournament/history.parquet").to_pylist()
+    history = [row for row in history if row["candidate"] == chosen]
     assert history[0][keys.ROAD] == "cached tokens entering layer 3, packed"
-    reports, parameters = without_ray(finished.parent / "tournament", 0)
+    reports, parameters = without_ray(finished.parent / "tournament", chosen)
     assert_same(history, reports, 1e-6)
     exported = load_file(finished.parent / "tournament/best/model.safetensors")
     assert exported.keys() == parameters.keys()
@@ -137,7 +152,7 @@ def test_a_tournament_gives_what_the_trial_gives_without_ray(
 def test_resources_no_node_can_give_are_refused_before_anything_is_written(
     finished: Path, small_sweep: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ):
-    sweep = small_sweep(resources={"stage_two": {"workers": 3, "cpus_per_worker": 1}})
+    sweep = small_sweep(resources={"stage_two": {"workers": 5, "cpus_per_worker": 1}})
     assert main(["run", str(sweep), "--storage", str(finished.parent), "--set", "name=greedy"]) == 2
-    assert "asks for 3 worker(s) of 1 CPU" in capsys.readouterr().err
+    assert "asks for 5 worker(s) of 1 CPU" in capsys.readouterr().err
     assert not (finished.parent / "greedy").exists()

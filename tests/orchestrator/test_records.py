@@ -27,6 +27,7 @@ from orchestrator.records import (
     read_records,
     read_sweep,
     write_candidates,
+    write_drawn,
     write_outcome,
 )
 
@@ -255,6 +256,24 @@ def test_history_stays_in_the_order_heard_over_many_parts_and_writers(run: RunDi
 
 def test_history_of_a_candidate_is_its_own_rows_in_order() -> None:
     assert the_records().history_of("c001") == [HISTORY[0], HISTORY[2]]
+
+
+def test_a_candidate_with_a_parent_has_its_stage_one_and_numbers_order_them_all(run: RunDirectory) -> None:
+    write_candidates(run, CANDIDATES[:1])
+    for name, parent in (("c1000", None), ("c000.10", "c000"), ("c000.2", "c000"), ("c101", None)):
+        write_drawn(run, CandidateRecord(name, {"x": name}, {}, parent))
+    writer = HistoryWriter(run)
+    rows = [report("c000", "stage_one", 1, 0.1), report("c000.2", "stage_two", 1, 0.2)]
+    rows.append(report("c000.10", "stage_two", 1, 0.3))
+    for row in rows:
+        writer.append(row)
+    read = read_records(run)
+    assert [candidate.name for candidate in read.candidates] == ["c000", "c101", "c1000", "c000.2", "c000.10"]
+    assert [candidate.name for candidate in read.entered] == ["c000", "c101", "c1000"]
+    assert read.candidate("c000.2").parent == "c000"
+    assert read.history_of("c000") == rows[:1]
+    assert read.history_of("c000.2") == rows[:2]
+    assert read.history_of("c000.10") == [rows[0], rows[2]]
 
 
 def test_what_is_no_run_directory_is_said_with_an_example(tmp_path: Path) -> None:

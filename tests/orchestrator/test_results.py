@@ -92,6 +92,37 @@ def test_every_state_is_told_apart() -> None:
     assert [row["stage_one.learning_rate"] for row in rows] == [1.0, 0.1, 0.01, 0.001, 0.0001]
 
 
+def test_a_candidate_that_went_on_as_several_gives_their_rows_at_its_place() -> None:
+    names = {"c000": None, "c001": None, "c000.1": "c000", "c000.2": "c000"}
+    records = Records(
+        [CandidateRecord(name, {"x": name}, {"data": {"train": "rows.csv"}}, parent) for name, parent in names.items()],
+        [
+            epoch("c000", "stage_one", 1, 0.6),
+            epoch("c001", "stage_one", 1, 0.1),
+            epoch("c000.2", "stage_two", 1, 0.8),
+            epoch("c000.1", "stage_two", 1, 0.7),
+        ],
+        {
+            "c000": Outcome("c000", "promoted", "goes on as c000.1, c000.2", 3.0),
+            "c001": Outcome("c001", "not_promoted", "rank 2", 2.0),
+            "c000.2": Outcome("c000.2", "completed", "all its epochs are done", 9.0),
+        },
+    )
+    rows = result_rows(records, METRIC)
+    assert [(row["candidate"], row["parent"], row["state"]) for row in rows] == [
+        ("c000.1", "c000", "running"),
+        ("c000.2", "c000", "completed"),
+        ("c001", None, "not_promoted"),
+    ]
+    assert [(row["stage_one_epochs"], row["stage_two_epochs"], row[METRIC]) for row in rows] == [
+        (1, 1, 0.7),
+        (1, 1, 0.8),
+        (1, 0, 0.1),
+    ]
+    # What a candidate took of its parent's stage one counts: 2 + 2 seconds of reports, and 9 as its outcome says.
+    assert [row["seconds"] for row in rows] == [4.0, 9.0, 2.0]
+
+
 def test_a_row_holds_every_validation_score_of_the_epoch_it_is_judged_by() -> None:
     completed, _, running, pending, _ = result_rows(five_states(), METRIC)
     assert (completed["best_stage"], completed["best_epoch"]) == ("stage_two", 1)

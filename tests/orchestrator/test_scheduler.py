@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
-from orchestrator.scheduler import Decision, Rungs, StageOneASHA, describe
+from orchestrator.scheduler import Decision, Rungs, StageASHA, describe
+from trainables import keys
 
 METRIC = "validation/macro_f1"
 
@@ -26,7 +27,7 @@ def trial(candidate: str) -> Any:
     return SimpleNamespace(trial_id=candidate, config={"of": {"candidate": candidate}})
 
 
-def ask(scheduler: StageOneASHA, report: dict[str, Any]) -> str:
+def ask(scheduler: StageASHA, report: dict[str, Any]) -> str:
     return scheduler.on_trial_result(None, trial(report["candidate"]), report)
 
 
@@ -102,19 +103,19 @@ def test_a_score_that_is_no_number_is_our_own_mistake() -> None:
 
 
 def test_reports_of_stage_two_are_never_asked() -> None:
-    scheduler = StageOneASHA(Rungs(1, 3, 3), METRIC)
+    scheduler = StageASHA({keys.STAGE_ONE: Rungs(1, 3, 3)}, METRIC)
     for epoch in (1, 2, 3):
         assert ask(scheduler, stage_one("c000", epoch, 0.9)) == TrialScheduler.CONTINUE
         assert ask(scheduler, stage_one("c001", epoch, 0.9)) == TrialScheduler.CONTINUE
-    before = scheduler.rungs.occupancy()
+    before = scheduler.rungs[keys.STAGE_ONE].occupancy()
     for epoch in range(1, 10):
         assert scheduler.hear("c001", stage_two("c001", epoch, 0.0)) is None
         assert ask(scheduler, stage_two("c001", epoch, 0.0)) == TrialScheduler.CONTINUE
-    assert scheduler.rungs.occupancy() == before == [(1, 2), (3, 2)]
+    assert scheduler.rungs[keys.STAGE_ONE].occupancy() == before == [(1, 2), (3, 2)]
 
 
 def test_the_scheduler_stops_a_worse_candidate_and_says_why() -> None:
-    scheduler = StageOneASHA(Rungs(1, 3, 3), METRIC)
+    scheduler = StageASHA({keys.STAGE_ONE: Rungs(1, 3, 3)}, METRIC)
     assert ask(scheduler, stage_one("c000", 1, 0.52)) == TrialScheduler.CONTINUE
     report = stage_one("c001", 1, 0.41235)
     assert ask(scheduler, report) == TrialScheduler.STOP
@@ -125,7 +126,7 @@ def test_the_scheduler_stops_a_worse_candidate_and_says_why() -> None:
 
 
 def test_tune_may_name_its_metric_and_mode() -> None:
-    scheduler = StageOneASHA(Rungs(1, 3, 3), METRIC)
+    scheduler = StageASHA({keys.STAGE_ONE: Rungs(1, 3, 3)}, METRIC)
     assert scheduler.set_search_properties(METRIC, "max")
     assert scheduler.metric == METRIC
 
@@ -143,7 +144,7 @@ def conversations(draw: st.DrawFn) -> tuple[int, int, int, list[tuple[int, float
 @given(conversations())
 def test_decides_as_rays_asha_does(conversation: tuple[int, int, int, list[tuple[int, float]]]) -> None:
     grace, max_epochs, eta, reports = conversation
-    ours = StageOneASHA(Rungs(grace, max_epochs, eta), METRIC)
+    ours = StageASHA({keys.STAGE_ONE: Rungs(grace, max_epochs, eta)}, METRIC)
     rays = AsyncHyperBandScheduler(
         time_attr="stage_one_epoch",
         metric=METRIC,
@@ -189,18 +190,18 @@ def random_history(seed: int, num_candidates: int, epochs: int) -> list[dict[str
 def test_after_a_replay_it_decides_as_if_it_had_never_stopped(seed: int, brackets: int) -> None:
     reports = random_history(seed, num_candidates=20, epochs=9)
     cut = len(reports) // 3
-    unbroken = StageOneASHA(Rungs(1, 9, 3, brackets, seed=4), METRIC)
+    unbroken = StageASHA({keys.STAGE_ONE: Rungs(1, 9, 3, brackets, seed=4)}, METRIC)
     first = [unbroken.hear(report["candidate"], report) for report in reports[:cut]]
-    resumed = StageOneASHA(Rungs(1, 9, 3, brackets, seed=4), METRIC)
+    resumed = StageASHA({keys.STAGE_ONE: Rungs(1, 9, 3, brackets, seed=4)}, METRIC)
     resumed.replay(reports[:cut])
     assert resumed.decisions == unbroken.decisions
-    assert resumed.rungs.occupancy() == unbroken.rungs.occupancy()
+    assert resumed.rungs[keys.STAGE_ONE].occupancy() == unbroken.rungs[keys.STAGE_ONE].occupancy()
     later = [unbroken.hear(report["candidate"], report) for report in reports[cut:]]
     assert [resumed.hear(report["candidate"], report) for report in reports[cut:]] == later
     assert any(decision is not None and decision.stop for decision in first)
     assert any(decision is not None and decision.stop for decision in later)
     # The check has teeth: an empty scheduler would have let other candidates pass.
-    empty = StageOneASHA(Rungs(1, 9, 3, brackets, seed=4), METRIC)
+    empty = StageASHA({keys.STAGE_ONE: Rungs(1, 9, 3, brackets, seed=4)}, METRIC)
     assert [empty.hear(report["candidate"], report) for report in reports[cut:]] != later
 
 

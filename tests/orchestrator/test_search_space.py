@@ -15,6 +15,7 @@ from orchestrator.search_space import (
     distribution_mistakes,
     find_distributions,
     num_different,
+    offspring,
     probe_mistakes,
     settings,
 )
@@ -100,6 +101,49 @@ def test_a_grid_is_the_product_with_the_last_field_varying_fastest() -> None:
     }
     found = [tuple(values.values()) for values in settings(space, search="grid", num_candidates=8, seed=0)]
     assert found == list(itertools.product([1, 2], ["head", "all"], [1, 3]))
+
+
+def family(sections: dict[str, Any], parent: Candidate, num_settings: int, search: Any = "random") -> list[Candidate]:
+    return offspring(
+        sections, parent.name, parent.number, parent.values, search=search, num_settings=num_settings, seed=7
+    )
+
+
+def test_a_promoted_candidate_goes_on_with_its_own_settings_of_stage_two_and_with_others() -> None:
+    sections = tree(learning_rate=LEARNING_RATE) | {"stage_two": {"learning_rate": LEARNING_RATE, "epochs": 2}}
+    first, second = drawn(sections, 2, seed=7)
+    found = family(sections, second, 3)
+    assert [one.name for one in found] == ["c001.1", "c001.2", "c001.3"]
+    assert found[0].values == second.values
+    assert found[0].trial == second.trial
+    assert {one.values["stage_one.learning_rate"] for one in found} == {second.values["stage_one.learning_rate"]}
+    assert {one.trial.stage_one for one in found} == {second.trial.stage_one}
+    assert len({one.trial.stage_two.learning_rate for one in found}) == 3
+    assert family(sections, second, 3) == found
+    assert family(sections, second, 2) == found[:2]
+    others = {one.trial.stage_two.learning_rate for one in family(sections, first, 3)}
+    assert others.isdisjoint(one.trial.stage_two.learning_rate for one in found)
+
+
+def test_few_settings_of_stage_two_are_each_tried_once() -> None:
+    sections = tree(learning_rate=LEARNING_RATE) | {"stage_two": {"epochs": {"choice": [1, 2, 3]}}}
+    (parent,) = drawn(sections, 1)
+    found = family(sections, parent, 3)
+    assert found[0].trial.stage_two.epochs == parent.trial.stage_two.epochs
+    assert sorted(one.trial.stage_two.epochs for one in found) == [1, 2, 3]
+
+
+def test_a_grid_of_stage_two_is_gone_through_in_its_order() -> None:
+    sections = tree(learning_rate=1e-3, epochs={"grid": [1, 2]}) | {"stage_two": {"epochs": {"grid": [3, 1, 2]}}}
+    parent = Candidate(1, "c001", {"stage_one.epochs": 2}, drawn(tree(epochs=2), 1)[0].trial)
+    found = family(sections, parent, 3, "grid")
+    assert [one.values for one in found] == [{"stage_one.epochs": 2, "stage_two.epochs": n} for n in (3, 1, 2)]
+
+
+def test_settings_of_stage_two_that_make_no_trial_are_left_out() -> None:
+    sections = tree() | {"stage_two": {"batch_size": {"choice": [4, 16]}, "gradient_accumulation": 8}}
+    parent = Candidate(0, "c000", {"stage_two.batch_size": 16}, drawn(tree(), 1)[0].trial)
+    assert [one.values for one in family(sections, parent, 2)] == [{"stage_two.batch_size": 16}]
 
 
 def test_changing_a_candidates_values_does_not_reach_the_space() -> None:

@@ -262,6 +262,59 @@ def test_asha_without_a_rung_is_noted_and_a_bracket_without_one_refused(load: An
     assert load("data: {train: x}\nmethod: vanilla\nasha: null\nstage_two: {epochs: {choice: [1, 2]}}").notes == []
 
 
+TOURNAMENT = "{data: {train: x}, num_candidates: 4, stage_one: {learning_rate: {uniform: [1e-5, 1]}}, "
+
+
+@pytest.mark.parametrize(
+    ("fields", "mistake"),
+    [
+        (
+            "round_two: {settings: 2}",
+            "round_two.settings: is 2, but only 1 different settings of stage two can be drawn",
+        ),
+        (
+            "stage_two: {epochs: {choice: [1, 2]}}, round_two: {settings: 3}",
+            "round_two.settings: is 3, but only 2 different settings of stage two can be drawn: say 2, or sweep more",
+        ),
+        ("round_two: {settings: 1001}", "round_two.settings: is 1001, but must be a whole number > 0 and <= 1000"),
+        (
+            "round_two: {asha: {}}",
+            "round_two: needs a tournament: say promote: K, or leave round_two out",
+        ),
+        (
+            "stage_two: {epochs: 3}, round_two: {asha: {brackets: 3}}",
+            "round_two.asha.brackets: is 3, but must be at most 2: the first rung of bracket 2 (from 0) lies beyond "
+            "stage_two's 3 epochs",
+        ),
+    ],
+)
+def test_a_second_round_that_cannot_be_is_refused(load: Any, fields: str, mistake: str) -> None:
+    promote = "all" if mistake.startswith("round_two: needs") else "2"
+    (found,) = mistakes(load, f"{TOURNAMENT}{fields}, promote: {promote}}}")
+    assert found.startswith(mistake)
+
+
+def test_an_asha_of_stage_two_without_a_rung_is_noted(load: Any) -> None:
+    (note,) = load(TOURNAMENT + "promote: 2, stage_two: {epochs: 2}, round_two: {asha: {grace_epochs: 3}}}").notes
+    assert note == "round_two.asha prunes nothing: its first rung comes after epoch 3 of stage two, which has 2"
+
+
+def test_a_grid_of_stage_two_is_of_round_two_where_it_has_several_settings(load: Any) -> None:
+    text = (
+        "{data: {train: x}, search: grid, promote: 1, stage_one: {epochs: {grid: [1, 2]}}, "
+        "stage_two: {epochs: {grid: [3, 4, 5]}}"
+    )
+    assert len(load(text + "}").candidates()) == 6
+    sweep = load(text + ", round_two: {settings: 3}}")
+    assert [dict(one.values) for one in sweep.candidates()] == [{"stage_one.epochs": 1}, {"stage_one.epochs": 2}]
+    offspring = sweep.offspring("c001", 1, {"stage_one.epochs": 2})
+    assert [(one.trial.stage_one.epochs, one.trial.stage_two.epochs) for one in offspring] == [(2, 3), (2, 4), (2, 5)]
+    (found,) = mistakes(load, text + ", round_two: {settings: 2}}")
+    assert found.startswith("round_two.settings: is 2, but must be 3, the points of stage two's grid, or 1")
+    (found,) = mistakes(load, text.replace("3, 4, 5", "3, 4, 4") + ", round_two: {settings: 2}}")
+    assert found.startswith("stage_two.epochs: names a value twice")
+
+
 def test_what_has_no_effect_or_another_than_meant_is_noted(load: Any) -> None:
     text = "data: {train: x}\nmethod: vanilla\nasha: null\nstage_one: {learning_rate: {uniform: [1e-5, 1]}}"
     assert load(text).notes == ["sweeping stage_one.learning_rate changes nothing: stage_one.epochs is 0"]

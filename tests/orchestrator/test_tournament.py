@@ -1,15 +1,21 @@
 """A tournament on a Ray in this process: many in round one, warm and on cached features; the best in round two."""
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from wandb_files import read_runs
+from without_ray import assert_same, without_ray
 
 from orchestrator.__main__ import main
+from orchestrator.bookkeeping import Bookkeeping
+from orchestrator.records import CandidateRecord, open_run, read_records
 from trainables import keys
 
 pytestmark = pytest.mark.ray
@@ -17,30 +23,28 @@ pytestmark = pytest.mark.ray
 METRIC = "validation/macro_f1"
 
 
-def bundles() -> set[tuple[str, str]]:
-    """(placement group, bundle) of everything that Ray was ever asked for."""
-    from ray.util import placement_group_table
-
-    return {(key, json.dumps(group["bundles"], sort_keys=True)) for key, group in placement_group_table().items()}
+@dataclass
+class Tournament:
+    run: Path
+    bundles: list[str]  # of every placement group that it asked for
+    most_quarters: int  # groups of a quarter of a GPU, held at the same time
 
 
 @pytest.fixture(scope="module")
 def tournament(
     local_ray: None, small_sweep: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[str]]:
-    """A run directory, and the bundles it asked for. c003's loss is not a number; c001, the best of the others, has a
-    trunk that is not a function of the row, and trains as a Ray Train run in both rounds.
+) -> Tournament:
+    """c001, the best, has a trunk that is not a function of the row: it trains as a Ray Train run in both rounds, in
+    the second with two settings of stage two. c003's loss is not a number.
 
-    The candidates are points given to an adaptive search, which Tune asks for one after the other.
+    Between the rounds, with c001 promoted by half, the sweep falls over; it is resumed.
     """
     storage = tmp_path_factory.mktemp("runs")
+    rates = [(1e-7, False), (3e-3, True), (1e-6, False), (1e30, False), (1e-5, False)]
     sweep = small_sweep(
-        search="optuna",
-        num_candidates=4,
-        points=[
-            {"stage_one": {"learning_rate": rate, "frozen_dropout": live}}
-            for rate, live in ((1e-7, False), (3e-3, True), (1e-6, False), (1e30, False))
-        ],
+        search="random",
+        num_candidates=len(rates),
+        points=[{"stage_one": {"learning_rate": rate, "frozen_dropout": live}} for rate, live in rates],
         promote=1,
         asha=None,
         max_concurrent="auto",
@@ -52,75 +56,143 @@ def tournament(
             "epochs": 2,
             "batch_size": 4,
         },
-        stage_two={"learning_rate": 1e-3, "epochs": 1},
+        stage_two={"learning_rate": 1e-3, "epochs": 1, "batch_size": {"choice": [4, 8]}},
+        round_two={"settings": 2},
         resources={"stage_one": {"gpus_per_worker": 0.25}, "stage_two": {"gpus_per_worker": 1}},
     )
-    before = bundles()
-    assert main(["run", str(sweep), "--storage", str(storage), "--set", "name=tournament"]) == 0
-    return storage / "tournament", sorted(bundle for _, bundle in bundles() - before)
+    before = groups()
+    with pytest.MonkeyPatch.context() as patch, watching() as quarters:
+        drawing = Bookkeeping.draw
+
+        def draw_one_and_fall(self: Bookkeeping, candidate: CandidateRecord) -> None:
+            drawing(self, candidate)
+            raise RuntimeError("between the rounds")
+
+        patch.setattr(Bookkeeping, "draw", draw_one_and_fall)
+        with pytest.raises(RuntimeError, match="between the rounds"):
+            main(["run", str(sweep), "--storage", str(storage), "--set", "name=tournament"])
+    run = storage / "tournament"
+    assert [path.name for path in (run / "state/drawn").iterdir()] == ["c001.1.json"]
+    assert not (run / "state/outcomes/c001.json").exists()
+    assert main(["resume", str(run)]) == 0
+    bundles = [bundle for key, (_, bundle) in groups().items() if key not in before]
+    return Tournament(run, bundles, max(quarters))
+
+
+def groups() -> dict[str, tuple[str, str]]:
+    """State and bundles of all that Ray was ever asked for."""
+    from ray.util import placement_group_table
+
+    return {
+        key: (group["state"], json.dumps(group["bundles"], sort_keys=True))
+        for key, group in placement_group_table().items()
+    }
+
+
+@contextmanager
+def watching() -> Iterator[list[int]]:
+    """Counts the groups of a quarter of a GPU that are held, over and over."""
+    counts = [0]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            counts.append(sum(state == "CREATED" and '"GPU": 0.25' in of for state, of in groups().values()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield counts
+    finally:
+        done.set()
+        watcher.join()
 
 
 def rows_of(run: Path) -> dict[str, dict[str, Any]]:
     return {row["candidate"]: row for row in pq.read_table(run / "results.parquet").to_pylist()}
 
 
-def test_the_best_of_round_one_goes_on_and_the_others_say_why_not(tournament: tuple[Path, list[str]]):
-    rows = rows_of(tournament[0])
-    history = pq.read_table(tournament[0] / "history.parquet").to_pylist()
+def test_the_best_of_round_one_goes_on_and_the_others_say_why_not(tournament: Tournament):
+    rows = rows_of(tournament.run)
+    history = pq.read_table(tournament.run / "history.parquet").to_pylist()
     last = {row["candidate"]: row[METRIC] for row in history if (row[keys.STAGE], row[keys.EPOCH]) == ("stage_one", 2)}
     assert max(last, key=lambda name: last[name]) == "c001"
-    assert {name: row["state"] for name, row in rows.items()} == {
-        "c000": "not_promoted",
-        "c001": "completed",
-        "c002": "not_promoted",
-        "c003": "failed",
+    assert set(last) == {"c000", "c001", "c002", "c004"}
+    assert {name: (row["state"], row["parent"]) for name, row in rows.items()} == {
+        "c000": ("not_promoted", None),
+        "c001.1": ("completed", "c001"),
+        "c001.2": ("completed", "c001"),
+        "c002": ("not_promoted", None),
+        "c003": ("failed", None),
+        "c004": ("not_promoted", None),
     }
-    assert "of 3 by validation/macro_f1 after stage one; the best 1 go on" in rows["c000"]["reason"]
+    assert "of 4 by validation/macro_f1 after stage one; the best 1 go on" in rows["c000"]["reason"]
     assert "learning_rate 1e+30" in rows["c003"]["reason"]
-    assert [(rows[name]["stage_one_epochs"], rows[name]["stage_two_epochs"]) for name in ("c000", "c001")] == [
+    assert [(row["stage_one_epochs"], row["stage_two_epochs"]) for row in rows.values()] == [
         (2, 0),
         (2, 1),
+        (2, 1),
+        (2, 0),
+        (0, 0),
+        (2, 0),
     ]
-    assert json.loads((tournament[0] / "best/metrics.json").read_text())["candidate"] == "c001"
+    assert {rows[name]["stage_two.batch_size"] for name in ("c001.1", "c001.2")} == {4, 8}
+    best = max(("c001.1", "c001.2"), key=lambda name: rows[name][METRIC])
+    assert json.loads((tournament.run / "best/metrics.json").read_text())["candidate"] == best
+
+
+def test_every_setting_of_stage_two_goes_on_from_the_promoted_candidates_stage_one(tournament: Tournament):
+    records = read_records(open_run(str(tournament.run)))
+    for name in ("c001.1", "c001.2"):
+        trial = records.candidate(name).trial
+        assert trial["stage_one"] == records.candidate("c001").trial["stage_one"]
+        reports, _ = without_ray(tournament.run, name)
+        assert_same(records.history_of(name), reports, 1e-6)
 
 
 def test_round_one_trains_on_cached_features_where_the_trunk_is_a_function_of_the_row(
-    tournament: tuple[Path, list[str]],
+    tournament: Tournament,
 ):
-    history = pq.read_table(tournament[0] / "history.parquet").to_pylist()
+    history = pq.read_table(tournament.run / "history.parquet").to_pylist()
     roads = {(row["candidate"], row[keys.STAGE]): row[keys.ROAD] for row in history}
     assert roads == {
         ("c000", "stage_one"): "cached tokens entering layer 1, packed",
         ("c001", "stage_one"): "packed",
-        ("c001", "stage_two"): "packed",
+        ("c001.1", "stage_two"): "packed",
+        ("c001.2", "stage_two"): "packed",
         ("c002", "stage_one"): "cached tokens entering layer 1, packed",
+        ("c004", "stage_one"): "cached tokens entering layer 1, packed",
     }
-    assert not (tournament[0] / "state/features").exists()
+    assert not (tournament.run / "state/features").exists()
 
 
-def test_a_loser_never_asks_for_what_stage_two_needs(tournament: tuple[Path, list[str]]):
-    """Of all placement groups that the sweep made, one held a whole GPU: the promoted candidate's Train run."""
-    quarter = [bundle for bundle in tournament[1] if '"GPU": 0.25' in bundle]
-    whole = [bundle for bundle in tournament[1] if '"GPU": 1.0' in bundle]
-    assert len(whole) == 1
-    assert len(quarter) >= 2
+def test_a_loser_never_asks_for_what_stage_two_needs(tournament: Tournament):
+    """Of all the groups that the sweep asked for, two held a whole GPU: a Train run for each setting of stage two."""
+    assert sum('"GPU": 1.0' in bundle for bundle in tournament.bundles) == 2
 
 
-def test_only_the_chosen_checkpoint_is_left(tournament: tuple[Path, list[str]]):
-    checkpoints = tournament[0] / "state/checkpoints"
-    left = {path.parent.name: path.name for path in checkpoints.glob("*/stage_*") if path.is_dir()}
-    assert left["c001"] == "stage_two_epoch_001"
-    assert "c000" not in left
-    assert "c002" not in left
+def test_a_quarter_of_a_gpu_each_packs_four_candidates_to_a_gpu(tournament: Tournament):
+    assert tournament.most_quarters == 4
 
 
-def test_the_promoted_candidates_wandb_run_is_one_run(tournament: tuple[Path, list[str]]):
-    runs = read_runs(tournament[0] / "wandb")
+def test_only_the_judged_checkpoints_of_completed_candidates_are_left(tournament: Tournament):
+    checkpoints = tournament.run / "state/checkpoints"
+    left = sorted(str(path.relative_to(checkpoints)) for path in checkpoints.glob("*/stage_*") if path.is_dir())
+    assert left == ["c001.1/stage_two_epoch_001", "c001.2/stage_two_epoch_001"]
+
+
+def test_every_setting_of_a_promoted_candidate_is_a_wandb_run_from_its_first_step_on(tournament: Tournament):
+    runs = read_runs(tournament.run / "wandb")
     assert {name: run.summary.get("state") for name, run in runs.items() if name != "tournament-sweep"} == {
         "tournament-c000": "not_promoted",
-        "tournament-c001": "completed",
+        "tournament-c001": "promoted",
+        "tournament-c001.1": "completed",
+        "tournament-c001.2": "completed",
         "tournament-c002": "not_promoted",
         "tournament-c003": "failed",
+        "tournament-c004": "not_promoted",
     }
-    assert runs["tournament-c001"].steps == [0, 1, 2]
-    assert f"stage_two/{METRIC}" in runs["tournament-c001"].history[2]
+    for name in ("tournament-c001.1", "tournament-c001.2"):
+        assert runs[name].steps == [0, 1, 2]
+        assert f"stage_one/{METRIC}" in runs[name].history[1]
+        assert f"stage_two/{METRIC}" in runs[name].history[2]

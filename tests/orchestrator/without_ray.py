@@ -1,6 +1,5 @@
 """A candidate of a run directory, trained again in this process: what every way of running it must give."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from orchestrator.records import open_run, read_records
 from trainables import keys
 from trainables.config import TrialConfig
 from trainables.model import build_classifier
@@ -16,9 +16,9 @@ from trainables.stages import run_two_stages
 from trainables.tokenised import open_prepared
 
 
-def without_ray(run: Path, candidate: int) -> tuple[list[Report], dict[str, Tensor]]:
+def without_ray(run: Path, candidate: str) -> tuple[list[Report], dict[str, Tensor]]:
     """A candidate's trial, both stages in this process: its reports and final parameters."""
-    trial = TrialConfig.model_validate(json.loads((run / "state/candidates.json").read_text())[candidate]["trial"])
+    trial = TrialConfig.model_validate(read_records(open_run(str(run))).candidate(candidate).trial)
     (folder,) = (run / "state/data").iterdir()
     data = open_prepared(folder)
     model = build_classifier(trial.model, data.label_names, trial.seed)

@@ -347,7 +347,7 @@ def test_parts_make_the_whole(trains: Any, num_parts: int, model: nn.Module, tmp
         assert_same(entry, values(whole))
     torch.testing.assert_close(values(entry), values(whole), atol=2e-6, rtol=0)
     assert is_whole(tmp_path / "other node" / "features" / plan.key, plan)
-    assert len(list(published.iterdir())) == 2 * num_parts + 2  # what is published stays
+    assert len(list(published.iterdir())) == 2 * (2 * num_parts + 2)  # what is published stays
 
 
 def test_parts_that_are_not_all_there_are_not_waited_for(model: nn.Module, tmp_path: Path) -> None:
@@ -362,15 +362,31 @@ def test_parts_that_are_not_all_there_are_not_waited_for(model: nn.Module, tmp_p
         assert_same(make_features(plan, model, prepared(), cache, CPU, str(place), 3), expected)
 
 
-def test_a_truncated_part_is_an_error_and_no_entry(model: nn.Module, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "altered"])
+def test_a_damaged_part_is_an_error_and_no_entry(damage: str, model: nn.Module, tmp_path: Path) -> None:
     plan = planned(model, "head")
     for part in (0, 1):
         make_part(plan, model, prepared(), str(tmp_path), part, 2, CPU)
     damaged = tmp_path / "train-0001-of-0002.bin"
-    os.truncate(damaged, damaged.stat().st_size - 1)
-    with pytest.raises(DataError, match="are incomplete: train has 1471 bytes, but must have 1472; run again"):
+    if damage == "truncated":
+        os.truncate(damaged, damaged.stat().st_size - 1)
+    else:
+        with damaged.open("r+b") as file:
+            byte = file.read(1)
+            file.seek(0)
+            file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(DataError, match=r"are damaged: train-0001-of-0002\.bin is not as it was written; run again"):
         make_features(plan, model, prepared(), tmp_path / "cache", CPU, str(tmp_path), 2)
     assert [path.name for path in (tmp_path / "cache" / "features").iterdir()] == [f"{plan.key}.lock"]
+
+
+def test_parts_are_made_some_rows_at_a_time(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so that an entry of any size fits into memory; the numbers are the same, to the rounding of other batches."""
+    plan = planned(model, TOP_LAYER)
+    expected = values(make_features(plan, model, prepared(), tmp_path / "at once", CPU))
+    monkeypatch.setattr(features, "ROWS_AT_ONCE", 5)
+    in_fives = values(make_features(plan, model, prepared(), tmp_path / "in fives", CPU))
+    torch.testing.assert_close(in_fives, expected, atol=1e-6, rtol=0)
 
 
 # --- several processes, and processes that die
