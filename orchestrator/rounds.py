@@ -193,6 +193,7 @@ def _play(
         }
     # Tune's own loggers would write every report a second time, next to pickles that nothing here reads.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # it prints a box of its own however quiet it is told to be (Ray 2.60)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     trainable: Callable[..., None] = run_stage_one if warm else run_trial
