@@ -3,6 +3,7 @@ finds; ``trials`` are those that probe every distribution at its bounds or value
 """
 
 import importlib.util
+import itertools
 from collections.abc import Mapping, Sequence
 
 from orchestrator.mistakes import Mistake, did_you_mean, find_mistakes, show
@@ -17,7 +18,7 @@ from orchestrator.search_space import (
 )
 from orchestrator.sweep_schema import StageResources, SweepConfig
 from trainables.config import TrialConfig
-from trainables.keys import STAGES
+from trainables.keys import EPOCH_DECIMALS, STAGES, shown_epochs
 
 
 def count_mistakes(config: SweepConfig, distributions: Mapping[str, Distribution]) -> list[Mistake]:
@@ -87,13 +88,22 @@ def decides_features(field: str) -> bool:
 
 
 def asha_mistakes(config: SweepConfig, trials: Sequence[TrialConfig]) -> list[Mistake]:
-    """Brackets without a rung. That even the first has none is a note only: ASHA is on unless switched off."""
+    """A first rung before the first report, and brackets without a rung.
+
+    That even the first bracket has none is a note only: ASHA is on unless switched off.
+    """
     if config.asha is None:
         return []
+    grace = config.asha.grace_epochs
+    evaluations = min((trial.stage_one.evaluations_per_epoch for trial in trials if trial.stage_one.epochs), default=1)
     epochs = max(trial.stage_one.epochs for trial in trials)
+    if epochs and not _reports_by(grace, evaluations):
+        rule = f"must be at least {shown_epochs(1 / evaluations)}: stage_one.evaluations_per_epoch is {evaluations}"
+        enough = next(number for number in itertools.count(evaluations) if _reports_by(grace, number))
+        return [Mistake(("asha", "grace_epochs"), f"is {show(grace)}, but {rule}; set that to {enough}, or raise this")]
     last = config.asha.brackets - 1
-    first_rungs = [config.asha.grace_epochs]
-    while first_rungs[-1] <= epochs:
+    first_rungs = [grace]
+    while round(first_rungs[-1], EPOCH_DECIMALS) <= epochs:
         first_rungs.append(first_rungs[-1] * config.asha.reduction_factor)
     held = len(first_rungs) - 1  # brackets with a rung
     if last < max(held, 1):
@@ -101,6 +111,11 @@ def asha_mistakes(config: SweepConfig, trials: Sequence[TrialConfig]) -> list[Mi
     rule = f"at most {held}" if held else "1"
     reason = f"the first rung of bracket {max(held, 1)} (from 0) lies beyond stage one's {epochs} epochs"
     return [Mistake(("asha", "brackets"), f"is {config.asha.brackets}, but must be {rule}: {reason}")]
+
+
+def _reports_by(epoch: float, evaluations: int) -> bool:
+    """Whether a stage evaluated so often per epoch has been evaluated by then."""
+    return round(1 / evaluations, EPOCH_DECIMALS) <= round(epoch, EPOCH_DECIMALS)
 
 
 def tournament_mistakes(config: SweepConfig, trials: Sequence[TrialConfig]) -> list[Mistake]:
@@ -148,8 +163,8 @@ def notes(config: SweepConfig, distributions: Mapping[str, Distribution], trials
     epochs = max(trial.stage_one.epochs for trial in trials)
     if config.asha is not None and epochs < config.asha.grace_epochs:
         found.append(
-            f"asha prunes nothing: its first rung comes after epoch {config.asha.grace_epochs} of stage one, which has "
-            f"{epochs}"
+            f"asha prunes nothing: its first rung comes after epoch {shown_epochs(config.asha.grace_epochs)} of stage "
+            f"one, which has {epochs}"
         )
     for stage in STAGES:
         swept = [field for field in distributions if field.startswith(f"{stage}.") and field != f"{stage}.epochs"]
