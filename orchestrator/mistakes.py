@@ -222,7 +222,9 @@ def _rule(found: Sequence[Alternative]) -> str:
     """``one of head, pooler, all or {top_layers: k}``."""
     names = [str(name) for member in found if get_origin(member.type) is Literal for name in get_args(member.type)]
     literals = [f"one of {', '.join(names)}" if len(names) > 1 else names[0]] if names else []
-    return " or ".join(literals + [_kind(member) for member in found if get_origin(member.type) is not Literal])
+    # Any number says that a whole one will do.
+    others = [member for member in found if not (member.type is int and member._replace(type=float) in found)]
+    return " or ".join(literals + [_kind(member) for member in others if get_origin(member.type) is not Literal])
 
 
 def _kind(member: Alternative) -> str:

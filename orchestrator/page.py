@@ -51,7 +51,7 @@ def render_page(
     if test_metrics is None:
         parts.append("<p>No candidate has been chosen.</p>")
     else:
-        where = f"{test_metrics['stage']} epoch {test_metrics['epoch']}"
+        where = f"{test_metrics['stage']} epoch {keys.shown_epochs(test_metrics['epoch'])}"
         parts.append(
             f"<p>Chosen by {escape(metric)}: <b>{escape(str(chosen))}</b>, {escape(where)}. The test rows were scored "
             "once, for this model only.</p>"
@@ -64,7 +64,7 @@ def render_page(
         [
             row["candidate"],
             row["state"],
-            f"{row['stage_one_epochs']} + {row['stage_two_epochs']}",
+            " + ".join(keys.shown_epochs(row[f"{stage}_epochs"]) for stage in keys.STAGES),
             row.get(metric),
             *(row.get(key) for key in swept),
             round(row["seconds"]),
@@ -83,6 +83,13 @@ def render_page(
 def draw_curves(records: Records, rows: Sequence[Mapping[str, Any]], metric: str, chosen: str | None) -> str:
     """An SVG of ``metric`` over the epochs of stage one, then of stage two: a line per candidate, its end marked."""
     epochs = {stage: max((c.trial[stage]["epochs"] for c in records.candidates), default=0) for stage in keys.STAGES}
+    # Epochs from one report to the next, at the least: each report is drawn in the middle of the span before it.
+    spans = {
+        stage: min(
+            (report[keys.EPOCH] % 1 or 1 for report in records.history if report[keys.STAGE] == stage), default=1
+        )
+        for stage in keys.STAGES
+    }
     scores: list[float] = [report[metric] for report in records.history]
     if not scores:
         return "<p>No reports yet.</p>"
@@ -90,14 +97,14 @@ def draw_curves(records: Records, rows: Sequence[Mapping[str, Any]], metric: str
     low, high = low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
     places = max(epochs[keys.STAGE_ONE] + epochs[keys.STAGE_TWO], 1)
 
-    def x(stage: str, epoch: int) -> float:
-        place = epoch + (epochs[keys.STAGE_ONE] if stage == keys.STAGE_TWO else 0)
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * (place - 0.5) / places, 1)
+    def x(stage: str, epoch: float) -> float:
+        place = epoch + (epochs[keys.STAGE_ONE] if stage == keys.STAGE_TWO else 0) - spans[stage] / 2
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * place / places, 1)
 
     def y(score: float) -> float:
         return float(round(TOP + (HEIGHT - TOP - BOTTOM) * (high - score) / (high - low), 1))
 
-    drawn = _axes(epochs, x, y, low, high, metric)
+    drawn = _axes(epochs, spans, x, y, low, high, metric)
     states = {row["candidate"]: row["state"] for row in rows}
     # The chosen one last, over the others.
     for name, state in sorted(states.items(), key=lambda of: (of[0] == chosen, of[1] == "completed")):
@@ -126,7 +133,9 @@ def draw_curves(records: Records, rows: Sequence[Mapping[str, Any]], metric: str
     )
 
 
-def _axes(epochs: Mapping[str, int], x: Any, y: Any, low: float, high: float, metric: str) -> list[str]:
+def _axes(
+    epochs: Mapping[str, int], spans: Mapping[str, float], x: Any, y: Any, low: float, high: float, metric: str
+) -> list[str]:
     """Five levels of the score, a tick per epoch, and the boundary between the stages."""
     drawn = []
     for level in (low + (high - low) * step / 4 for step in range(5)):
@@ -137,13 +146,13 @@ def _axes(epochs: Mapping[str, int], x: Any, y: Any, low: float, high: float, me
             across = x(stage, epoch)
             drawn.append(f'<text x="{across}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{epoch}</text>')
         if epochs[stage]:
-            middle = (x(stage, 1) + x(stage, epochs[stage])) / 2
+            middle = (x(stage, spans[stage]) + x(stage, epochs[stage])) / 2
             name = escape(stage.replace("_", " "))
             drawn.append(
                 f'<text x="{middle}" y="{HEIGHT - BOTTOM + 34}" text-anchor="middle" font-weight="bold">{name}</text>'
             )
     if all(epochs.values()):
-        boundary = (x(keys.STAGE_ONE, epochs[keys.STAGE_ONE]) + x(keys.STAGE_TWO, 1)) / 2
+        boundary = (x(keys.STAGE_ONE, epochs[keys.STAGE_ONE]) + x(keys.STAGE_TWO, spans[keys.STAGE_TWO])) / 2
         drawn.append(f'<path d="M{boundary} {TOP}V{HEIGHT - BOTTOM}" stroke="#868e96" stroke-dasharray="4 3"/>')
     drawn.append(f'<text x="{WIDTH - RIGHT}" y="14" text-anchor="end">{escape(metric)}</text>')
     return drawn

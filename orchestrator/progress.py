@@ -36,7 +36,7 @@ class Progress:
         self.places: dict[str, str] = {}  # running candidates: "stage_one 2/3"
         self.scores: dict[str, float] = {}  # of the latest report
         self.best: tuple[str, float] | None = None  # of completed candidates
-        self.rungs: Sequence[tuple[int, int]] = ()  # (epoch, how many candidates have reached it)
+        self.rungs: Sequence[tuple[float, int]] = ()  # (epoch, how many candidates have reached it)
         self._roads: set[tuple[str, str]] = set()  # what the user has been told
         self._began = time.monotonic()
         self._ended_here = 0
@@ -63,7 +63,7 @@ class Progress:
         self.places.setdefault(candidate, "starting")
 
     def reported(self, candidate: str, report: Mapping[str, Any]) -> None:
-        stage, epoch = report[keys.STAGE], report[keys.EPOCH]
+        stage, epoch = report[keys.STAGE], keys.shown_epochs(report[keys.EPOCH])
         road = report.get(keys.ROAD)
         if road and (stage, road) not in self._roads:
             self._roads.add((stage, road))
@@ -123,7 +123,7 @@ class Progress:
         for candidate, place in self.places.items():
             score = self.scores.get(candidate)
             table.add_row(candidate, place, "" if score is None else f"{score:.4f}")
-        rungs = "  ".join(f"epoch {epoch}: {count}" for epoch, count in self.rungs)
+        rungs = "  ".join(f"epoch {keys.shown_epochs(epoch)}: {count}" for epoch, count in self.rungs)
         elapsed = _duration(time.monotonic() - self._began)
         return Group(table, Text(f"rungs  {rungs}" if rungs else ""), Text(f"{elapsed}  {self.summary()}"))
 

@@ -43,8 +43,8 @@ def result_rows(records: Records, metric: str) -> list[Row]:
             "parent": candidate.parent,
             "state": outcome.state if outcome else ("running" if history else "pending"),
             "reason": outcome.reason if outcome else None,
-            "stage_one_epochs": sum(report[keys.STAGE] == keys.STAGE_ONE for report in history),
-            "stage_two_epochs": sum(report[keys.STAGE] == keys.STAGE_TWO for report in history),
+            "stage_one_epochs": _epochs_done(history, keys.STAGE_ONE),
+            "stage_two_epochs": _epochs_done(history, keys.STAGE_TWO),
             "seconds": outcome.seconds if outcome else sum(report[keys.SECONDS] for report in history),
             "best_stage": best[keys.STAGE] if best else None,
             "best_epoch": best[keys.EPOCH] if best else None,
@@ -53,6 +53,10 @@ def result_rows(records: Records, metric: str) -> list[Row]:
             row |= {key: value for key, value in best.items() if key.startswith(f"{keys.VALIDATION}/")}
         rows.append(row | candidate.values)
     return rows
+
+
+def _epochs_done(history: Sequence[Row], stage: str) -> float:
+    return max((report[keys.EPOCH] for report in history if report[keys.STAGE] == stage), default=0)
 
 
 def ranking(rows: Sequence[Row], metric: str) -> list[Row]:
@@ -87,7 +91,8 @@ def describe_run(run: RunDirectory, records: Records, rows: Sequence[Row], metri
     if metrics is None:
         lines.append("no candidate has been chosen, so there is no model")
     else:
-        lines.append(f"chosen by {metric}: {metrics['candidate']}, {metrics['stage']} epoch {metrics['epoch']}")
+        where = f"{metrics['stage']} epoch {keys.shown_epochs(metrics['epoch'])}"
+        lines.append(f"chosen by {metric}: {metrics['candidate']}, {where}")
         if any(candidate.trial["data"]["train"].startswith("demo://") for candidate in records.candidates):
             lines.append("its rows are synthetic: these numbers show that the sweep works, not what a method is worth")
         lines += ["", format_test_metrics(metrics), "", f"model    {run.uri(BEST_FOLDER)}"]
@@ -106,7 +111,7 @@ def format_ranking(rows: Sequence[Row], metric: str, swept: Sequence[str], limit
                 str(rank) if row["state"] == "completed" else "-",
                 row["candidate"],
                 row["state"],
-                f"{row['stage_one_epochs']}+{row['stage_two_epochs']}",
+                "+".join(keys.shown_epochs(row[f"{stage}_epochs"]) for stage in keys.STAGES),
                 format_cell(row.get(metric)),
                 *(format_cell(row.get(name)) for name in swept),
                 f"{row['seconds']:.0f}",

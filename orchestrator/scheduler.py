@@ -7,6 +7,7 @@ was stopped. :class:`StageASHA` puts it under Tune: over stage one, and in a tou
 where that is asked for.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class Decision:
 class Rungs:
     """Asynchronous successive halving over the epochs of a stage; larger scores are better.
 
+    Epochs may be fractions: two that agree to ``keys.EPOCH_DECIMALS`` are the same, so that 0.333 is a third.
+
     Args:
         grace_epochs: the first rung's epoch (the paper's r).
         max_epochs: the most epochs of the stage a candidate may have (R).
@@ -39,27 +42,23 @@ class Rungs:
     """
 
     def __init__(
-        self, grace_epochs: int, max_epochs: int, reduction_factor: int, brackets: int = 1, seed: int = 0
+        self, grace_epochs: float, max_epochs: float, reduction_factor: int, brackets: int = 1, seed: int = 0
     ) -> None:
         self.reduction_factor = reduction_factor
         self.seed = seed
         # Per bracket, the epochs of its rungs, ascending. Counted, since Ray's logarithms lose the last rung of
         # 243 epochs and factor 3.
-        self.milestones: list[list[int]] = []
+        self.milestones: list[list[float]] = []
         for offset in range(brackets):
-            milestones = []
-            epoch = grace_epochs * reduction_factor**offset
-            while epoch <= max_epochs:
-                milestones.append(epoch)
-                epoch *= reduction_factor
-            self.milestones.append(milestones)
+            epochs = (grace_epochs * reduction_factor**rung for rung in itertools.count(offset))
+            self.milestones.append(list(itertools.takewhile(lambda epoch: _reaches(max_epochs, epoch), epochs)))
         self._recorded: dict[tuple[int, int], dict[str, float]] = {}  # (bracket, rung) -> candidate -> score
 
-    def report(self, candidate: str, epoch: int, score: float) -> Decision:
+    def report(self, candidate: str, epoch: float, score: float) -> Decision:
         """Record a report in the highest rung it has reached, and decide. A rung hears each candidate once."""
         assert math.isfinite(score), "a trial with a score that is no number fails before it reports"
         bracket = self.bracket(candidate)
-        reached = [rung for rung, milestone in enumerate(self.milestones[bracket]) if epoch >= milestone]
+        reached = [rung for rung, milestone in enumerate(self.milestones[bracket]) if _reaches(epoch, milestone)]
         if not reached:
             return Decision(stop=False)
         rung = reached[-1]
@@ -81,9 +80,9 @@ class Rungs:
         generator = np.random.default_rng([self.seed, *candidate.encode()])
         return int(generator.choice(len(sizes), p=weights / weights.sum()))
 
-    def occupancy(self) -> list[tuple[int, int]]:
+    def occupancy(self) -> list[tuple[float, int]]:
         """(epoch, how many candidates have reached it) of every rung, ascending, all brackets together."""
-        counts: dict[int, int] = {}
+        counts: dict[float, int] = {}
         for bracket, milestones in enumerate(self.milestones):
             for rung, milestone in enumerate(milestones):
                 counts[milestone] = counts.get(milestone, 0) + len(self._recorded.get((bracket, rung), {}))
@@ -120,7 +119,7 @@ class StageASHA(FIFOScheduler):  # type: ignore[misc]
         rungs = self.rungs.get(report[keys.STAGE])
         if rungs is None:
             return None
-        decision = rungs.report(candidate, int(report[keys.EPOCH]), float(report[self._metric]))
+        decision = rungs.report(candidate, report[keys.EPOCH], float(report[self._metric]))
         if decision.rung is not None:
             self.decisions[candidate] = decision
         return decision
@@ -131,12 +130,16 @@ class StageASHA(FIFOScheduler):  # type: ignore[misc]
             self.hear(row["candidate"], row)
 
 
+def _reaches(epoch: float, milestone: float) -> bool:
+    return round(epoch, keys.EPOCH_DECIMALS) >= round(milestone, keys.EPOCH_DECIMALS)
+
+
 def describe(decision: Decision, metric: str, report: Mapping[str, Any]) -> str:
     """Why a candidate was stopped, in words."""
     assert decision.cutoff is not None
     return (
-        f"{metric} {float(report[metric]):.4f} after epoch {report[keys.EPOCH]} of {_words(report)} is below "
-        f"the {decision.cutoff:.4f} that rung {decision.rung} asked for"
+        f"{metric} {float(report[metric]):.4f} after epoch {keys.shown_epochs(report[keys.EPOCH])} of "
+        f"{_words(report)} is below the {decision.cutoff:.4f} that rung {decision.rung} asked for"
     )
 
 

@@ -3,6 +3,7 @@ finds; ``trials`` are those that probe every distribution at its bounds or value
 """
 
 import importlib.util
+import itertools
 from collections.abc import Mapping, Sequence
 
 from orchestrator.mistakes import Mistake, did_you_mean, find_mistakes, show
@@ -19,7 +20,7 @@ from orchestrator.search_space import (
 )
 from orchestrator.sweep_schema import AshaConfig, RoundTwoConfig, StageResources, SweepConfig
 from trainables.config import TrialConfig
-from trainables.keys import STAGE_ONE, STAGE_TWO, STAGES
+from trainables.keys import EPOCH_DECIMALS, STAGE_ONE, STAGE_TWO, STAGES, shown_epochs
 
 
 def count_mistakes(config: SweepConfig) -> list[Mistake]:
@@ -90,12 +91,24 @@ def decides_features(field: str) -> bool:
 
 
 def asha_mistakes(config: SweepConfig, trials: Sequence[TrialConfig]) -> list[Mistake]:
-    """Brackets without a rung. That even the first has none is a note only: ASHA is on unless switched off."""
+    """A first rung before the first report, and brackets without a rung.
+
+    That even the first bracket has none is a note only: ASHA is on unless switched off.
+    """
     mistakes = []
     for asha, stage, path in _ashas(config):
-        epochs = max(getattr(trial, stage).epochs for trial in trials)
-        first_rungs = [asha.grace_epochs]
-        while first_rungs[-1] <= epochs:
+        stages = [getattr(trial, stage) for trial in trials]
+        evaluations = min((one.evaluations_per_epoch for one in stages if one.epochs), default=1)
+        epochs = max(one.epochs for one in stages)
+        grace = asha.grace_epochs
+        if epochs and not _reports_by(grace, evaluations):
+            rule = f"must be at least {shown_epochs(1 / evaluations)}: {stage}.evaluations_per_epoch is {evaluations}"
+            enough = next(number for number in itertools.count(evaluations) if _reports_by(grace, number))
+            text = f"is {show(grace)}, but {rule}; set that to {enough}, or raise this"
+            mistakes.append(Mistake((*path, "grace_epochs"), text))
+            continue
+        first_rungs = [grace]
+        while round(first_rungs[-1], EPOCH_DECIMALS) <= epochs:
             first_rungs.append(first_rungs[-1] * asha.reduction_factor)
         held = len(first_rungs) - 1  # brackets with a rung
         if asha.brackets > max(held, 1):
@@ -103,6 +116,11 @@ def asha_mistakes(config: SweepConfig, trials: Sequence[TrialConfig]) -> list[Mi
             reason = f"the first rung of bracket {max(held, 1)} (from 0) lies beyond {stage}'s {epochs} epochs"
             mistakes.append(Mistake((*path, "brackets"), f"is {asha.brackets}, but must be {rule}: {reason}"))
     return mistakes
+
+
+def _reports_by(epoch: float, evaluations: int) -> bool:
+    """Whether a stage evaluated so often per epoch has been evaluated by then."""
+    return round(1 / evaluations, EPOCH_DECIMALS) <= round(epoch, EPOCH_DECIMALS)
 
 
 def _ashas(config: SweepConfig) -> list[tuple[AshaConfig, str, tuple[str, ...]]]:
@@ -175,8 +193,8 @@ def notes(config: SweepConfig, distributions: Mapping[str, Distribution], trials
         epochs = max(getattr(trial, stage).epochs for trial in trials)
         if epochs < asha.grace_epochs:
             found.append(
-                f"{'.'.join(path)} prunes nothing: its first rung comes after epoch {asha.grace_epochs} of "
-                f"{stage.replace('_', ' ')}, which has {epochs}"
+                f"{'.'.join(path)} prunes nothing: its first rung comes after epoch {shown_epochs(asha.grace_epochs)} "
+                f"of {stage.replace('_', ' ')}, which has {epochs}"
             )
     for stage in STAGES:
         swept = [field for field in distributions if field.startswith(f"{stage}.") and field != f"{stage}.epochs"]

@@ -21,7 +21,7 @@ from orchestrator.search_space import (
 )
 from orchestrator.sweep_file import Tree
 from trainables.config import Section
-from trainables.keys import SCORES, VALIDATION, on_split
+from trainables.keys import EPOCH_DECIMALS, SCORES, VALIDATION, on_split
 from trainables.methods import METHODS
 
 METRICS = tuple(on_split(VALIDATION, score) for score in SCORES)
@@ -51,7 +51,8 @@ def _known_metric(name: str) -> str:
 class AshaConfig(Section):
     """Asynchronous successive halving over the epochs of a stage (Li et al. 2020, arXiv 1810.05934)."""
 
-    grace_epochs: PositiveInt = 1  # no candidate is pruned earlier (the paper's r)
+    # No candidate is pruned earlier (the paper's r). Below 1: within an epoch, see stage_one.evaluations_per_epoch
+    grace_epochs: int | float = Field(1, ge=10**-EPOCH_DECIMALS)
     reduction_factor: int = Field(3, ge=2)  # of so many candidates at a rung one goes on (the paper's eta)
     brackets: PositiveInt = 1  # bracket b has its first rung after grace_epochs * reduction_factor**b epochs, b from 0
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds and where a trial goes on. One folder per finished epoch, JSON and safetensors, no pickle.
+"""What a checkpoint holds and where a trial goes on. One folder per report, JSON and safetensors, no pickle.
 
 It holds the parameters that training has touched so far (in stage one the top only: the frozen trunk is the
 pretrained one), the optimiser's moments while its stage goes on, and every report made up to then, so that a report
@@ -23,20 +23,21 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a trial has come: ``epoch`` epochs of ``stage`` are finished."""
+    """How far a trial has come: ``epoch`` epochs of ``stage`` are done, as its last report has it."""
 
     stage: str = keys.STAGE_ONE
-    epoch: int = 0
+    epoch: int | float = 0  # an int where whole
     reports: tuple[Report, ...] = ()
 
     @property
     def name(self) -> str:
-        """The checkpoint folder's name, e.g. ``stage_one_epoch_003``; sorts in the order of training."""
         return checkpoint_name(self.stage, self.epoch)
 
 
-def checkpoint_name(stage: str, epoch: int) -> str:
-    return f"{stage}_epoch_{epoch:03d}"
+def checkpoint_name(stage: str, epoch: float) -> str:
+    """``stage_one_epoch_003``, within an epoch ``stage_one_epoch_002.333``; names sort in the order of training."""
+    whole = f"{stage}_epoch_{int(epoch):03d}"
+    return whole if epoch == int(epoch) else whole + f"{epoch % 1:.{keys.EPOCH_DECIMALS}f}".removeprefix("0")
 
 
 def save_checkpoint(

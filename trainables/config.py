@@ -17,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from trainables.keys import EPOCH_DECIMALS
+
 
 class Section(BaseModel):
     """A part of the configuration: immutable, typed strictly enough for YAML, unknown keys forbidden."""
@@ -128,6 +130,9 @@ class StageConfig(Section):
     loss: LossConfig = CrossEntropy(name="cross_entropy")
     learning_rate: PositiveFloat = 3e-5  # at the first step; falls linearly to 0 over the stage
     epochs: NonNegativeInt = 1
+    # How often per epoch the validation rows are scored, a report made (which ASHA hears) and a checkpoint written:
+    # evenly over its steps, once a step at most. For large training sets.
+    evaluations_per_epoch: int = Field(1, ge=1, le=10**EPOCH_DECIMALS)
     batch_size: PositiveInt = 32  # rows per optimiser step, over all workers and micro-batches
     gradient_accumulation: PositiveInt = 1  # micro-batches an optimiser step is split into
     weight_decay: NonNegativeFloat = 0.0  # AdamW; not applied to biases and norms

@@ -1,23 +1,25 @@
 """Name, unit and direction of every value a trial reports. Imports nothing, so that anything may import it.
 
 A report is a flat dict. ``STAGE`` and ``EPOCH`` say where in the trial it was made, the other keys what was measured
-there. Scores are named without their split; a report carries them as ``validation/macro_f1`` (see :func:`on_split`).
+there, or in training since the stage's last report. Scores are named without their split; a report carries them as
+``validation/macro_f1`` (see :func:`on_split`).
 """
 
 STAGE = "stage"  # "stage_one" or "stage_two"
-EPOCH = "epoch"  # finished epochs of that stage, from 1
+EPOCH = "epoch"  # epochs of that stage that are done: an int where whole, within an epoch a share of its steps (1.25)
 STAGE_ONE = "stage_one"
 STAGE_TWO = "stage_two"
 STAGES = (STAGE_ONE, STAGE_TWO)
 
-# Stage one's own clock, in finished epochs. Reports of stage two leave it out: that keeps ASHA out of stage two.
+# Stage one's own clock, the same number. Reports of stage two leave it out: that keeps ASHA out of stage two.
 STAGE_ONE_EPOCH = "stage_one_epoch"
+EPOCH_DECIMALS = 3  # two reports of a stage differ by as much: enough to name, to show and to compare them by
 
-TRAIN_LOSS = "train/loss"  # mean over the epoch's steps of the stage's own (weighted) loss; lower is better
-LEARNING_RATE = "train/learning_rate"  # of the epoch's last optimiser step
-ROWS = "train/rows"  # rows visited in the epoch, over all workers
+TRAIN_LOSS = "train/loss"  # the stage's own (weighted) loss, mean of the steps since the last report; lower is better
+LEARNING_RATE = "train/learning_rate"  # of the last optimiser step
+ROWS = "train/rows"  # rows visited since the last report, over all workers
 ROAD = "road"  # how the logits were computed, and why so (roads.py)
-SECONDS = "seconds"  # wall seconds of the epoch, its evaluation included
+SECONDS = "seconds"  # wall seconds since the last report, this one's evaluation included
 
 TRAIN = "train"
 VALIDATION = "validation"
@@ -42,6 +44,11 @@ CLASS_F1 = "f1"  # followed by the class: validation/f1/absorption
 def on_split(split: str, score: str) -> str:
     """``("validation", "macro_f1")`` -> ``"validation/macro_f1"``."""
     return f"{split}/{score}"
+
+
+def shown_epochs(epochs: float) -> str:
+    """As tables and messages have it: ``2`` -> ``"2"``, ``4 / 3`` -> ``"1.333"``."""
+    return f"{round(epochs, EPOCH_DECIMALS):.10g}"
 
 
 def class_f1(split: str, label: str) -> str:

@@ -30,7 +30,7 @@ from trainables.runtime import Report, SingleProcess
 
 # Scores lie in [-1, 1]: with this offset a checkpoint of stage two always outranks one of stage one.
 STAGE_OFFSET = 10.0
-TIE_BREAK = 1e-9  # of equal scores the earlier epoch's checkpoint is kept
+TIE_BREAK = 1e-9  # per epoch: of equal scores the earlier checkpoint is kept
 CHECKPOINT_SCORE = "checkpoint_score"
 
 # Train's placement-group cleaner asks the State API whether its controller lives. Where several Rays run on one host
@@ -52,7 +52,7 @@ class WorkerConfig(TypedDict):
     """What a trial's workers are given; plain values, since it travels."""
 
     trial: dict[str, Any]  # TrialConfig, dumped
-    metric: str  # the key that says which epoch was best
+    metric: str  # the key that says which report was best
     data_key: str  # of the tokenised rows, in the node's cache
     published_data: str  # URI of the sweep's own copy of them, for nodes that lack it
     features: FeatureSource | None  # of stage one's frozen trunk; None: it is run live
@@ -80,7 +80,7 @@ class TrialConfigOfTune(TypedDict):
 
     candidate: str  # its name, which names its Train run too, so that a run that was cut short is gone on with
     worker: WorkerConfig
-    heard: list[tuple[str, int]]  # the (stage, epoch) pairs already in the sweep's history
+    heard: list[tuple[str, float]]  # the (stage, epoch) pairs already in the sweep's history
 
 
 class CandidateFailed(RuntimeError):
@@ -146,7 +146,7 @@ class RayRuntime:
         return tensor
 
     def report(self, report: Report, checkpoint: Path | None) -> None:
-        stage, epoch = keys.STAGES.index(str(report[keys.STAGE])), cast(int, report[keys.EPOCH])
+        stage, epoch = keys.STAGES.index(str(report[keys.STAGE])), cast(float, report[keys.EPOCH])
         score = STAGE_OFFSET * stage + cast(float, report[self.metric]) - TIE_BREAK * epoch
         ray.train.report(
             {**report, CHECKPOINT_SCORE: score},
@@ -181,7 +181,7 @@ def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
             if item.reason is not None:
                 raise CandidateFailed(item.reason)
             return
-        place = (str(item.report[keys.STAGE]), cast(int, item.report[keys.EPOCH]))
+        place = (str(item.report[keys.STAGE]), cast(float, item.report[keys.EPOCH]))
         if place in heard:
             continue
         heard.add(place)
@@ -229,7 +229,7 @@ class FirstRoundRuntime(SingleProcess):
         heard: the (stage, epoch) pairs that Tune need not be told again.
     """
 
-    def __init__(self, storage: str, heard: set[tuple[str, int]]) -> None:
+    def __init__(self, storage: str, heard: set[tuple[str, float]]) -> None:
         super().__init__()
         self.filesystem, self.path = open_location(storage)
         self.heard = heard
@@ -237,7 +237,7 @@ class FirstRoundRuntime(SingleProcess):
     def report(self, report: Report, checkpoint: Path | None) -> None:
         if checkpoint is not None:
             self._keep(checkpoint)
-        place = (str(report[keys.STAGE]), cast(int, report[keys.EPOCH]))
+        place = (str(report[keys.STAGE]), cast(float, report[keys.EPOCH]))
         if place not in self.heard:
             self.heard.add(place)
             tune.report(dict(report))  # returns once Tune has decided

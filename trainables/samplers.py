@@ -1,10 +1,13 @@
-"""Which rows an epoch visits and in what order, and which of them are whose.
+"""Which rows an epoch visits and in what order, which of them are whose, and where a stage pauses to be evaluated.
 
 Row numbers only: no data, no tensors, no torch. Rank and world size are plain integers. Everything follows from
 (seed, epoch), so every worker computes the whole order for itself and takes its share; nothing is sent.
 """
 
-from typing import Literal
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -49,6 +52,33 @@ def num_rows(kind: Rows, class_counts: np.ndarray) -> int:
 def steps(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """The rows of each optimiser step, in order: ``batch_size`` of them, in the last step what is left."""
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+class Span(NamedTuple):
+    """What a stage trains between two reports: some of an epoch's steps."""
+
+    epoch: int  # that it is of, from 0
+    steps: slice  # of the epoch's
+    after: int  # how many of the epoch's evaluations were due before it; 0: it starts the epoch
+    done: int | float  # epochs of the stage that are done at its end; an int where whole
+
+
+def stage_spans(epochs: int, num_steps: int, evaluations: int, done: float = 0) -> Iterator[Span]:
+    """What is left of a stage when ``done`` of its epochs are done, in order.
+
+    Args:
+        epochs: of the stage.
+        num_steps: of each epoch.
+        evaluations: of each epoch; the i-th of n comes after ceil(i / n * num_steps) steps. Of those that would come
+            after the same step only the last does.
+        done: as an earlier span said it.
+    """
+    ends = {math.ceil(num_steps * i / evaluations): i for i in range(1, evaluations + 1)}
+    for epoch in range(epochs):
+        for (first, after), (end, i) in pairwise([(0, 0), *ends.items()]):
+            if epoch * evaluations + after >= round(done * evaluations):
+                share = epoch + 1 if i == evaluations else (epoch * evaluations + i) / evaluations
+                yield Span(epoch, slice(first, end), after, share)
 
 
 def shares(step_rows: np.ndarray, rank: int, world_size: int, micro_batches: int) -> list[np.ndarray]:

@@ -1,11 +1,12 @@
 """The two stages of a trial: the heart of this project, and free of Ray.
 
 Each stage is ordinary fine-tuning with a fresh AdamW and a fresh linear schedule, sized by the rows it really visits;
-what makes it stage one or stage two is only its :class:`StageConfig`. After every epoch the validation rows are scored
-and a checkpoint is written; the test rows are never looked at here.
+what makes it stage one or stage two is only its :class:`StageConfig`. After every epoch, or span of one where
+``evaluations_per_epoch`` is above 1, the validation rows are scored and a checkpoint is written; the test rows are
+never looked at here.
 
-Everything random in an epoch (order of rows, dropout) is drawn from (seed, stage, epoch), so that a trial that goes on
-from a checkpoint is the same trial.
+Everything random is drawn from where in the trial it is used: the order of rows from (seed, stage, epoch), dropout from
+these and the span of the epoch. So a trial that goes on from a checkpoint is the same trial.
 """
 
 import math
@@ -28,7 +29,7 @@ from trainables.metrics import Confusion
 from trainables.model import set_train_mode, set_trainable
 from trainables.roads import Road, cached_road, live_road
 from trainables.runtime import Report, Runtime
-from trainables.samplers import epoch_rows, num_rows, shares, steps
+from trainables.samplers import epoch_rows, num_rows, shares, stage_spans, steps
 from trainables.tokenised import PreparedData
 
 STEPS_BETWEEN_LOSS_CHECKS = 50  # a look at the loss waits for the device
@@ -46,7 +47,7 @@ def run_two_stages(
     start: Path | None = None,
     features: Features | None = None,
 ) -> None:
-    """Train ``model`` through both stages, reporting after every epoch.
+    """Train ``model`` through both stages, reporting after every epoch, or span of one.
 
     Args:
         config: the trial.
@@ -110,7 +111,7 @@ def run_stage(
         start: the checkpoint ``progress`` was read from, where it lies within this stage.
 
     Returns:
-        The progress at the stage's end, with the reports of every epoch.
+        The progress at the stage's end, with every report.
     """
     stage_index = keys.STAGES.index(progress.stage)
     optimizer = _adamw(model, config)
@@ -118,37 +119,37 @@ def run_stage(
         load_optimizer(start, model, optimizer)
     loss = build_loss(config.loss, data.class_counts)
     wrapped = runtime.wrap(road.module)
-    schedule = LinearSchedule(
-        config.learning_rate,
-        total_steps=config.epochs * math.ceil(num_rows(config.rows, data.class_counts) / config.batch_size),
-        warmup=config.warmup,
-    )
+    num_steps = math.ceil(num_rows(config.rows, data.class_counts) / config.batch_size)  # of an epoch
+    schedule = LinearSchedule(config.learning_rate, config.epochs * num_steps, config.warmup)
     rows_seed = _seed(seed, stage_index)
-    for epoch in range(progress.epoch, config.epochs):
+    for span in stage_spans(config.epochs, num_steps, config.evaluations_per_epoch, progress.epoch):
         began = time.perf_counter()
-        torch.manual_seed(_seed(seed, stage_index, epoch, runtime.rank))
-        rows = epoch_rows(config.rows, data.train.labels, rows_seed, epoch)
+        later = [span.after] if span.after else []  # the first span draws what a whole epoch would
+        torch.manual_seed(_seed(seed, stage_index, span.epoch, runtime.rank, *later))
+        rows = epoch_rows(config.rows, data.train.labels, rows_seed, span.epoch)
+        span_steps = steps(rows, config.batch_size)[span.steps]
+        where = f"{progress.stage} epoch {keys.shown_epochs(span.done)}"
         set_train_mode(model, config.frozen_dropout)
-        train_loss = _train_epoch(
-            config, data, road, steps(rows, config.batch_size), wrapped, loss, optimizer, schedule, runtime,
-            where=f"{progress.stage} epoch {epoch + 1}", first_step=epoch * math.ceil(len(rows) / config.batch_size),
+        train_loss = _train_span(
+            config, data, road, span_steps, wrapped, loss, optimizer, schedule, runtime,
+            where=where, first_step=span.epoch * num_steps + span.steps.start,
         )  # fmt: skip
         report: dict[str, str | int | float | None] = {
             keys.STAGE: progress.stage,
-            keys.EPOCH: epoch + 1,
+            keys.EPOCH: span.done,
             keys.TRAIN_LOSS: train_loss,
             keys.LEARNING_RATE: float(optimizer.param_groups[0]["lr"]),
-            keys.ROWS: len(rows),
+            keys.ROWS: sum(map(len, span_steps)),
             keys.ROAD: road.description,
             **evaluate(road, data, runtime, keys.VALIDATION, config.precision),
         }
-        _check_finite(report, f"{progress.stage} epoch {epoch + 1}", config)
+        _check_finite(report, where, config)
         if progress.stage == keys.STAGE_ONE:
-            report[keys.STAGE_ONE_EPOCH] = epoch + 1
+            report[keys.STAGE_ONE_EPOCH] = span.done
         report[keys.SECONDS] = time.perf_counter() - began
-        progress = replace(progress, epoch=epoch + 1, reports=(*progress.reports, report))
+        progress = replace(progress, epoch=span.done, reports=(*progress.reports, report))
         _report_with_checkpoint(
-            report, progress, model, trained, optimizer if epoch + 1 < config.epochs else None, runtime
+            report, progress, model, trained, optimizer if span.done < config.epochs else None, runtime
         )
     return progress
 
@@ -183,11 +184,11 @@ class LinearSchedule:
         return self.learning_rate * (self.total_steps - step) / (self.total_steps - warmup_steps)
 
 
-def _train_epoch(
+def _train_span(
     config: StageConfig,
     data: PreparedData,
     road: Road,
-    epoch_steps: list[np.ndarray],
+    span_steps: list[np.ndarray],
     model: nn.Module,
     loss: Loss,
     optimizer: torch.optim.Optimizer,
@@ -196,12 +197,12 @@ def _train_epoch(
     where: str,
     first_step: int,
 ) -> float:
-    """One epoch; returns the mean over its steps of the step's global weighted mean loss."""
+    """An epoch or a span of it; returns the mean over its steps of the step's global weighted mean loss."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     labels = data.train.labels
     weights = loss.class_weights.numpy()[labels]  # of each row
     total = torch.zeros((), device=runtime.device)
-    for number, step_rows in enumerate(epoch_steps):
+    for number, step_rows in enumerate(span_steps):
         for group in optimizer.param_groups:
             group["lr"] = schedule(first_step + number)
         # Weighted losses are means over weights: every part counts by its share of the whole step's weight, so that
@@ -225,7 +226,7 @@ def _train_epoch(
         optimizer.zero_grad(set_to_none=True)
         if (number + 1) % STEPS_BETWEEN_LOSS_CHECKS == 0 and not math.isfinite(total.item()):
             raise TrainingDiverged(_diverged("training loss", total.item(), f"{where}, step {number + 1}", config))
-    return float(runtime.sum(total).item()) / len(epoch_steps)
+    return float(runtime.sum(total).item()) / len(span_steps)
 
 
 def _adamw(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ from trainables.losses import build_loss
 from trainables.model import set_train_mode
 from trainables.roads import Road
 from trainables.runtime import SingleProcess
-from trainables.stages import LinearSchedule, _adamw, _train_epoch
+from trainables.stages import LinearSchedule, _adamw, _train_span
 from trainables.tokenised import PreparedData
 
 
@@ -56,7 +56,7 @@ class Training:
     def steps(self, batches: Sequence[NDArray[np.int64]]) -> float:
         """A step per batch of row numbers; the mean of their losses."""
         set_train_mode(self.model, self.config.frozen_dropout)
-        loss = _train_epoch(
+        loss = _train_span(
             self.config, self.data, self.road, list(batches), self.road.module, self.loss, self.optimizer,
             self.schedule, self.runtime, where="the benchmark", first_step=self.done,
         )  # fmt: skip

@@ -3,6 +3,8 @@
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
+import pytest
+
 from orchestrator.page import draw_curves, render_page
 from orchestrator.records import CandidateRecord, Outcome, Records
 from orchestrator.results import result_rows
@@ -41,6 +43,17 @@ def test_the_curves_have_a_line_per_candidate_with_reports_and_a_point_per_repor
     assert list(down) == sorted(down, reverse=True)
 
 
+def test_a_report_lies_in_the_middle_of_the_span_that_it_ends():
+    """Two epochs of stage one, evaluated twice each, and one of stage two: 788 / 3 across each, from 56."""
+    halves = [_report("c000", "stage_one", epoch, 0.2) for epoch in (0.5, 1, 1.5, 2)]
+    reports = Records(records().candidates, [*halves, _report("c000", "stage_two", 1, 0.6)])
+    drawn = _parse(draw_curves(reports, result_rows(reports, METRIC), METRIC, None))
+    (line,) = drawn.findall(".//{*}polyline")
+    across = [float(point.split(",")[0]) for point in line.get("points").split()]
+    epoch = 788 / 3
+    assert across == pytest.approx([56 + epoch * place for place in (0.25, 0.75, 1.25, 1.75, 2.5)], abs=0.06)
+
+
 def test_the_page_shows_what_the_records_hold_and_escapes_it():
     metrics = {
         "candidate": "c000", "stage": "stage_two", "epoch": 1, "labels": [NASTY, "b"], "train_rows": {NASTY: 5, "b": 9},
@@ -61,7 +74,7 @@ def test_a_sweep_without_reports_has_a_page_too():
     assert "No reports yet." in page
 
 
-def _report(candidate: str, stage: str, epoch: int, score: float) -> dict[str, Any]:
+def _report(candidate: str, stage: str, epoch: float, score: float) -> dict[str, Any]:
     return {"candidate": candidate, keys.STAGE: stage, keys.EPOCH: epoch, METRIC: score, keys.SECONDS: 1.0}
 
 

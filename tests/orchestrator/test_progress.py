@@ -38,7 +38,7 @@ def plain() -> tuple[Progress, io.StringIO]:
     return Progress(EPOCHS, METRIC, Console(file=written, width=40)), written
 
 
-def report(stage: str, epoch: int, score: float) -> dict[str, Any]:
+def report(stage: str, epoch: float, score: float) -> dict[str, Any]:
     return {"stage": stage, "epoch": epoch, METRIC: score}
 
 
@@ -137,6 +137,18 @@ def test_in_a_terminal_a_table_shows_candidates_best_and_rungs(clock: Clock) -> 
         "1 min 01 s  1 pending, 2 running, 1 completed; best c002 0.7500; about 3 min 03 s left",
     ]
     assert "all its epochs are done" not in screens, "the table stands for the lines"
+
+
+def test_epochs_may_be_fractions(clock: Clock) -> None:
+    shown, written = plain()
+    shown.reported("c000", report("stage_one", 4 / 3, 0.5))
+    assert shown.places == {"c000": "stage_one 1.333/3"}
+    assert written.getvalue() == "12:00:00  c000  stage_one epoch 1.333/3  validation/macro_f1 0.5000\n"
+    shown.rungs = [(0.1 * 3, 2), (1, 1), (12345.6789, 0)]
+    shown.console.width = 80
+    with shown.console.capture() as drawn:
+        shown.console.print(shown._table())
+    assert "rungs  epoch 0.3: 2  epoch 1: 1  epoch 12345.679: 0" in drawn.get()
 
 
 def test_a_candidate_that_has_ended_leaves_the_table(clock: Clock) -> None:

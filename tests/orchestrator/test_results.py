@@ -43,7 +43,7 @@ def candidate(name: str, train: str = "rows.csv", **values: Any) -> CandidateRec
     )
 
 
-def epoch(name: str, stage: str, number: int, score: float, **more: Any) -> dict[str, Any]:
+def epoch(name: str, stage: str, number: float, score: float, **more: Any) -> dict[str, Any]:
     row = {"candidate": name, "stage": stage, "epoch": number, "train/loss": 0.5, METRIC: score, "seconds": 2.0}
     return row | ({"stage_one_epoch": number} if stage == "stage_one" else {}) | more
 
@@ -199,7 +199,26 @@ def test_results_and_history_are_written_as_parquet(run: RunDirectory) -> None:
     ]  # fmt: skip
     empty = dict.fromkeys(history.column_names)
     assert history.to_pylist() == [empty | row for row in records.history]
-    assert str(history.schema.field("stage_one_epoch").type) == "int64"
+    assert [str(history.schema.field(name).type) for name in ("epoch", "stage_one_epoch")] == ["int64", "int64"]
+
+
+def test_epochs_within_an_epoch_are_fractions_in_every_table(run: RunDirectory) -> None:
+    """c000 is judged by the first half of stage two, c001 was stopped at a third of stage one."""
+    history = [epoch("c000", "stage_one", number, 0.5) for number in (1 / 3, 2 / 3, 1)]
+    history += [epoch("c001", "stage_one", 1 / 3, 0.1)]
+    history += [epoch("c000", "stage_two", number, score) for number, score in ((0.5, 0.7), (1, 0.6))]
+    records = Records([candidate("c000"), candidate("c001")], history, {"c000": Outcome("c000", "completed", "", 1.0)})
+    rows = write_tables(run, records, METRIC)
+    assert [(row["stage_one_epochs"], row["stage_two_epochs"]) for row in rows] == [(1, 1), (1 / 3, 0)]
+    assert (rows[0]["best_stage"], rows[0]["best_epoch"]) == ("stage_two", 0.5)
+    results, written = (pq.read_table(f"{run.path}/{name}.parquet") for name in ("results", "history"))
+    kinds = {name: str(results.schema.field(name).type) for name in ("stage_one_epochs", "stage_two_epochs")}
+    assert kinds == {"stage_one_epochs": "double", "stage_two_epochs": "int64"}
+    assert [str(written.schema.field(name).type) for name in ("epoch", "stage_one_epoch")] == ["double", "double"]
+    assert written["epoch"].to_pylist() == [1 / 3, 2 / 3, 1, 1 / 3, 0.5, 1]
+    assert [line.split()[3] for line in format_ranking(rows, METRIC, []).splitlines()[2:]] == ["1+1", "0.333+0"]
+    run.write_text(METRICS_FILE, json.dumps(METRICS | {"epoch": 7 / 3}))
+    assert "c000, stage_two epoch 2.333\n" in describe_run(run, records, rows, METRIC)
 
 
 @pytest.mark.parametrize(

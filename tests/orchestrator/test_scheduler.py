@@ -15,11 +15,11 @@ from trainables import keys
 METRIC = "validation/macro_f1"
 
 
-def stage_one(candidate: str, epoch: int, score: float) -> dict[str, Any]:
+def stage_one(candidate: str, epoch: float, score: float) -> dict[str, Any]:
     return {"candidate": candidate, "stage": "stage_one", "epoch": epoch, "stage_one_epoch": epoch, METRIC: score}
 
 
-def stage_two(candidate: str, epoch: int, score: float) -> dict[str, Any]:
+def stage_two(candidate: str, epoch: float, score: float) -> dict[str, Any]:
     return {"candidate": candidate, "stage": "stage_two", "epoch": epoch, METRIC: score}
 
 
@@ -41,6 +41,37 @@ def test_rungs_lie_a_reduction_factor_apart_from_grace_to_the_last_epoch() -> No
 def test_the_last_rung_is_kept_where_a_quotient_of_logarithms_would_round_it_away() -> None:
     # log(243) / log(3) is 4.999... in floating point.
     assert Rungs(1, 243, 3).milestones == [[1, 3, 9, 27, 81, 243]]
+
+
+def test_rungs_may_lie_within_an_epoch() -> None:
+    assert Rungs(0.25, 3, 3).milestones == [[0.25, 0.75, 2.25]]
+    assert Rungs(0.25, 3, 3, brackets=2).milestones == [[0.25, 0.75, 2.25], [0.75, 2.25]]
+    # 0.07 * 100 is 7.000000000000001 in floating point, 0.1 * 3 is 0.30000000000000004: rungs all the same.
+    assert Rungs(0.07, 7, 10).milestones == [pytest.approx([0.07, 0.7, 7])]
+    assert Rungs(0.1, 1, 3).report("c000", 3 / 10, 0.5).rung == 1
+
+
+def test_reports_within_an_epoch_reach_rungs_there() -> None:
+    rungs = Rungs(0.25, 3, 3)
+    assert rungs.report("c000", 0.25, 0.5).rung == 0
+    assert rungs.report("c001", 0.25, 0.6).rung == 0
+    assert rungs.report("c002", 0.25, 0.4) == Decision(stop=True, rung=0, cutoff=pytest.approx(0.5 + 2 / 3 * 0.1))
+    assert rungs.report("c001", 0.5, 0.0) == Decision(stop=False)
+    assert rungs.report("c001", 0.75, 0.6).rung == 1
+    assert rungs.report("c000", 0.75, 0.5) == Decision(stop=True, rung=1, cutoff=0.6)
+    assert [rungs.report("c001", epoch, 0.6).rung for epoch in (1, 1.25, 1.5, 1.75, 2, 2.25, 2.5)] == [None] * 5 + [
+        2,
+        None,
+    ]
+    assert rungs.occupancy() == [(0.25, 3), (0.75, 2), (2.25, 1)]
+
+
+def test_a_third_may_be_written_to_three_decimals() -> None:
+    for grace in (0.333, 1 / 3):
+        rungs = Rungs(grace, 3, 3)
+        assert [rungs.report("c000", thirds / 3, 0.5).rung for thirds in range(1, 10)] == [
+            0, None, 1, None, None, None, None, None, 2
+        ]  # fmt: skip
 
 
 def test_first_candidate_is_not_pruned() -> None:
@@ -125,6 +156,14 @@ def test_the_scheduler_stops_a_worse_candidate_and_says_why() -> None:
     assert scheduler.decisions["c000"] == Decision(stop=False, rung=0)
 
 
+def test_a_trial_may_be_stopped_within_an_epoch() -> None:
+    scheduler = StageASHA({keys.STAGE_ONE: Rungs(1 / 3, 3, 3)}, METRIC)
+    assert ask(scheduler, stage_one("c000", 1 / 3, 0.5)) == TrialScheduler.CONTINUE
+    report = stage_one("c001", 1 / 3, 0.4)
+    assert ask(scheduler, report) == TrialScheduler.STOP
+    assert " 0.4000 after epoch 0.333 of stage one is below " in describe(scheduler.decisions["c001"], METRIC, report)
+
+
 def test_tune_may_name_its_metric_and_mode() -> None:
     scheduler = StageASHA({keys.STAGE_ONE: Rungs(1, 3, 3)}, METRIC)
     assert scheduler.set_search_properties(METRIC, "max")
@@ -132,18 +171,19 @@ def test_tune_may_name_its_metric_and_mode() -> None:
 
 
 @st.composite
-def conversations(draw: st.DrawFn) -> tuple[int, int, int, list[tuple[int, float]]]:
-    """(grace, max epochs, eta, who reports what next): every report is that candidate's next epoch."""
-    grace, eta = draw(st.integers(1, 4)), draw(st.integers(2, 5))
-    max_epochs = draw(st.integers(grace, 30))
+def conversations(draw: st.DrawFn) -> tuple[float, float, int, int, list[tuple[int, float]]]:
+    """(grace, max epochs, eta, reports an epoch, who reports what next): every report is that candidate's next."""
+    grace, eta, per_epoch = draw(st.integers(1, 4)), draw(st.integers(2, 5)), draw(st.sampled_from([1, 2, 4]))
+    longest = draw(st.integers(grace, 30))
     score = st.integers(-10, 10).map(lambda tenths: tenths / 10)  # few values, so that some are equal
-    return grace, max_epochs, eta, draw(st.lists(st.tuples(st.integers(0, 8), score), max_size=120))
+    reports = draw(st.lists(st.tuples(st.integers(0, 8), score), max_size=120))
+    return grace / per_epoch, longest / per_epoch, eta, per_epoch, reports
 
 
 @settings(max_examples=150, deadline=None)
 @given(conversations())
-def test_decides_as_rays_asha_does(conversation: tuple[int, int, int, list[tuple[int, float]]]) -> None:
-    grace, max_epochs, eta, reports = conversation
+def test_decides_as_rays_asha_does(conversation: tuple[float, float, int, int, list[tuple[int, float]]]) -> None:
+    grace, max_epochs, eta, per_epoch, reports = conversation
     ours = StageASHA({keys.STAGE_ONE: Rungs(grace, max_epochs, eta)}, METRIC)
     rays = AsyncHyperBandScheduler(
         time_attr="stage_one_epoch",
@@ -154,14 +194,14 @@ def test_decides_as_rays_asha_does(conversation: tuple[int, int, int, list[tuple
         reduction_factor=eta,
         stop_last_trials=False,
     )
-    epochs: dict[str, int] = {}
+    epochs: dict[str, float] = {}
     stopped: set[str] = set()
     for number, score in reports:
         name = f"c{number:03d}"
         if name not in epochs:
             epochs[name] = 0
             rays.on_trial_add(None, trial(name))
-        epochs[name] += 1
+        epochs[name] += 1 / per_epoch
         in_stage_one = epochs[name] <= max_epochs
         report = stage_one(name, epochs[name], score) if in_stage_one else stage_two(name, epochs[name], score)
         if name not in stopped:

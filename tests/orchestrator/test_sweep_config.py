@@ -85,6 +85,7 @@ def test_loading_leaves_the_presets_as_they_are(load: Any) -> None:
         "data: {train: x}",
         "data: {train: x}\nmethod: lp_ft\nasha: null\nmax_concurrent: 3\nwandb: {tags: [a, 'no', '1e-5']}",
         "data: {train: x, imbalance: {kind: step, ratio: 0.1, order: [no, 'yes', '1']}}",
+        "data: {train: x}\nstage_one: {evaluations_per_epoch: 4}\nasha: {grace_epochs: 0.25}",
         "data: {train: x}\nsearch: grid\nstage_one: {trains: {grid: [all, {top_layers: 2}]}, epochs: {choice: [1, 2]}}",
         "data: {train: x}\nstage_one: {loss: {name: {choice: [ldam, cross_entropy]}}}",
         "data: {train: x}\nstage_two: {loss: {choice: [{name: ldam, scale: 1}, {name: cross_entropy}]}}",
@@ -133,7 +134,7 @@ resources: {stage_two: {workers: 0, gpus_per_worker: 1.5}}
         'search: is "gird", but must be one of random, grid, optuna; did you mean "grid"?',
         'method: is "twostage", but must be a method; did you mean "two_stage"?',
         'max_concurrent: is "many", but must be auto or a whole number > 0',
-        "asha.grace_epochs: is 0, but must be a whole number > 0",
+        "asha.grace_epochs: is 0, but must be a number >= 0.001",
         "seed: cannot be swept: candidates differ in settings, not in luck; run the sweep again with another seed",
         'data.train: is 5, but must be text; if it is meant as text, write "5" in quotes',
         'data.validation: is 2, but must be a number > 0 and < 1 or text; if it is meant as text, write "2" in quotes',
@@ -313,6 +314,37 @@ def test_a_grid_of_stage_two_is_of_round_two_where_it_has_several_settings(load:
     assert found.startswith("round_two.settings: is 2, but must be 3, the points of stage two's grid, or 1")
     (found,) = mistakes(load, text.replace("3, 4, 5", "3, 4, 4") + ", round_two: {settings: 2}}")
     assert found.startswith("stage_two.epochs: names a value twice")
+
+
+def test_asha_cannot_ask_before_stage_one_has_been_evaluated(load: Any) -> None:
+    text = "data: {{train: x}}\nstage_one: {{epochs: 3, evaluations_per_epoch: {}}}\nasha: {{grace_epochs: {}}}"
+    assert mistakes(load, text.format(1, 0.3)) == [
+        "asha.grace_epochs: is 0.3, but must be at least 1: stage_one.evaluations_per_epoch is 1; set that to 4, or "
+        "raise this"
+    ]
+    # One of the candidates is enough; what is fine to three decimals is fine.
+    (found,) = mistakes(load, text.format("{choice: [4, 3, 8]}", 0.3))
+    assert found.startswith(
+        "asha.grace_epochs: is 0.3, but must be at least 0.333: stage_one.evaluations_per_epoch is 3;"
+    )
+    for evaluations, grace in ((3, 0.333), (4, 0.25), ("{choice: [4, 8]}", 0.25), (1, 1.5), (1000, 0.001)):
+        assert load(text.format(evaluations, grace)).config.asha == AshaConfig(grace_epochs=grace)
+    assert load("{method: vanilla, data: {train: x}, asha: {grace_epochs: 0.25}}").config.asha is not None
+
+
+def test_grace_epochs_that_are_whole_stay_whole(load: Any) -> None:
+    for written in ("2", "1.5"):
+        sweep = load(f"{{data: {{train: x}}, stage_one: {{epochs: 9}}, asha: {{grace_epochs: {written}}}}}")
+        assert f"grace_epochs: {written}\n" in to_yaml(sweep)
+        assert f'"grace_epochs":{written},' in sweep.config.model_dump_json()
+    (note,) = load("{data: {train: x}, stage_one: {epochs: {choice: [1, 2]}}, asha: {grace_epochs: 2.5}}").notes
+    assert note == "asha prunes nothing: its first rung comes after epoch 2.5 of stage one, which has 2"
+    # 0.5, 1.5, 4.5: bracket 2 has no rung in 2 epochs.
+    text = (
+        "{data: {train: x}, stage_one: {epochs: 2, evaluations_per_epoch: 2}, asha: {grace_epochs: 0.5, brackets: 3}}"
+    )
+    (found,) = mistakes(load, text)
+    assert found.startswith("asha.brackets: is 3, but must be at most 2:")
 
 
 def test_what_has_no_effect_or_another_than_meant_is_noted(load: Any) -> None:

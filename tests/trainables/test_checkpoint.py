@@ -54,15 +54,18 @@ def all_names(model: nn.Module) -> set[str]:
 
 def test_names_sort_in_the_order_of_training() -> None:
     assert checkpoint_name("stage_one", 3) == Progress("stage_one", 3).name == "stage_one_epoch_003"
-    epochs = (1, 2, 9, 10, 11, 99, 100, 999)
+    assert checkpoint_name("stage_one", 7 / 3) == Progress("stage_one", 7 / 3).name == "stage_one_epoch_002.333"
+    epochs = (0.001, 0.25, 1 / 3, 0.999, 1, 1.5, 2, 9, 9.01, 9.1, 10, 11, 99, 99 + 998 / 999, 100, 999)
     names = [checkpoint_name(stage, epoch) for stage, epoch in itertools.product(("stage_one", "stage_two"), epochs)]
     assert sorted(names) == names
 
 
-def test_progress_comes_back_to_the_last_digit(tmp_path: Path) -> None:
-    progress = Progress("stage_two", 1, REPORTS)
+@pytest.mark.parametrize("epoch", [1, 7 / 3])
+def test_progress_comes_back_to_the_last_digit(epoch: float, tmp_path: Path) -> None:
+    progress = Progress("stage_two", epoch, REPORTS)
     save_checkpoint(tmp_path, progress, small_model(), set(), None)
     assert load_progress(tmp_path) == progress
+    assert type(load_progress(tmp_path).epoch) is type(epoch)
 
 
 def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainables.config import StageConfig
-from trainables.samplers import Rows, epoch_rows, num_rows, shares, steps
+from trainables.samplers import Rows, Span, epoch_rows, num_rows, shares, stage_spans, steps
 
 KINDS = get_args(Rows)
 kinds = st.sampled_from(KINDS)
@@ -144,3 +144,39 @@ def test_shares_of_a_case_worked_by_hand():
 def test_one_worker_with_one_micro_batch_has_the_whole_step():
     (part,) = shares(np.array([4, 2, 9]), rank=0, world_size=1, micro_batches=1)
     assert part.tolist() == [4, 2, 9]
+
+
+def test_spans_by_hand():
+    # A third of 8 steps ends in the third, two thirds in the sixth.
+    assert list(stage_spans(2, num_steps=8, evaluations=3)) == [
+        Span(0, slice(0, 3), 0, 1 / 3),
+        Span(0, slice(3, 6), 1, 2 / 3),
+        Span(0, slice(6, 8), 2, 1),
+        Span(1, slice(0, 3), 0, 4 / 3),
+        Span(1, slice(3, 6), 1, 5 / 3),
+        Span(1, slice(6, 8), 2, 2),
+    ]
+    # Quarters of 3 steps end in step 1, 2, 3 and 3: the third is as far as the fourth.
+    assert list(stage_spans(1, 3, 4)) == [
+        Span(0, slice(0, 1), 0, 0.25),
+        Span(0, slice(1, 2), 1, 0.5),
+        Span(0, slice(2, 3), 2, 1),
+    ]
+    assert list(stage_spans(2, 5, 1)) == [Span(0, slice(0, 5), 0, 1), Span(1, slice(0, 5), 0, 2)]
+    assert list(stage_spans(0, 5, 2)) == []
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3000), st.integers(1, 1000), st.data())
+def test_spans_hold_every_step_once_and_go_on_from_any_of_their_ends(stage_epochs, num_steps, evaluations, data):
+    spans = list(stage_spans(stage_epochs, num_steps, evaluations))
+    held = [(span.epoch, step) for span in spans for step in range(num_steps)[span.steps]]
+    assert held == [(epoch, step) for epoch in range(stage_epochs) for step in range(num_steps)]
+    assert len(spans) == stage_epochs * min(num_steps, evaluations)
+    seen = [span.epoch + span.steps.stop / num_steps for span in spans]
+    for span, share in zip(spans, seen, strict=True):  # an evaluation waits for the end of its step
+        assert -1e-9 <= share - span.done <= 1 / num_steps + 1e-9
+        assert isinstance(span.done, int) == (span.steps.stop == num_steps)
+    assert len({round(span.done, 3) for span in spans}) == len(spans)
+    number = data.draw(st.integers(0, len(spans) - 1))
+    assert list(stage_spans(stage_epochs, num_steps, evaluations, spans[number].done)) == spans[number + 1 :]

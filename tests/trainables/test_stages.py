@@ -142,6 +142,52 @@ def test_every_epoch_is_reported_once_with_every_key(tiny_model: TinyModel, data
         assert all(math.isfinite(value) for value in report.values() if isinstance(value, int | float))
 
 
+def test_an_epoch_in_spans_is_the_same_epoch_reported_more_often(
+    tiny_model: TinyModel, data: PreparedData, tmp_path: Path
+) -> None:
+    """57 rows by 8 are 8 steps an epoch: a third is over after 3 of them, two thirds after 6, a quarter after 2."""
+
+    def trained(in_stage_one: int, in_stage_two: int) -> Trained:
+        stage_one = {"trains": TOP_LAYER, "loss": LDAM, "epochs": 2, "warmup": 0.2}
+        config = trial(
+            tiny_model("bert", dropout=0.0),
+            stage_one | {"evaluations_per_epoch": in_stage_one},
+            {"evaluations_per_epoch": in_stage_two},
+        )
+        return train(config, data, tmp_path / f"{in_stage_one}-{in_stage_two}")
+
+    whole, split = trained(1, 1), trained(3, 4)
+    assert same(whole.final, split.final) == set(whole.final)
+    epochs = [1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2, 0.25, 0.5, 0.75, 1]
+    assert [report["epoch"] for report in split.reports] == pytest.approx(epochs, abs=1e-12)
+    assert [type(report["epoch"]) for report in split.reports] == [float, float, int] * 2 + [float] * 3 + [int]
+    assert [report.get("stage_one_epoch") for report in split.reports] == [
+        report["epoch"] if report["stage"] == "stage_one" else None for report in split.reports
+    ]
+    rows = [24, 24, 9, 24, 24, 9, 16, 16, 16, 9]
+    assert [report["train/rows"] for report in split.reports] == rows
+    of_epochs = [split.reports[:3], split.reports[3:6], split.reports[6:]]
+    for of_epoch, expected in zip(of_epochs, whole.reports, strict=True):
+        losses = [cast(float, report["train/loss"]) for report in of_epoch]
+        steps = [math.ceil(cast(int, report["train/rows"]) / 8) for report in of_epoch]
+        assert np.average(losses, weights=steps) == pytest.approx(expected["train/loss"], abs=1e-6)
+        assert len(set(losses)) == len(losses)
+        since = {keys.TRAIN_LOSS, keys.ROWS, keys.SECONDS}
+        assert {k: v for k, v in of_epoch[-1].items() if k not in since} == {
+            k: v for k, v in expected.items() if k not in since
+        }
+    names = [f"stage_one_epoch_{name}" for name in ("000.333", "000.667", "001", "001.333", "001.667", "002")]
+    names += [f"stage_two_epoch_{name}" for name in ("000.250", "000.500", "000.750", "001")]
+    assert sorted(path.name for path in (tmp_path / "3-4").iterdir()) == names
+
+
+def test_a_step_is_evaluated_once_however_often_an_epoch_asks_for_it(tiny_model: TinyModel, data: PreparedData) -> None:
+    # 57 rows by 29 are 2 steps: evaluations 1 and 2 of 4 come after the first of them, 3 and 4 after the second.
+    stage = {"epochs": 1, "batch_size": 29, "evaluations_per_epoch": 4}
+    reports = train(trial(tiny_model("bert"), SKIPPED, stage), data).reports
+    assert [(report["epoch"], report["train/rows"]) for report in reports] == [(0.5, 29), (1, 28)]
+
+
 @pytest.fixture(scope="module")
 def learned(tiny_model: TinyModel, data: PreparedData) -> tuple[nn.Module, list[Report]]:
     """A model that has trained long enough to tell the classes apart, and its reports."""
@@ -226,12 +272,13 @@ def test_dropout_of_the_frozen_trunk_is_on_only_where_asked_for(tiny_model: Tiny
     assert same(trained(0.5, True), trained(0.0, False)) == everything - {"head.weight", "head.bias"}
 
 
-def test_every_epoch_has_dropout_of_its_own(
+def test_every_epoch_and_span_of_one_has_dropout_of_its_own(
     tiny_model: TinyModel, data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "epoch_rows", lambda kind, labels, seed, epoch: np.arange(TRAIN_ROWS))
-    still = {"epochs": 2, "learning_rate": 1e-30}  # every epoch sees the same rows with the same parameters
-    for dropout, different in ((0.3, 4), (0.0, 1)):
+    # Eight steps of the same eight rows with the same parameters, four in each half of an epoch.
+    monkeypatch.setattr(stages, "epoch_rows", lambda kind, labels, seed, epoch: np.tile(np.arange(8), 8))
+    still = {"epochs": 2, "learning_rate": 1e-30, "evaluations_per_epoch": 2}
+    for dropout, different in ((0.3, 8), (0.0, 1)):
         reports = train(trial(tiny_model("bert", dropout=dropout), still, still), data).reports
         assert len({report["train/loss"] for report in reports}) == different
 
@@ -328,17 +375,31 @@ def test_each_stage_has_a_schedule_of_its_own_over_the_rows_it_visits(
 # --- going on from a checkpoint
 
 
-@pytest.mark.parametrize("stage_two_trains", ["all", "head"])
+@pytest.mark.parametrize(
+    ("stage_two_trains", "evaluations", "epochs"),
+    [
+        ("all", (1, 1), (["001", "002"], ["001", "002"])),
+        ("head", (2, 1), (["000.500", "001", "001.500", "002"], ["001", "002"])),
+    ],
+)
 def test_a_trial_that_goes_on_from_any_checkpoint_is_the_same_trial(
-    stage_two_trains: str, tiny_model: TinyModel, data: PreparedData, tmp_path: Path
+    stage_two_trains: str,
+    evaluations: tuple[int, int],
+    epochs: tuple[list[str], list[str]],
+    tiny_model: TinyModel,
+    data: PreparedData,
+    tmp_path: Path,
 ) -> None:
     config = trial(
         tiny_model("bert", dropout=0.3),
-        {"trains": TOP_LAYER, "rows": "class_balanced", "loss": LDAM, "epochs": 2, "warmup": 0.1},
-        {"trains": stage_two_trains, "epochs": 2, "gradient_accumulation": 2},
+        {"trains": TOP_LAYER, "rows": "class_balanced", "loss": LDAM, "epochs": 2, "warmup": 0.1}
+        | {"evaluations_per_epoch": evaluations[0]},
+        {"trains": stage_two_trains, "epochs": 2, "gradient_accumulation": 2, "evaluations_per_epoch": evaluations[1]},
     )
     whole = train(config, data, tmp_path / "whole")
-    names = ["stage_one_epoch_001", "stage_one_epoch_002", "stage_two_epoch_001", "stage_two_epoch_002"]
+    names = [
+        f"{stage}_epoch_{epoch}" for stage, of_stage in zip(keys.STAGES, epochs, strict=True) for epoch in of_stage
+    ]
     assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == names
     for finished, name in enumerate(names, start=1):
         torch.rand(finished)  # another process has drawn other numbers
@@ -359,15 +420,17 @@ def test_a_trial_that_goes_on_from_any_checkpoint_is_the_same_trial(
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "where"),
-    [(8, "train/loss is (nan|inf) in stage_two epoch 1,"), (1, "training loss is (nan|inf) in .* epoch 1, step 50,")],
+    ("stage_two", "where"),
+    [
+        ({}, "train/loss is (nan|inf) in stage_two epoch 1,"),
+        ({"batch_size": 1}, "training loss is (nan|inf) in .* epoch 1, step 50,"),
+        ({"evaluations_per_epoch": 2}, "train/loss is (nan|inf) in stage_two epoch 0.5,"),
+    ],
 )
 def test_a_loss_that_is_not_finite_ends_the_trial_and_says_where(
-    batch_size: int, where: str, tiny_model: TinyModel, data: PreparedData
+    stage_two: dict[str, Any], where: str, tiny_model: TinyModel, data: PreparedData
 ) -> None:
-    config = trial(
-        tiny_model("bert"), {"trains": "head"}, {"epochs": 3, "learning_rate": 1e38, "batch_size": batch_size}
-    )
+    config = trial(tiny_model("bert"), {"trains": "head"}, {"epochs": 3, "learning_rate": 1e38} | stage_two)
     model = build_classifier(config.model, data.label_names, 0)
     runtime = SingleProcess(CPU)
     with pytest.raises(TrainingDiverged, match=where) as raised:
@@ -485,9 +548,9 @@ def test_two_workers_train_the_same_model_as_one(tiny_model: TinyModel, data: Pr
         trial(
             tiny_model("bert", dropout=0.0),
             {"trains": TOP_LAYER, "loss": loss, "epochs": 2, "gradient_accumulation": 2},
-            {"loss": loss},
+            {"loss": loss, "evaluations_per_epoch": evaluations},
         )
-        for loss in (CROSS_ENTROPY, LDAM)
+        for loss, evaluations in ((CROSS_ENTROPY, 1), (LDAM, 3))
     ]
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     for worker in started(work, [(rank, configs, data.folder, tmp_path, loopback) for rank in range(2)]):

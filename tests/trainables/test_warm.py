@@ -29,13 +29,16 @@ def data(tiny_model: TinyModel, rows_csv: Path) -> PreparedData:
     return prepare(config, str(tiny_model("bert")), default_cache_dir())
 
 
-def trial(model: Path, learning_rate: float, trains: Any = TOP_LAYER, stage_two_epochs: int = 1) -> TrialConfig:
+def trial(
+    model: Path, learning_rate: float, trains: Any = TOP_LAYER, stage_two_epochs: int = 1, evaluations: int = 1
+) -> TrialConfig:
     of_stage = {"batch_size": 8, "learning_rate": learning_rate}
     return TrialConfig.model_validate(
         {
             "data": {"train": "not read here"},
             "model": {"name": str(model)},
-            "stage_one": {**of_stage, "trains": trains, "epochs": 2, "loss": {"name": "ldam"}},
+            "stage_one": {**of_stage, "trains": trains, "epochs": 2, "loss": {"name": "ldam"}}
+            | {"evaluations_per_epoch": evaluations},
             "stage_two": {**of_stage, "epochs": stage_two_epochs},
         }
     )
@@ -93,9 +96,10 @@ def test_stage_two_from_a_warm_stage_one_is_stage_two_of_the_whole_trial(
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+@pytest.mark.parametrize(("evaluations", "name"), [(1, "stage_one_epoch_001"), (2, "stage_one_epoch_001.500")])
 def test_a_warm_stage_one_goes_on_from_its_checkpoint(
-    tiny_model: TinyModel, data: PreparedData, tmp_path: Path
+    evaluations: int, name: str, tiny_model: TinyModel, data: PreparedData, tmp_path: Path
 ) -> None:
-    config = trial(tiny_model("bert", dropout=0.1), 1e-3)
+    config = trial(tiny_model("bert", dropout=0.1), 1e-3, evaluations=evaluations)
     whole = warm(config, data, tmp_path)
-    assert without_seconds(warm(config, data, start=tmp_path / "stage_one_epoch_001")) == without_seconds(whole)
+    assert without_seconds(warm(config, data, start=tmp_path / name)) == without_seconds(whole)
