@@ -134,7 +134,7 @@ def play(cut: str, rows: Path, folder: Path, name: str, candidates: int, tournam
             "epochs": EPOCHS,
             "batch_size": 16,
         },
-        "stage_two": {"epochs": 1 if tournament else 0, "learning_rate": 1e-5},
+        "stage_two": {"trains": "head", "epochs": 1 if tournament else 0, "learning_rate": 1e-5},
         **({"promote": 1} if tournament else {}),
     }
     sweep = folder / f"{name}.yaml"
