@@ -30,6 +30,7 @@ from trainables.roads import Road, cached_road, live_road
 from trainables.runtime import Report, Runtime
 from trainables.samplers import epoch_rows, num_rows, shares, steps
 from trainables.tokenised import PreparedData
+from trainables.vocabulary import OccurringWords
 
 STEPS_BETWEEN_LOSS_CHECKS = 50  # a look at the loss waits for the device
 
@@ -113,11 +114,13 @@ def run_stage(
         The progress at the stage's end, with the reports of every epoch.
     """
     stage_index = keys.STAGES.index(progress.stage)
-    optimizer = _adamw(model, config)
-    if start is not None and progress.epoch > 0:
-        load_optimizer(start, model, optimizer)
+    words = OccurringWords(model, road, data)
+    with words.alone():  # what is made here is made for the parameters as the steps will find them
+        optimizer = _adamw(model, config)
+        if start is not None and progress.epoch > 0:
+            load_optimizer(start, optimizer)
+        wrapped = runtime.wrap(road.module)
     loss = build_loss(config.loss, data.class_counts)
-    wrapped = runtime.wrap(road.module)
     schedule = LinearSchedule(
         config.learning_rate,
         total_steps=config.epochs * math.ceil(num_rows(config.rows, data.class_counts) / config.batch_size),
@@ -129,10 +132,12 @@ def run_stage(
         torch.manual_seed(_seed(seed, stage_index, epoch, runtime.rank))
         rows = epoch_rows(config.rows, data.train.labels, rows_seed, epoch)
         set_train_mode(model, config.frozen_dropout)
-        train_loss = _train_epoch(
-            config, data, road, steps(rows, config.batch_size), wrapped, loss, optimizer, schedule, runtime,
-            where=f"{progress.stage} epoch {epoch + 1}", first_step=epoch * math.ceil(len(rows) / config.batch_size),
-        )  # fmt: skip
+        with words.alone(optimizer):
+            train_loss = _train_epoch(
+                config, data, road, steps(rows, config.batch_size), wrapped, loss, optimizer, schedule, runtime,
+                where=f"{progress.stage} epoch {epoch + 1}",
+                first_step=epoch * math.ceil(len(rows) / config.batch_size),
+            )  # fmt: skip
         report: dict[str, str | int | float | None] = {
             keys.STAGE: progress.stage,
             keys.EPOCH: epoch + 1,
@@ -230,10 +235,10 @@ def _train_epoch(
 
 def _adamw(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
     """AdamW (eps 1e-8) over what trains; biases and norms are not decayed."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [(name, p) for name, p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [(name, p) for name, p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, eps=1e-8, fused=True)
 
