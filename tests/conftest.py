@@ -23,6 +23,7 @@ import pytest  # noqa: E402
 MAX_LENGTH = 40  # tokens of a row that the tiny models take
 HIDDEN_SIZE = 16
 NUM_LAYERS = 3
+UNUSED_WORDS = 60  # that the tiny models have an embedding for, after those of their tokenizer; as many as occur
 
 OWN_WORDS = {
     "absorption": "oral absorbed bioavailability peak intestine fasted food tablet tmax gut",
@@ -127,6 +128,7 @@ def _save_tiny_model(folder: Path, architecture: str, dropout: float) -> None:
         for parameter in model.parameters():
             # Biases and the scales of norms too, which start as 0 and 1: nothing may be lost on the way unseen.
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.resize_token_embeddings(len(tokenizer) + UNUSED_WORDS, mean_resizing=False)
     torch.set_rng_state(state)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

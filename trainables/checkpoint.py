@@ -47,16 +47,16 @@ def save_checkpoint(
 
     Args:
         trained: names of the parameters that some stage has trained so far.
-        optimizer: None at a stage's end, since the next stage starts with a fresh one.
+        optimizer: one that knows its parameters' names; they need not be the model's own (see ``vocabulary.py``).
+            None at a stage's end, since the next stage starts with a fresh one.
     """
     parameters = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if name in trained}
     save_file(parameters, folder / PARAMETERS_FILE)
     if optimizer is not None:
-        names = {id(p): name for name, p in model.named_parameters()}
         state = {
-            f"{key}/{names[id(parameter)]}": value.detach().cpu().contiguous()
-            for parameter, values in optimizer.state.items()
-            for key, value in values.items()
+            f"{key}/{name}": value.detach().cpu().contiguous()
+            for name, parameter in _named(optimizer)
+            for key, value in optimizer.state.get(parameter, {}).items()
         }
         save_file(state, folder / OPTIMIZER_FILE)
     written = {"stage": progress.stage, "epoch": progress.epoch, "reports": [dict(r) for r in progress.reports]}
@@ -79,10 +79,19 @@ def load_parameters(folder: Path, model: nn.Module) -> None:
             own[name].copy_(value)
 
 
-def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the checkpoint's moments into a fresh optimiser over the model's trainable parameters."""
-    own = dict(model.named_parameters())
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Put the checkpoint's moments into a fresh optimiser over parameters of the same names and shapes."""
+    own = dict(_named(optimizer))
     for full_name, value in load_file(folder / OPTIMIZER_FILE).items():
         key, name = full_name.split("/", 1)
         # The fused kernels want the step count where the parameter is, as they made it themselves.
         optimizer.state[own[name]][key] = value.to(own[name].device)
+
+
+def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
+    """Its parameters, with the names it was given them with."""
+    return [
+        (name, parameter)
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+    ]

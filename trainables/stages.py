@@ -31,6 +31,7 @@ from trainables.roads import Road, cached_road, live_road
 from trainables.runtime import Report, Runtime
 from trainables.samplers import epoch_rows, num_rows, shares, stage_spans, steps
 from trainables.tokenised import PreparedData
+from trainables.vocabulary import OccurringWords
 
 STEPS_BETWEEN_LOSS_CHECKS = 50  # a look at the loss waits for the device
 
@@ -114,11 +115,13 @@ def run_stage(
         The progress at the stage's end, with every report.
     """
     stage_index = keys.STAGES.index(progress.stage)
-    optimizer = _adamw(model, config)
-    if start is not None and progress.epoch > 0:
-        load_optimizer(start, model, optimizer)
+    words = OccurringWords(model, road, data)
+    with words.alone():  # what is made here is made for the parameters as the steps will find them
+        optimizer = _adamw(model, config)
+        if start is not None and progress.epoch > 0:
+            load_optimizer(start, optimizer)
+        wrapped = runtime.wrap(road.module)
     loss = build_loss(config.loss, data.class_counts)
-    wrapped = runtime.wrap(road.module)
     num_steps = math.ceil(num_rows(config.rows, data.class_counts) / config.batch_size)  # of an epoch
     schedule = LinearSchedule(config.learning_rate, config.epochs * num_steps, config.warmup)
     rows_seed = _seed(seed, stage_index)
@@ -130,10 +133,11 @@ def run_stage(
         span_steps = steps(rows, config.batch_size)[span.steps]
         where = f"{progress.stage} epoch {keys.shown_epochs(span.done)}"
         set_train_mode(model, config.frozen_dropout)
-        train_loss = _train_span(
-            config, data, road, span_steps, wrapped, loss, optimizer, schedule, runtime,
-            where=where, first_step=span.epoch * num_steps + span.steps.start,
-        )  # fmt: skip
+        with words.alone(optimizer):
+            train_loss = _train_span(
+                config, data, road, span_steps, wrapped, loss, optimizer, schedule, runtime,
+                where=where, first_step=span.epoch * num_steps + span.steps.start,
+            )  # fmt: skip
         report: dict[str, str | int | float | None] = {
             keys.STAGE: progress.stage,
             keys.EPOCH: span.done,
@@ -231,10 +235,10 @@ def _train_span(
 
 def _adamw(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
     """AdamW (eps 1e-8) over what trains; biases and norms are not decayed."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [(name, p) for name, p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [(name, p) for name, p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, eps=1e-8, fused=True)
 

@@ -21,6 +21,7 @@ from trainables.roads import Road
 from trainables.runtime import SingleProcess
 from trainables.stages import LinearSchedule, _adamw, _train_span
 from trainables.tokenised import PreparedData
+from trainables.vocabulary import OccurringWords
 
 
 def features(plan: FeaturePlan, model: nn.Module, rows: BenchmarkRows, count: int, device: torch.device) -> None:
@@ -48,7 +49,9 @@ class Training:
         self.road = road
         self.data = data
         self.loss = build_loss(config.loss, data.class_counts)
-        self.optimizer = _adamw(model, config)
+        self.words = OccurringWords(model, road, data)
+        with self.words.alone():
+            self.optimizer = _adamw(model, config)
         self.schedule = LinearSchedule(config.learning_rate, total_steps)
         self.runtime = SingleProcess(device)
         self.done = 0
@@ -56,9 +59,10 @@ class Training:
     def steps(self, batches: Sequence[NDArray[np.int64]]) -> float:
         """A step per batch of row numbers; the mean of their losses."""
         set_train_mode(self.model, self.config.frozen_dropout)
-        loss = _train_span(
-            self.config, self.data, self.road, list(batches), self.road.module, self.loss, self.optimizer,
-            self.schedule, self.runtime, where="the benchmark", first_step=self.done,
-        )  # fmt: skip
+        with self.words.alone(self.optimizer):
+            loss = _train_span(
+                self.config, self.data, self.road, list(batches), self.road.module, self.loss, self.optimizer,
+                self.schedule, self.runtime, where="the benchmark", first_step=self.done,
+            )  # fmt: skip
         self.done += len(batches)
         return loss

@@ -36,7 +36,10 @@ def small_model() -> nn.Sequential:
 def adamw(model: nn.Sequential) -> torch.optim.Optimizer:
     """Of the top layer, in two groups, as the stages make it."""
     weight, bias = model[2].parameters()
-    groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}]
+    groups = [
+        {"params": [("2.weight", weight)], "weight_decay": 0.1},
+        {"params": [("2.bias", bias)], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=0.1, fused=True)
 
 
@@ -77,7 +80,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path:
     again = small_model()  # the same pretrained values, and none of the moments
     load_parameters(tmp_path, again)
     again_optimizer = adamw(again)
-    load_optimizer(tmp_path, again, again_optimizer)
+    load_optimizer(tmp_path, again_optimizer)
     for own, other in zip(model[2].parameters(), again[2].parameters(), strict=True):
         assert optimizer.state[own].keys() == again_optimizer.state[other].keys() == {"step", "exp_avg", "exp_avg_sq"}
         assert float(again_optimizer.state[other]["step"]) == 3
