@@ -412,13 +412,13 @@ def make_when_all_are_ready(number: int, folder: Path, plan: FeaturePlan, cache:
 
 def test_of_several_processes_one_makes_the_entry(tiny_model: TinyModel, model: nn.Module, tmp_path: Path) -> None:
     plan = planned(model, "head")
-    barrier = fork_server().Barrier(3)
-    given = [(number, tiny_model("bert"), plan, tmp_path, barrier) for number in range(3)]
+    barrier = fork_server().Barrier(2)
+    given = [(number, tiny_model("bert"), plan, tmp_path, barrier) for number in range(2)]
     for child in started(make_when_all_are_ready, given):
         child.join(200)
         assert child.exitcode == 0
-    results = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(3)]
-    assert sorted(ran for ran, _ in results) == [0, 0, 1]
+    results = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(2)]
+    assert sorted(ran for ran, _ in results) == [0, 1]
     expected = values(make_features(plan, model, prepared(), tmp_path / "alone", CPU))[0]
     for _, train in results:
         torch.testing.assert_close(torch.tensor(train), expected, atol=1e-6, rtol=0)
