@@ -16,6 +16,7 @@ test: lint
 
 bench: .venv/test-installed
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
+	$(BIN)/python tests/benchmarks/sweeps.py $(filter --quick --write,$(ARGS))
 
 lint: .venv/test-installed
 	$(BIN)/ruff format --check .
@@ -27,7 +28,7 @@ format: .venv/test-installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis bench.json
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis bench.json bench-sweeps.json
 
 .venv:
 	$(PYTHON) -m venv .venv

@@ -6,7 +6,6 @@ Without Ray: what a stage's arithmetic costs in one process, beside two other wa
 import argparse
 import datetime
 import json
-import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from kernel_tables import (
     stage_one_epoch,
     stage_two_step,
 )
+from machine import describe_cpu
 from tables import Table, as_json, as_markdown, write_section
 from torch import nn
 
@@ -123,8 +123,7 @@ def describe(options: argparse.Namespace, bench: Bench) -> dict[str, str]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": " ".join(["python tests/benchmarks/run.py", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name(bench.device) if cuda else "a CPU",
-        "CPU": f"{cpu_model()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, "
-        f"{'with' if 'avx512_bf16' in cpu_flags() else 'without'} avx512_bf16",
+        "CPU": describe_cpu(),
         "threads": str(torch.get_num_threads()),
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, "
         f"Python {platform.python_version()}",
@@ -136,25 +135,6 @@ def describe(options: argparse.Namespace, bench: Bench) -> dict[str, str]:
 
 def shape(options: argparse.Namespace) -> str:
     return options.shape or Path(options.model).name
-
-
-def cpu_model() -> str:
-    return next(iter(_cpuinfo("model name")), platform.processor() or platform.machine())
-
-
-def cpu_flags() -> list[str]:
-    return next(iter(_cpuinfo("flags")), "").split()
-
-
-def _cpuinfo(key: str) -> list[str]:
-    """What Linux says of each core; nothing elsewhere."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() == key]
-
-
-def _as_list(machine: dict[str, str]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in machine.items() if name != "device") + "\n"
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """Candidates per minute under Ray: a tournament's first round against inline mode, and how it grows.
 
-    python tests/benchmarks/sweeps.py [--write] [--candidates 60] [--growth 10 100 1000]
+    python tests/benchmarks/sweeps.py [--write] [--quick]
 
 Both train the same heads (the longer sweep begins with the shorter one's candidates) on the same features, made before;
 inline with no stage two, so that only stage one is compared. Two CPUs, one for each candidate.
 """
 
 import argparse
+import datetime
 import json
+import platform
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 import transformers
 import yaml
 from benchmark_rows import make_rows
+from machine import describe_cpu
 from tables import Line, Table, as_json, as_markdown, write_section
 
 from orchestrator.__main__ import main as tailsweep
@@ -58,24 +63,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.growth:
             tables.append(growth(rows, folder, options.growth))
         ray.shutdown()
-    for table in tables:
-        print(f"\n{as_markdown(table)}")
-    options.json.write_text(json.dumps([as_json(table) for table in tables], indent=2) + "\n", encoding="utf-8")
+    machine = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": " ".join(["python tests/benchmarks/sweeps.py", *sys.argv[1:]]),
+        "CPU": describe_cpu(),
+        "threads": "1 of each candidate",
+        "versions": f"ray {ray.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+    }
+    written = [f"## Under Ray: all-MiniLM-L6-v2, {CPUS} CPUs\n", *(f"- {key}: {said}" for key, said in machine.items())]
+    written += [f"\n{as_markdown(table)}".rstrip() for table in tables]
+    print("\n" + "\n".join(written))
+    result = {"machine": machine, "tables": [as_json(table) for table in tables]}
+    options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if options.write:
-        text = f"## Under Ray: all-MiniLM-L6-v2, {CPUS} CPUs\n\n" + "\n".join(as_markdown(table) for table in tables)
-        write_section(PAGE, "sweeps", text)
+        write_section(PAGE, "sweeps", "\n".join(written) + "\n")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--candidates", type=int, default=60, help="of a tournament (default: %(default)s)")
-    parser.add_argument("--inline", type=int, default=6, help="of an inline sweep (default: %(default)s)")
+    parser.add_argument("--candidates", type=int, default=200, help="of a tournament (default: %(default)s)")
+    parser.add_argument("--inline", type=int, default=4, help="of an inline sweep (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="turns of both (default: %(default)s)")
     parser.add_argument("--cuts", nargs="+", choices=list(CUTS), default=["head only"])
-    parser.add_argument("--growth", nargs="*", type=int, default=[], help="tournaments of so many candidates, too")
+    parser.add_argument("--growth", nargs="*", type=int, default=[10, 100, 1000], help="tournaments of so many, too")
+    parser.add_argument("--quick", action="store_true", help="does it run at all: a few candidates, once")
     parser.add_argument("--json", type=Path, default=Path("bench-sweeps.json"))
     parser.add_argument("--write", action="store_true", help="write the tables into BENCHMARKS.md")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        if options.write:
+            parser.error("--write is not for the numbers of --quick")
+        options.candidates, options.inline, options.rounds, options.growth = 4, 1, 1, []
+    return options
 
 
 def write_rows(folder: Path) -> Path:
