@@ -27,7 +27,7 @@ from kernel_tables import (
     stage_one_epoch,
     stage_two_step,
 )
-from machine import describe_cpu
+from machine import as_list, describe_cpu
 from tables import Table, as_json, as_markdown, write_section
 from torch import nn
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep_freed_memory()  # as this project's workers do on a CPU; it helps every side
     bench, make = prepare(options)
     machine = describe(options, bench)
-    heading = "\n".join([f"## Without Ray: {shape(options)} on {machine['device']}", "", _as_list(machine)])
+    heading = "\n".join([f"## Without Ray: {shape(options)} on {machine['device']}", "", as_list(machine)])
     print(heading, flush=True)
     tables, written = [], [heading]
     for table in measure(bench, make):

@@ -45,19 +45,13 @@ def seconds_for(rows: int, timing: Timing) -> tuple[float, float, float]:
 
 def as_markdown(table: Table) -> str:
     compared = [name for name in (REFERENCE, DYNAMIC) if any(name in line.times for line in table.lines)]
-    lines = [
-        f"### {table.title}",
-        "",
-        table.text,
-        "",
-        f"| | {table.unit} | lowest to highest | {' | '.join(f'against {name} (at least)' for name in compared)} |",
-        "|---|---:|---:|" + "---:|" * len(compared),
-    ]
+    header = ["", table.unit, "lowest to highest", *(f"against {name} (at least)" for name in compared)]
+    lines = [f"### {table.title}", "", table.text, "", _row(header), "|---|" + "---:|" * (len(header) - 1)]
     for line in table.lines:
         times = [_times(line, name) for name in compared]
         spread = "" if line.low == line.high else f"{_number(line.low)} to {_number(line.high)}"
         name = f"**{line.name}**" if line.ours else line.name
-        lines.append(f"| {name} | {_number(line.value)} | {spread} | {' | '.join(times)} |")
+        lines.append(_row([name, _number(line.value), spread, *times]))
     if table.remark:
         lines += ["", table.remark]
     return "\n".join(lines) + "\n"
@@ -78,6 +72,10 @@ def write_section(page: Path, name: str, text: str) -> None:
         page.write_text(before + section + after, encoding="utf-8")
     else:
         page.write_text(f"{written.rstrip()}\n\n{section}", encoding="utf-8")
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _times(line: Line, name: str) -> str:
