@@ -82,6 +82,7 @@ class Progress:
 
     def waiting(self, candidate: str) -> None:
         """A candidate that is not at work, and has more before it."""
+        self.states[candidate] = "pending"
         self.places.pop(candidate, None)
 
     def recalled(self, candidate: str, state: str, score: float | None) -> None:

@@ -159,7 +159,7 @@ def test_an_interrupted_candidate_gets_no_outcome(sweep: Sweep, run: RunDirector
         sweep.complete(name)
     assert read_records(run).outcomes == {}
     assert not [told for told in sweep.tracker.told if told[0] == "finish"]
-    assert sweep.progress.states["c000"] == "running"
+    assert sweep.progress.states["c000"] == "pending"
 
 
 def test_without_pruning_nothing_is_asked_of_a_scheduler(run: RunDirectory) -> None:

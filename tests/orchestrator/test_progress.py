@@ -42,6 +42,15 @@ def report(stage: str, epoch: float, score: float) -> dict[str, Any]:
     return {"stage": stage, "epoch": epoch, METRIC: score}
 
 
+def test_a_candidate_between_two_rounds_is_pending() -> None:
+    shown, _ = plain()
+    shown.started("c000")
+    assert shown.summary() == "3 pending, 1 running"
+    shown.reported("c000", report("stage_one", 3, 0.5))
+    shown.waiting("c000")
+    assert shown.summary() == "4 pending"
+
+
 def test_outside_a_terminal_each_event_is_one_plain_line(clock: Clock) -> None:
     shown, written = plain()
     with shown:
