@@ -174,8 +174,7 @@ def _checked(tree: Tree, mistakes: Sequence[Mistake], source: str) -> Sweep:
     filled = tree | {section: _filled(tree.get(section, {}), _dumps(trials, section)) for section in SECTIONS}
     config = SweepConfig.model_validate(filled)
     distributions = find_distributions(config.trial_tree)
-    mistakes = count_mistakes(config) + asha_mistakes(config, trials)
-    mistakes += round_two_mistakes(config, trials)
+    mistakes = count_mistakes(config) + asha_mistakes(config, trials) + round_two_mistakes(config)
     _raise_any(mistakes + search_mistakes(config, distributions), source)
     config = config.model_copy(update={"num_candidates": config.num_candidates or _default_count(config)})
     _raise_any(candidate_mistakes(config) + tournament_mistakes(config, trials), source)

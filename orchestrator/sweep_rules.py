@@ -129,7 +129,7 @@ def _ashas(config: SweepConfig) -> list[tuple[AshaConfig, str, tuple[str, ...]]]
     return [(asha, stage, path) for asha, stage, path in written if asha is not None]
 
 
-def round_two_mistakes(config: SweepConfig, trials: Sequence[TrialConfig]) -> list[Mistake]:
+def round_two_mistakes(config: SweepConfig) -> list[Mistake]:
     """Settings of stage two that cannot all be different, and a second round where there is none."""
     asked = config.round_two
     if config.promote == "all":

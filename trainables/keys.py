@@ -11,7 +11,7 @@ STAGE_ONE = "stage_one"
 STAGE_TWO = "stage_two"
 STAGES = (STAGE_ONE, STAGE_TWO)
 
-# Stage one's own clock, the same number. Reports of stage two leave it out: that keeps ASHA out of stage two.
+# The same number in reports of stage one alone: a clock for curves and searches that are to see nothing of stage two.
 STAGE_ONE_EPOCH = "stage_one_epoch"
 EPOCH_DECIMALS = 3  # two reports of a stage differ by as much: enough to name, to show and to compare them by
 
