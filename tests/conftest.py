@@ -4,6 +4,8 @@ The models are randomly initialised, but with weights large enough that their ou
 usual 0.02 a model of width 16 gives nearly the same logits for any row, and a test could not tell right from wrong.
 """
 
+import atexit
+import gc
 import os
 import tempfile
 
@@ -60,6 +62,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return file if file.endswith(WHOLE_FILES) else nodeid
 
     return Together(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """All that was imported stays until the end: not looked through at every collection, nor taken apart at exit."""
+    gc.freeze()
+    atexit.register(gc.freeze)
 
 
 class TinyModel(Protocol):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from forked import fork_server, started
+from loaded import build_classifier
 from torch import Tensor, nn
 
 from trainables import features
@@ -24,7 +25,6 @@ from trainables.config import ModelConfig, StageConfig
 from trainables.cut import Cut
 from trainables.errors import DataError, ModelError
 from trainables.features import FeaturePlan, Features, is_whole, make_features, make_part, open_features, plan_features
-from trainables.model import build_classifier
 from trainables.tokenised import PreparedData, TokenisedRows
 
 TinyModel = Callable[..., Path]

@@ -17,6 +17,7 @@ import torch.distributed
 import torch.nn.functional as F
 import transformers
 from forked import started
+from loaded import build_classifier
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -24,7 +25,6 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from trainables import keys, roads, stages, vocabulary
 from trainables.config import DataConfig, HeadConfig, TrialConfig
 from trainables.losses import build_loss
-from trainables.model import build_classifier
 from trainables.roads import live_road
 from trainables.runtime import Report, SingleProcess
 from trainables.stages import LinearSchedule, TrainingDiverged, evaluate, run_two_stages
@@ -67,8 +67,8 @@ def data(tiny_model: TinyModel, rows_csv: Path) -> PreparedData:
 def trial(
     model: Path, stage_one: dict[str, Any], stage_two: dict[str, Any], seed: int = 0, **of_model: Any
 ) -> TrialConfig:
-    """Stages with a batch of 8 and a high learning rate, unless they say otherwise."""
-    usual = {"batch_size": 8, "learning_rate": 1e-3}
+    """Stages with a batch of 16 and a high learning rate, unless they say otherwise."""
+    usual = {"batch_size": 16, "learning_rate": 1e-3}
     return TrialConfig.model_validate(
         {
             "data": {"train": "not read here"},
@@ -148,11 +148,11 @@ def test_an_epoch_in_spans_is_the_same_epoch_reported_more_often(
     """57 rows by 8 are 8 steps an epoch: a third is over after 3 of them, two thirds after 6, a quarter after 2."""
 
     def trained(in_stage_one: int, in_stage_two: int) -> Trained:
-        stage_one = {"trains": TOP_LAYER, "loss": LDAM, "epochs": 2, "warmup": 0.2}
+        stage_one = {"trains": TOP_LAYER, "loss": LDAM, "epochs": 2, "batch_size": 8, "warmup": 0.2}
         config = trial(
             tiny_model("bert", dropout=0.0),
             stage_one | {"evaluations_per_epoch": in_stage_one},
-            {"evaluations_per_epoch": in_stage_two},
+            {"batch_size": 8, "evaluations_per_epoch": in_stage_two},
         )
         return train(config, data, tmp_path / f"{in_stage_one}-{in_stage_two}")
 
@@ -191,7 +191,7 @@ def test_a_step_is_evaluated_once_however_often_an_epoch_asks_for_it(tiny_model:
 @pytest.fixture(scope="module")
 def learned(tiny_model: TinyModel, data: PreparedData) -> tuple[nn.Module, list[Report]]:
     """A model that has trained long enough to tell the classes apart, and its reports."""
-    stage_two = {"rows": "class_balanced", "learning_rate": 3e-3, "epochs": 8}
+    stage_two = {"rows": "class_balanced", "learning_rate": 3e-3, "epochs": 8, "batch_size": 8}
     config = trial(tiny_model("bert", dropout=0.0), {"trains": "head"}, stage_two, head={"pooling": "mean"})
     trained = train(config, data)
     model = build_classifier(config.model, data.label_names, config.seed)
@@ -291,7 +291,7 @@ def test_a_stage_is_the_plain_training_loop(
     loss: dict[str, Any], tiny_model: TinyModel, data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "epoch_rows", lambda kind, labels, seed, epoch: np.roll(np.arange(TRAIN_ROWS), epoch))
-    stage = {"epochs": 2, "loss": loss, "weight_decay": 0.1, "warmup": 0.2, "max_grad_norm": 0.7}
+    stage = {"epochs": 2, "batch_size": 8, "loss": loss, "weight_decay": 0.1, "warmup": 0.2, "max_grad_norm": 0.7}
     config = trial(tiny_model("bert", dropout=0.0), SKIPPED, stage)
     trained = train(config, data, dtype=torch.float64)
 
@@ -356,8 +356,8 @@ def test_linear_schedule_by_hand_and_as_transformers_has_it() -> None:
 def test_each_stage_has_a_schedule_of_its_own_over_the_rows_it_visits(
     tiny_model: TinyModel, data: PreparedData
 ) -> None:
-    stage_one = {"trains": "head", "rows": "oversampled", "epochs": 2, "learning_rate": 0.26}
-    stage_two = {"rows": "class_balanced", "epochs": 1, "learning_rate": 0.016, "gradient_accumulation": 3}
+    stage_one = {"trains": "head", "rows": "oversampled", "epochs": 2, "learning_rate": 0.26, "batch_size": 8}
+    stage_two = {"rows": "class_balanced", "learning_rate": 0.016, "batch_size": 8, "gradient_accumulation": 3}
     used: list[float] = []
     hook = register_optimizer_step_pre_hook(
         lambda optimizer, args, kwargs: used.append(*{group["lr"] for group in optimizer.param_groups})

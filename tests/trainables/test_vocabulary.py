@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loaded import build_classifier
 from safetensors.torch import load_file
 from torch import nn
 
 from trainables import keys, stages, vocabulary
 from trainables.config import DataConfig, TrialConfig
-from trainables.model import build_classifier, set_trainable
+from trainables.model import set_trainable
 from trainables.roads import PaddedRoad, Road, live_road
 from trainables.runtime import Report, SingleProcess
 from trainables.stages import TrainingDiverged, run_two_stages

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from loaded import build_classifier
 from torch import Tensor
 
 from trainables import keys
 from trainables.config import DataConfig, TrialConfig
 from trainables.features import FeaturePlan, plan_features
-from trainables.model import build_classifier
 from trainables.runtime import Report, SingleProcess
 from trainables.stages import run_two_stages
 from trainables.tokenised import PreparedData, default_cache_dir
@@ -32,7 +32,7 @@ def data(tiny_model: TinyModel, rows_csv: Path) -> PreparedData:
 def trial(
     model: Path, learning_rate: float, trains: Any = TOP_LAYER, stage_two_epochs: int = 1, evaluations: int = 1
 ) -> TrialConfig:
-    of_stage = {"batch_size": 8, "learning_rate": learning_rate}
+    of_stage = {"batch_size": 16, "learning_rate": learning_rate}
     return TrialConfig.model_validate(
         {
             "data": {"train": "not read here"},

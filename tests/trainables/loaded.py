@@ -1,0 +1,15 @@
+"""``build_classifier`` for tests that need what it gives, not to see it load: each model is read once, then copied."""
+
+import copy
+from functools import lru_cache
+
+from torch import nn
+
+from trainables import model
+from trainables.config import ModelConfig
+
+_loaded = lru_cache(model.build_classifier)
+
+
+def build_classifier(config: ModelConfig, label_names: tuple[str, ...], seed: int) -> nn.Module:
+    return copy.deepcopy(_loaded(config, label_names, seed))
