@@ -20,23 +20,31 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     run = verbs.add_parser("run", help="run a new sweep", description="Run a new sweep to its end.")
-    run.add_argument("sweep", metavar="SWEEP.yaml", type=Path, help="the sweep file")
-    run.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="set a dotted field, e.g. --set data.train=rows.csv --set stage_two.epochs=2; may be repeated",
+    run.add_argument("file", metavar="SWEEP.yaml", type=Path, help="the sweep file")
+    compare = verbs.add_parser(
+        "compare",
+        help="compare methods on the same rows",
+        description="Search each method with the same budget, train what was chosen with several seeds, and say which "
+        "differences on the test rows are more than noise.",
     )
-    run.add_argument("--storage", metavar="URI", help="folder or pyarrow URI that run directories are made in")
-    _add_address(run)
+    compare.add_argument("file", metavar="COMPARISON.yaml", type=Path, help="the comparison file")
+    for verb in (run, compare):
+        verb.add_argument(
+            "--set",
+            dest="overrides",
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            help="set a dotted field, e.g. --set data.train=rows.csv --set stage_two.epochs=2; may be repeated",
+        )
+        verb.add_argument("--storage", metavar="URI", help="folder or pyarrow URI that run directories are made in")
+        _add_address(verb)
 
-    resume = verbs.add_parser("resume", help="go on with an interrupted sweep")
+    resume = verbs.add_parser("resume", help="go on with an interrupted sweep or comparison")
     resume.add_argument("run", metavar="RUN", help="the run directory")
     _add_address(resume)
 
-    report = verbs.add_parser("report", help="print a run's ranking and tables, from its files alone")
+    report = verbs.add_parser("report", help="print the tables of a run or a comparison, from its files alone")
     report.add_argument("run", metavar="RUN", help="the run directory")
 
     cache = verbs.add_parser("cache", help="what the cache of rows and features holds, and its removal")
@@ -68,15 +76,30 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     if parsed.verb == "run":
         from orchestrator.config import load_sweep
 
-        sweep = load_sweep(parsed.sweep, parsed.overrides, parsed.storage)
+        sweep = load_sweep(parsed.file, parsed.overrides, parsed.storage)
         from rich.console import Console
 
         from orchestrator.launch import run_sweep
 
         return run_sweep(sweep, parsed.address, Console())
-    if parsed.verb == "resume":
-        from orchestrator.records import open_run
+    if parsed.verb == "compare":
+        from orchestrator.comparison import load_comparison
 
+        comparison = load_comparison(parsed.file, parsed.overrides, parsed.storage)
+        from rich.console import Console
+
+        from orchestrator.compare import run_comparison
+
+        return run_comparison(comparison, parsed.address, Console())
+    if parsed.verb == "resume":
+        from orchestrator.records import COMPARISON_FILE, RunDirectory, open_run
+
+        if RunDirectory(parsed.run).exists(COMPARISON_FILE):
+            from rich.console import Console
+
+            from orchestrator.compare import resume_comparison
+
+            return resume_comparison(parsed.run, parsed.address, Console())
         open_run(parsed.run)
         from rich.console import Console
 
@@ -90,6 +113,13 @@ def _dispatch(parsed: argparse.Namespace) -> int:
             print(list_cache(parsed.dir))
         else:
             print(remove_from_cache(parsed.keys, parsed.everything, parsed.dir))
+        return 0
+    from orchestrator.records import COMPARISON_FILE, RunDirectory
+
+    if RunDirectory(parsed.run).exists(COMPARISON_FILE):
+        from orchestrator.comparison_results import report_comparison
+
+        print(report_comparison(parsed.run))
         return 0
     from orchestrator.report import report
 

@@ -112,14 +112,14 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), storage: str | None = 
     malformed = []
     for override in overrides:
         try:
-            _apply(tree, override)
+            apply_override(tree, override)
         except ValueError as error:
             malformed.append(Mistake((), str(error)))
     if storage is not None:
         tree["storage"] = storage
     if tree.get("name") is None:
-        tree["name"] = _default_name(path)
-    return _checked(tree, malformed, str(path))
+        tree["name"] = default_name(path)
+    return sweep_of(tree, str(path), malformed)
 
 
 def to_yaml(sweep: Sweep) -> str:
@@ -127,8 +127,8 @@ def to_yaml(sweep: Sweep) -> str:
     return write_yaml(sweep.config.model_dump())
 
 
-def _apply(tree: Tree, override: str) -> None:
-    """Sets one field in ``tree``, in place."""
+def apply_override(tree: Tree, override: str) -> None:
+    """Sets the field of ``dotted.field=value`` in ``tree``, in place; ValueError where it is malformed."""
     path, text = split_override(override)
     schema: type[Section] = TrialConfig if path[0] in SECTIONS else SweepConfig
     types = {alternative.type for alternative in alternatives(schema, path, None)}
@@ -152,13 +152,17 @@ def _apply(tree: Tree, override: str) -> None:
     tree[name] = value
 
 
-def _default_name(path: Path) -> str:
+def default_name(path: Path) -> str:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)[:100].lstrip("-._") or "sweep"
     return f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-def _checked(tree: Tree, mistakes: Sequence[Mistake], source: str) -> Sweep:
-    """``tree`` resolved and checked as a whole."""
+def sweep_of(tree: Tree, source: str, malformed: Sequence[Mistake] = ()) -> Sweep:
+    """``tree`` resolved and checked as a whole; ``malformed`` are mistakes already found.
+
+    Raises:
+        SweepConfigError: with all mistakes, said to be those of ``source``.
+    """
     tree = _on_preset(tree)
     misplaced = distribution_mistakes(tree, search=_search(tree))
     trial_tree = {section: tree[section] for section in SECTIONS if section in tree}
@@ -169,7 +173,7 @@ def _checked(tree: Tree, mistakes: Sequence[Mistake], source: str) -> Sweep:
         for mistake in (*find_mistakes(SweepConfig, tree), *trial_mistakes)
         if not any(mistake.is_within(wrong.path) for wrong in misplaced)
     ]
-    _raise_any([*mistakes, *in_file_order([*misplaced, *others], tree)], source)
+    _raise_any([*malformed, *in_file_order([*misplaced, *others], tree)], source)
 
     filled = tree | {section: _filled(tree.get(section, {}), _dumps(trials, section)) for section in SECTIONS}
     config = SweepConfig.model_validate(filled)
@@ -190,17 +194,17 @@ def _on_preset(tree: Tree) -> Tree:
     """The method's stages beneath those of the file."""
     method = tree.get("method", SweepConfig.model_fields["method"].default)
     preset = METHODS.get(method, {}) if isinstance(method, str) else {}
-    stages = {stage: _overlaid(preset.get(stage, {}), tree.get(stage, {})) for stage in STAGES}
+    stages = {stage: laid_over(preset.get(stage, {}), tree.get(stage, {})) for stage in STAGES}
     return tree | {"model": tree.get("model", {})} | stages
 
 
-def _overlaid(preset: Any, written: Any) -> Any:
+def laid_over(preset: Any, written: Any) -> Any:
     """``written`` over ``preset``, field by field; a loss of another name takes the preset's whole place."""
     if not isinstance(preset, Mapping) or not isinstance(written, dict) or is_distribution(written):
         return written
     if "name" in preset and written.get("name", preset["name"]) != preset["name"]:
         return written
-    below = {name: _overlaid(preset.get(name), value) for name, value in written.items()}
+    below = {name: laid_over(preset.get(name), value) for name, value in written.items()}
     return below | {name: deepcopy(value) for name, value in preset.items() if name not in written}
 
 

@@ -15,7 +15,7 @@ from trainables.config import TrialConfig
 from trainables.model import build_classifier, resolve, save_classifier
 from trainables.roads import live_road
 from trainables.runtime import SingleProcess
-from trainables.stages import evaluate
+from trainables.stages import evaluate, logits_of_rows
 from trainables.tokenised import default_cache_dir, fetch_prepared
 
 METRICS_NAME = "metrics.json"
@@ -64,6 +64,25 @@ def export_best(location: str, candidate: str, trial_dump: dict[str, Any], best:
         (folder / METRICS_NAME).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_card(run.name, trial, metrics, data.notes), encoding="utf-8")
         run.upload(folder, BEST_FOLDER)
+
+
+def predict_test(
+    location: str, candidate: str, trial_dump: dict[str, Any], best: dict[str, Any], data_key: str
+) -> np.ndarray:
+    """The class (n,) that a completed candidate predicts for each test row. Args as :func:`export_best`."""
+    run = RunDirectory(location)
+    trial = TrialConfig.model_validate(trial_dump)
+    data = fetch_prepared(data_key, run.uri(f"{DATA_FOLDER}/{data_key}"), default_cache_dir())
+    model = build_classifier(trial.model, data.label_names, trial.seed)
+    with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
+        checkpoint = Path(temporary) / "checkpoint"
+        run.download(
+            f"{CHECKPOINTS_FOLDER}/{candidate}/{checkpoint_name(best[keys.STAGE], best[keys.EPOCH])}", checkpoint
+        )
+        load_parameters(checkpoint, model)
+    runtime = SingleProcess()
+    road = live_road(runtime.place(model), data, runtime.device, "fp32")
+    return logits_of_rows(road, data, runtime.device, keys.TEST).argmax(dim=1).numpy()
 
 
 def _rows_per_class(labels: np.ndarray, label_names: tuple[str, ...]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,24 @@ from orchestrator.report import write_report
 from orchestrator.results import chosen_row, read_test_metrics, write_tables
 from orchestrator.rounds import Playing, placement, remove_published_features, run_rounds
 from orchestrator.scheduler import Rungs, StageASHA
+from orchestrator.search_space import Candidate
 from orchestrator.tracking import Tracker, flatten, sync_command
 from trainables import keys
 from trainables.checkpoint import checkpoint_name
 
 
-def run_sweep(sweep: Sweep, address: str | None, console: Console) -> int:
+def run_sweep(
+    sweep: Sweep,
+    address: str | None,
+    console: Console,
+    candidates: Sequence[Candidate] | None = None,
+    export: bool = True,
+) -> int:
     """Run a new sweep to its end; returns the exit status: 0 done, 1 interrupted or no candidate was completed.
+
+    Args:
+        candidates: in place of those that ``sweep`` would draw.
+        export: whether the chosen candidate becomes ``best/`` and is scored on the test rows.
 
     Raises:
         ValueError: the user's input cannot be used; nothing has been written then.
@@ -51,7 +63,7 @@ def run_sweep(sweep: Sweep, address: str | None, console: Console) -> int:
     config = sweep.config
     run = RunDirectory(f"{config.storage.rstrip('/')}/{config.name}")
     run.refuse_existing()
-    records = Records([record_of(candidate) for candidate in sweep.candidates()])
+    records = Records([record_of(candidate) for candidate in candidates or sweep.candidates()])
     say(f"sweep {config.name}: {sweep.num_candidates} candidates")
     trials = [candidate.trial for candidate in records.candidates]
     trials = trials or [trial.model_dump(mode="json") for trial in sweep.representatives()]
@@ -69,10 +81,10 @@ def run_sweep(sweep: Sweep, address: str | None, console: Console) -> int:
         run.write_text(SWEEP_FILE, to_yaml(sweep))
         # Last: with this file the run directory is one that `resume` can go on with.
         write_candidates(run, records.candidates)
-        return _to_the_end(run, sweep, records, made, console)
+        return _to_the_end(run, sweep, records, made, console, export)
 
 
-def resume_sweep(location: str, address: str | None, console: Console) -> int:
+def resume_sweep(location: str, address: str | None, console: Console, export: bool = True) -> int:
     """Go on with an interrupted sweep from its own records; returns the exit status as :func:`run_sweep` does.
 
     Finished candidates stay finished, unfinished ones go on from their last checkpoint, and ASHA's rungs are as they
@@ -87,10 +99,12 @@ def resume_sweep(location: str, address: str | None, console: Console) -> int:
     text = f"sweep {run.name}: {left} of {to_draw + len(records.candidates)} candidates left"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
     with ray_session(address):
-        return _to_the_end(run, sweep, records, made, console)
+        return _to_the_end(run, sweep, records, made, console, export)
 
 
-def _to_the_end(run: RunDirectory, sweep: Sweep, records: Records, made: dict[str, Any], console: Console) -> int:
+def _to_the_end(
+    run: RunDirectory, sweep: Sweep, records: Records, made: dict[str, Any], console: Console, export: bool
+) -> int:
     """The rounds, then the results."""
     config = sweep.config
     scheduler = _scheduler(sweep, records)
@@ -113,7 +127,7 @@ def _to_the_end(run: RunDirectory, sweep: Sweep, records: Records, made: dict[st
             remove_published_features(run)
         if playing.finished and chosen is not None:
             _drop_spent_checkpoints(run, records, config.metric)
-            if read_test_metrics(run) is None:
+            if export and read_test_metrics(run) is None:
                 _export(playing, chosen["candidate"])
                 test = {k: v for k, v in (read_test_metrics(run) or {}).items() if k.startswith(f"{keys.TEST}/")}
                 settings = flatten(config.model_dump(mode="json"))

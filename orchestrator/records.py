@@ -26,6 +26,7 @@ from trainables.errors import InputError
 from trainables.locations import open_location
 
 SWEEP_FILE = "sweep.yaml"
+COMPARISON_FILE = "comparison.yaml"  # of a comparison, whose sweeps have run directories below its own
 ENVIRONMENT_FILE = "environment.json"
 RESULTS_FILE = "results.parquet"
 HISTORY_FILE = "history.parquet"

@@ -88,7 +88,10 @@ def describe_run(run: RunDirectory, records: Records, rows: Sequence[Row], metri
     swept = list(dict.fromkeys(name for candidate in records.candidates for name in candidate.values))
     lines = [format_ranking(rows, metric, swept, limit=20), *failures(rows), ""]
     metrics = read_test_metrics(run)
-    if metrics is None:
+    chosen = chosen_row(rows, metric)
+    if metrics is None and chosen is not None:
+        lines.append(f"best by {metric}: {chosen['candidate']}; no model has been made of it")
+    elif metrics is None:
         lines.append("no candidate has been chosen, so there is no model")
     else:
         where = f"{metrics['stage']} epoch {keys.shown_epochs(metrics['epoch'])}"

@@ -36,6 +36,9 @@ def _name_of_a_folder(name: str) -> str:
     return name
 
 
+FolderName = Annotated[str, AfterValidator(_name_of_a_folder)]
+
+
 def _known_method(name: str) -> str:
     if name not in METHODS:
         raise ValueError(f"is {show(name)}, but must be a method{did_you_mean(name, METHODS)}")
@@ -97,15 +100,14 @@ class WandbConfig(Section):
     mode: Literal["offline", "online", "disabled"] = "offline"  # offline: written to the run directory, synced by hand
     project: str = Field("tailsweep", min_length=1)
     entity: str | None = None  # the user or team at W&B; null: the account's own
+    group: str | None = None  # of the sweep's runs; null: the sweep's name
     tags: list[str] = Field(default_factory=list)
 
 
 class SweepConfig(Section):
     """A sweep as its file states it, resolved: preset and defaults filled in, distributions still in place."""
 
-    name: Annotated[str, AfterValidator(_name_of_a_folder)] | None = (
-        None  # run directory <storage>/<name>; null: file and time
-    )
+    name: FolderName | None = None  # run directory <storage>/<name>; null: file and time
     storage: str = Field("runs", min_length=1)  # a folder, or any pyarrow filesystem URI
     seed: int = Field(0, ge=0, lt=2**32)  # of the draws and of every candidate
     method: Annotated[str, AfterValidator(_known_method)] = "two_stage"  # fills the stages where the file says nothing

@@ -27,13 +27,13 @@ class Tracker:
 
     Args:
         config: mode, project, entity and tags.
-        sweep: the sweep's name; the group of its candidates and the start of their run ids.
+        sweep: the sweep's name; the start of its runs' names and ids, after their group's, and else the group itself.
         folder: below which W&B makes its ``wandb`` folder.
     """
 
     def __init__(self, config: WandbConfig, sweep: str, folder: Path) -> None:
         self.config = config
-        self.sweep = sweep
+        self.sweep = sweep if config.group is None else f"{config.group}-{sweep}"
         self.folder = folder
         self._runs: dict[str, Any] = {}
         self._steps: dict[str, int] = {}
@@ -91,7 +91,7 @@ class Tracker:
         return wandb.init(
             project=self.config.project,
             entity=self.config.entity,
-            group=self.sweep,
+            group=self.config.group or self.sweep,
             job_type=job_type,
             name=f"{self.sweep}/{name}",
             id=run_id(self.sweep, name),

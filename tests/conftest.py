@@ -41,7 +41,7 @@ ROWS = {"absorption": 55, "excretion": 30, "metabolism": 10}  # of the CSV, by c
 
 # Tests that run sweeps stay in one process of the two, and share one Ray there; those whose own processes take seconds
 # to start stay together. (xdist has marks for that, but pytest 9.2 does not tell it of them.)
-RAY_FILES = ("test_feature_cache.py", "test_launch.py", "test_resume.py", "test_tournament.py")
+RAY_FILES = ("test_compare.py", "test_feature_cache.py", "test_launch.py", "test_resume.py", "test_tournament.py")
 WHOLE_FILES = ("test_clusters.py", "test_tracking.py")
 FORKING = (
     "test_two_workers_", "test_of_several_processes_", "test_what_a_killed_process_", "test_a_file_that_cannot_be_",

@@ -61,6 +61,19 @@ ImbalanceConfig = Annotated[Step | LongTailed | Downsample, Field(discriminator=
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
+class Fold(Section):
+    """One of ``of`` stratified folds of all rows: it is the test rows, the others are split as ``validation`` says."""
+
+    index: NonNegativeInt
+    of: int = Field(ge=2)
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "Fold":
+        if self.index >= self.of:
+            raise ValueError(f"index is {self.index}, but must be below of ({self.of}): folds are counted from 0")
+        return self
+
+
 class DataConfig(Section):
     """Where the rows come from and how they are read. A *source* is a CSV, TSV, JSON-lines or Parquet file, a folder
     written by ``datasets.save_to_disk``, a hub name (``name`` or ``name:config``) or ``demo://drug-labels``."""
@@ -68,12 +81,19 @@ class DataConfig(Section):
     train: str
     validation: Share | str = 0.15  # a source, or the share of all rows to split off, stratified by label
     test: Share | str = 0.2
+    fold: Fold | None = None  # cross-validation: the test rows are this fold of ``train``, whatever share ``test`` is
     text: str = "text"  # name of the column with the text
     label: str = "label"  # name of the column with the class: strings, integers or ClassLabel
     max_length: int = Field(128, ge=3)  # tokens kept of a row, special tokens included
     imbalance: ImbalanceConfig | None = None  # made of the training rows only
     split_seed: int = 42  # which rows are split off; apart from the trial's seed, so that seeds share their splits
     max_dropped: float = Field(0.05, ge=0, lt=1)  # share of empty or non-string texts above which a source is refused
+
+    @model_validator(mode="after")
+    def _test_rows_come_from_one_place(self) -> "DataConfig":
+        if self.fold is not None and isinstance(self.test, str):
+            raise ValueError(f'test is "{self.test}", but folds take their test rows from train: leave test out')
+        return self
 
 
 class HeadConfig(Section):

@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from trainables.config import DataConfig, ImbalanceConfig
+from trainables.config import DataConfig, Fold, ImbalanceConfig
 from trainables.errors import DataError
 from trainables.imbalance import ImbalanceError, imbalance_rows
 from trainables.sources import DEMO, DEMO_NOTE, Role, read_source
@@ -67,8 +67,12 @@ def load_splits(config: DataConfig, cache_dir: Path | None = None) -> Splits:
         )
     shares: dict[Role, float] = {}
     # test first: its rows stay the same when another validation share is tried
+    if config.fold is not None:
+        rows |= _fold(rows["train"], config.fold, config.split_seed, notes)
     held_out: tuple[tuple[Role, str | float], ...] = (("test", config.test), ("validation", config.validation))
     for role, given in held_out:
+        if role in rows:
+            continue
         if isinstance(given, str):
             rows[role] = _read(config, role, given, cache_dir, notes)
         else:
@@ -168,6 +172,34 @@ def _wrong_label(value: Any, kind: str, column: str, role: Role) -> DataError:
     )
 
 
+def _fold(train: _Rows, fold: Fold, seed: int, notes: list[str]) -> dict[Role, _Rows]:
+    """Test: this fold, stratified by label; train: the others. Every row of a class with rows enough for all folds is
+    in the test rows of exactly one; a smaller class stays in train as a whole and is named in ``notes``."""
+    labels = np.array(train.labels, dtype=object)
+    in_test = np.zeros(len(labels), dtype=bool)
+    too_small = []
+    dealt = 0
+    for name in sorted(set(train.labels)):
+        rows = np.flatnonzero(labels == name)
+        if len(rows) < fold.of:
+            too_small.append(f'"{name}" ({len(rows)})')
+            continue
+        rows = np.random.default_rng(_class_seed(seed, name)).permutation(rows)
+        # Dealt out in turn, each class where the last one ended, so that the folds differ by one row at most.
+        in_test[rows[np.arange(dealt, dealt + len(rows)) % fold.of == fold.index]] = True
+        dealt += len(rows)
+    if too_small:
+        notes.append(
+            f"fewer rows than the {fold.of} folds have these classes, which stay in train as a whole: "
+            f"{', '.join(too_small)}"
+        )
+    return {"train": train.pick(np.flatnonzero(~in_test)), "test": train.pick(np.flatnonzero(in_test))}
+
+
+def _class_seed(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big")
+
+
 def _split_off(train: _Rows, shares: dict[Role, float], seed: int, notes: list[str]) -> dict[Role, _Rows]:
     """Train and the parts split off it, stratified by label; a share is of all rows given.
 
@@ -189,8 +221,7 @@ def _split_off(train: _Rows, shares: dict[Role, float], seed: int, notes: list[s
             too_small.append(f'"{name}" ({len(rows)})')
             parts["train"].extend(rows)
             continue
-        class_seed = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big")
-        rows = np.random.default_rng(class_seed).permutation(rows)
+        rows = np.random.default_rng(_class_seed(seed, name)).permutation(rows)
         sizes = {role: max(1, round(share * len(rows))) for role, share in shares.items()}
         while sum(sizes.values()) >= len(rows):
             sizes[max(sizes, key=lambda role: sizes[role])] -= 1

@@ -388,3 +388,35 @@ def test_labels_never_seen_in_train_are_named(load: Callable[..., Splits], tmp_p
     test = write(tmp_path / "test.csv", TEXTS[:4], ["ant", "wasp", "wasp", "bug"])
     with pytest.raises(DataError, match=r'data.test: 3 rows .* train has: "bug" \(1\), "wasp" \(2\); .* ant, bee, cat'):
         load(train=train, test=test)
+
+
+# --- cross-validation
+
+
+def test_every_row_is_in_the_test_rows_of_one_fold(load: Callable[..., Splits], rows_csv: Path) -> None:
+    folds = [load(train=rows_csv, validation=0.2, fold={"index": index, "of": 4}) for index in range(4)]
+    texts = Counter(text for fold in folds for text in fold.test["text"])
+    whole = Counter(text for part in (folds[0].train, folds[0].validation, folds[0].test) for text in part["text"])
+    assert texts == whole
+    sizes = [len(fold.test) for fold in folds]
+    assert max(sizes) - min(sizes) <= 1  # 95 rows: what 55, 30 and 10 leave over goes to different folds
+    for fold in folds:
+        by_class = Counter(fold.test["label"])
+        assert all(abs(by_class[label] - rows / 4) < 1 for label, rows in enumerate((55, 30, 10)))
+
+
+def test_folds_follow_from_the_seed_of_the_split(load: Callable[..., Splits], rows_csv: Path) -> None:
+    fold = {"index": 1, "of": 4}
+    first, again = (load(train=rows_csv, validation=0.2, fold=fold) for _ in range(2))
+    other = load(train=rows_csv, validation=0.2, fold=fold, split_seed=7)
+    assert first.test["text"] == again.test["text"] != other.test["text"]
+
+
+def test_a_class_smaller_than_the_folds_stays_in_train(load: Callable[..., Splits], tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    rows = [(f"text {number}", "many") for number in range(20)] + [("a few", "few"), ("some few", "few")]
+    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    splits = load(train=path, validation=0.2, fold={"index": 0, "of": 5})
+    assert "few" not in {splits.label_names[label] for label in splits.test["label"]}
+    assert any('fewer rows than the 5 folds have these classes, which stay in train as a whole: "few" (2)' in note
+               for note in splits.notes)  # fmt: skip

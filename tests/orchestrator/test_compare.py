@@ -1,0 +1,137 @@
+"""A whole comparison on a Ray in this process, which falls over half-way through and is gone on with."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from sklearn.metrics import f1_score
+from wandb_files import read_runs
+
+from orchestrator import compare
+from orchestrator.__main__ import main
+
+pytestmark = pytest.mark.ray
+
+SEEDS = [3]  # every Ray Train run takes its ten seconds
+
+
+class FellOver(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def compared(
+    local_ray: None, tiny_model: Callable[..., Path], rows_csv: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The run directory: the process died when the second method had been trained again."""
+    folder = tmp_path_factory.mktemp("comparison")
+    stage = {"batch_size": 8, "learning_rate": 3e-3, "epochs": 1}
+    tree = {
+        "data": {"train": str(rows_csv), "max_length": 40, "validation": 0.2, "test": 0.3},
+        "model": {"name": str(tiny_model("distilbert"))},
+        "methods": {
+            "vanilla": {"stage_two": {"learning_rate": {"choice": [3e-3, 1e-3]}}},
+            "lp_ft": {"stage_one": stage},
+        },
+        "stage_two": stage,
+        "budget": {"candidates": 1},
+        "seeds": SEEDS,
+        "resamples": 200,
+        "baselines": ["tfidf", "embeddings_balanced"],
+        "name": "mine",
+    }
+    path = folder / "methods.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    predict = compare._predict
+
+    def fall_over(run, sweep, records, name):  # type: ignore[no-untyped-def]
+        if name == "lp_ft":
+            raise FellOver
+        predict(run, sweep, records, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "_predict", fall_over)
+        with pytest.raises(FellOver):
+            main(["compare", str(path), "--storage", str(folder)])
+    run = folder / "mine"
+    before = changed(run)
+    assert main(["resume", str(run)]) == 0
+    assert {name: changed(run)[name] for name in before} == before  # nothing was trained or predicted again
+    return run
+
+
+def changed(run: Path) -> dict[str, int]:
+    """When each record was written: outcomes, history and predictions."""
+    files = [*run.glob("methods/*/*/state/*/*.json"), *run.glob("predictions/*/*.parquet")]
+    return {str(file.relative_to(run)): file.stat().st_mtime_ns for file in files}
+
+
+def results(run: Path) -> dict:  # type: ignore[type-arg]
+    return json.loads((run / "comparison.json").read_text())  # type: ignore[no-any-return]
+
+
+def predicted(run: Path, method: str, name: str) -> tuple[list[str], list[str]]:
+    table = pq.read_table(run / "predictions" / method / f"{name}.parquet").to_pydict()
+    return table["label"], table["prediction"]
+
+
+def test_every_method_has_its_budget_and_every_seed_of_what_was_chosen(compared: Path) -> None:
+    for method in ("vanilla", "lp_ft"):
+        of_method = compared / "methods" / method
+        searched = pq.read_table(of_method / "search/results.parquet").to_pylist()
+        assert len(searched) == 1
+        chosen = max(searched, key=lambda row: (row["validation/macro_f1"], -int(row["candidate"][1:])))
+        tried = json.loads((of_method / "search/state/candidates.json").read_text())
+        (settings,) = [one["trial"] for one in tried if one["name"] == chosen["candidate"]]
+        trained = json.loads((of_method / "seeds/state/candidates.json").read_text())
+        assert [one["trial"] for one in trained] == [settings | {"seed": seed} for seed in SEEDS]
+
+
+def test_scores_are_those_of_the_predictions(compared: Path) -> None:
+    found = results(compared)
+    for method, names in (("vanilla", [f"seed{seed}" for seed in SEEDS]), ("tfidf", ["only"])):
+        f1 = [f1_score(*predicted(compared, method, name), average="macro") for name in names]
+        of_method = (found["methods"] | found["baselines"])[method]
+        assert of_method["test"]["test/macro_f1"]["mean"] == pytest.approx(np.mean(f1), abs=1e-12)
+    gap = found["methods"]["lp_ft"]["difference"]["test/macro_f1"]
+    both = [found["methods"][method]["test"]["test/macro_f1"]["mean"] for method in ("lp_ft", "vanilla")]
+    assert gap["value"] == pytest.approx(both[0] - both[1], abs=1e-12)
+    assert gap["low"] <= gap["value"] <= gap["high"]
+
+
+def test_the_model_is_the_chosen_method_s_best_seed_and_predicts_what_was_scored(compared: Path) -> None:
+    import transformers
+
+    found = results(compared)
+    validation = {name: method["validation"] for name, method in found["methods"].items()}
+    assert found["chosen"] == max(validation, key=lambda name: validation[name])
+    folder = compared / "methods" / found["chosen"] / "seeds"
+    metrics = json.loads((folder / "best/metrics.json").read_text())
+    rows = pq.read_table(folder / "results.parquet").to_pylist()
+    best = max(rows, key=lambda row: (row["validation/macro_f1"], -int(row["candidate"][1:])))
+    assert metrics["candidate"] == best["candidate"]
+    labels, predictions = predicted(compared, found["chosen"], f"seed{best['seed']}")
+    assert f1_score(labels, predictions, average="macro") == pytest.approx(metrics["test/macro_f1"], abs=1e-12)
+    transformers.AutoModelForSequenceClassification.from_pretrained(folder / "best")
+    assert [path.parent.name for path in compared.glob("methods/*/*/best")] == ["seeds"]  # and no other was made
+
+
+def test_wandb_has_one_group_per_method(compared: Path) -> None:
+    groups = {method: set() for method in ("vanilla", "lp_ft")}  # type: ignore[var-annotated]
+    for kind in ("search", "seeds"):
+        for method, found in groups.items():
+            found.update(run.group for run in read_runs(compared / "methods" / method / kind / "wandb").values())
+    assert groups == {"vanilla": {"mine-vanilla"}, "lp_ft": {"mine-lp_ft"}}
+    ids = [*read_runs(compared / "methods/vanilla/search/wandb"), *read_runs(compared / "methods/vanilla/seeds/wandb")]
+    assert len(ids) == len(set(ids))
+
+
+def test_report_makes_the_same_again_from_the_files_alone(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (compared / "comparison.md").read_text()
+    (compared / "comparison.md").unlink()
+    assert main(["report", str(compared)]) == 0
+    assert capsys.readouterr().out == text == (compared / "comparison.md").read_text()

@@ -1,0 +1,90 @@
+"""What a comparison says in words: read from results made by hand."""
+
+from typing import Any
+
+import pytest
+
+from orchestrator.comparison import Comparison, comparison_of
+from orchestrator.comparison_results import ComparisonResults, MethodResult, describe, findings
+from orchestrator.significance import Difference, Estimate
+from trainables import keys
+
+BETTER, WORSE, NOISE = Difference(0.05, 0.01, 0.09), Difference(-0.05, -0.09, -0.01), Difference(0.02, -0.01, 0.05)
+
+
+def comparison(**fields: Any) -> Comparison:
+    tree = {"data": {"train": "rows.csv"}, "methods": ["vanilla", "two_stage"], "name": "mine", **fields}
+    return comparison_of(tree, "mine")
+
+
+def result(mean: float, fine_tuned: bool = True, difference: Difference | None = None, num_seeds: int = 3) -> Any:
+    scores = {keys.on_split(keys.TEST, score): Estimate(mean, 0.01 if fine_tuned else None) for score in keys.SCORES}
+    of_classes = {keys.class_f1(keys.TEST, label): Estimate(mean, None) for label in ("many", "rare")}
+    gaps = {} if difference is None else dict.fromkeys(scores, difference)
+    ended = {"completed": 1, "pruned": 3} if fine_tuned else {}
+    settings = [{"stage_two.learning_rate": 3e-5}]
+    return MethodResult(fine_tuned, mean, num_seeds, 12.0, ended, settings, {**scores, **of_classes}, gaps)
+
+
+def results(over_baseline: Difference | None, of_two_stage: Difference, num_seeds: int = 3) -> ComparisonResults:
+    return ComparisonResults(
+        metric="macro_f1",
+        reference="vanilla",
+        train_rows={"many": 900, "rare": 12},
+        test_rows={"many": 90, "rare": 3},
+        methods={"vanilla": result(0.6), "two_stage": result(0.65, difference=of_two_stage, num_seeds=num_seeds)},
+        baselines={"tfidf": result(0.5, fine_tuned=False, difference=WORSE)},
+        chosen="two_stage",
+        best_baseline="tfidf",
+        over_baseline=over_baseline,
+    )
+
+
+@pytest.mark.parametrize(
+    ("gap", "words"),
+    [
+        (BETTER, "better than vanilla in macro_f1: two_stage (+0.0500)"),
+        (NOISE, "within noise of vanilla in macro_f1: two_stage (+0.0200)"),
+        (WORSE, "worse than vanilla in macro_f1: two_stage (-0.0500), tfidf (-0.0500)"),
+    ],
+)
+def test_a_difference_is_called_what_its_interval_says(gap: Difference, words: str) -> None:
+    assert any(words in text for text in findings(comparison(), results(BETTER, gap)))
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        (WORSE, "beats two_stage"),
+        (NOISE, "is within noise of two_stage"),
+        (Difference(-0.01, -0.05, 0.03), "is at least as good as two_stage"),
+    ],
+)
+def test_a_baseline_that_is_not_beaten_stands_at_the_top(over: Difference, words: str) -> None:
+    title, first, *_ = describe(comparison(), results(over, BETTER)).split("\n\n")
+    assert title == "# mine"
+    assert f"tfidf, a logistic regression that takes 12 s, {words}" in first
+    assert "0.5000 against 0.6500 ± 0.0100" in first
+
+
+def test_a_baseline_that_is_beaten_is_not_mentioned_there() -> None:
+    assert "logistic regression" not in describe(comparison(), results(BETTER, BETTER))
+
+
+def test_the_report_states_budget_seeds_rows_and_settings() -> None:
+    text = describe(comparison(budget={"epochs": 40}, seeds=[1, 2, 3]), results(BETTER, BETTER))
+    assert "searched with 40 epochs" in text
+    assert "3 seeds (1, 2, 3)" in text
+    assert "93 test rows" in text
+    assert "| rare | 12 | 3 |" in text
+    assert '- two_stage: {"stage_two.learning_rate": 3e-05}' in text
+    assert "| **two_stage** | 0.6500 | 0.6500 ± 0.0100 | +0.0500 [+0.0100, +0.0900] | better |" in text
+
+
+def test_one_seed_is_said_to_have_no_standard_error() -> None:
+    assert any("fewer than two seeds" in text for text in findings(comparison(), results(BETTER, BETTER, num_seeds=1)))
+
+
+def test_a_cross_validation_has_no_model() -> None:
+    assert any("methods/two_stage/seeds/best" in text for text in findings(comparison(), results(BETTER, BETTER)))
+    assert not any("best" in text for text in findings(comparison(folds=3), results(BETTER, BETTER)))
