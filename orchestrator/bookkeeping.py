@@ -89,6 +89,12 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.end(trial.config["of"]["candidate"], "failed", _failure_reason(trial.error_file))
 
+    @property
+    def seconds(self) -> float:
+        """That candidates have run for so far, summed over them."""
+        now = time.monotonic()
+        return sum(self._seconds_before.values()) + sum(now - began for began in self._began.values())
+
     def draw(self, candidate: CandidateRecord) -> None:
         """A candidate was drawn while the sweep runs: it is recorded before anything is done with it."""
         write_drawn(self.run, candidate)

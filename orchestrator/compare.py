@@ -138,6 +138,7 @@ def _retraining(
             "num_candidates": len(seeds),
             "search": "random",
             "points": [],
+            "max_seconds": None,
             "asha": None,
             "promote": "all" if search.config.promote == "all" else len(seeds),
             "round_two": RoundTwoConfig(),

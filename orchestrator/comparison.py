@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from orchestrator.config import Sweep, apply_override, default_name, laid_over, sweep_of
 from orchestrator.mistakes import SweepConfigError, did_you_mean, find_mistakes, show
@@ -23,10 +23,11 @@ from trainables.methods import METHODS
 
 BASELINES = ("tfidf", "tfidf_balanced", "embeddings", "embeddings_balanced")  # what they are: baselines.py
 # Of a method's own settings: what would make its scores those of other rows, or of another question.
-SHARED = ("name", "storage", "seed", "metric", "num_candidates", "wandb", "features")
+SHARED = ("name", "storage", "seed", "metric", "num_candidates", "max_seconds", "wandb", "features")
 OWN_OF_DATA = ("augmentation",)  # a method may say how its training rows are augmented; the rows are everybody's
 
 
+MOST_IN_TIME = 100  # candidates of a method whose budget is seconds
 # Every method has a folder; in it its search and its retraining are run directories, one of each per fold.
 METHODS_FOLDER = "methods"
 SEARCH = "search"
@@ -40,11 +41,12 @@ class Budget(Section):
     # As many candidates, in the order they are drawn, as have so many epochs of both stages between them, before any
     # pruning; one at least.
     epochs: PositiveInt | None = None
+    seconds: PositiveFloat | None = None  # after which no candidate is started, see max_seconds of a sweep
 
     @model_validator(mode="after")
     def _just_one(self) -> "Budget":
-        if (self.candidates is None) == (self.epochs is None):
-            raise ValueError("must say either candidates or epochs")
+        if [self.candidates, self.epochs, self.seconds].count(None) != 2:
+            raise ValueError("must say one of candidates, epochs and seconds")
         return self
 
 
@@ -150,7 +152,11 @@ def comparison_of(tree: Tree, source: str, malformed: Sequence[str] = ()) -> Com
     mistakes = [*malformed, *map(str, find_mistakes(ComparisonConfig, own))]
     mistakes += [
         f"{name}: is not for a comparison: {remedy}"
-        for name, remedy in (("method", "say methods"), ("num_candidates", "say budget: {candidates: n}"))
+        for name, remedy in (
+            ("method", "say methods"),
+            ("num_candidates", "say budget: {candidates: n}"),
+            ("max_seconds", "say budget: {seconds: n}"),
+        )
         if name in shared
     ]
     if mistakes:
@@ -203,7 +209,8 @@ def _search(config: ComparisonConfig, shared: Tree, method: str, fold: int | Non
         tree["data"] = tree.get("data", {}) | {"fold": {"index": fold, "of": config.folds}}
     tree["wandb"] = tree.get("wandb", {}) | {"group": f"{config.name}-{method}"}
     free = sweep_of(tree, f"methods.{method}")  # what there is to draw from decides how many can be drawn
-    return sweep_of(tree | {"num_candidates": _num_candidates(config, free)}, f"methods.{method}")
+    settled = {"num_candidates": _num_candidates(config, free), "max_seconds": config.budget.seconds}
+    return sweep_of(tree | settled, f"methods.{method}")
 
 
 def _num_candidates(config: ComparisonConfig, sweep: Sweep) -> int:
@@ -211,8 +218,8 @@ def _num_candidates(config: ComparisonConfig, sweep: Sweep) -> int:
     if sweep.config.search == "grid":
         assert different is not None
         return different
-    most = config.budget.candidates or config.budget.epochs  # a candidate has an epoch at least
-    assert most is not None
+    # Of a budget of epochs: a candidate has one at least.
+    most = config.budget.candidates or config.budget.epochs or MOST_IN_TIME
     most = most if different is None else min(most, different)
     if config.budget.epochs is None:
         return most

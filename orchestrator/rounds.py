@@ -17,6 +17,7 @@ from orchestrator.adaptive_search import AdaptiveSearch
 from orchestrator.bookkeeping import Bookkeeping
 from orchestrator.config import Sweep
 from orchestrator.feature_cache import Entry, publish_features
+from orchestrator.listed_search import ListedSearch, SecondsBudget
 from orchestrator.promotion import stage_one_end, stage_one_ranking
 from orchestrator.ray_session import trial_slots
 from orchestrator.records import (
@@ -186,6 +187,11 @@ def _play(
         bundles = tune.PlacementGroupFactory([{"memory": 1}])
     of_tune = functools.partial(_of_tune, playing, a_round, sources)
     searching: dict[str, Any] = {}
+    budget = None
+    if config.max_seconds is not None and (config.promote == "all" or a_round != "both_stages"):
+        budget = SecondsBudget(config.max_seconds, at_once, playing.bookkeeping)
+        search = ListedSearch(candidates, playing.records, of_tune, budget)
+        searching = {"search_alg": search, "num_samples": len(candidates)}
     if draw:
         searching = {
             "search_alg": AdaptiveSearch(playing.sweep, playing.records, candidates, playing.bookkeeping, of_tune),
@@ -199,7 +205,7 @@ def _play(
     trainable: Callable[..., None] = run_stage_one if warm else run_trial
     tuner = tune.Tuner(
         tune.with_resources(functools.partial(trainable, setup=setup), bundles),
-        param_space=None if draw else {"of": tune.grid_search([of_tune(candidate) for candidate in candidates])},
+        param_space=None if searching else {"of": tune.grid_search([of_tune(candidate) for candidate in candidates])},
         tune_config=tune.TuneConfig(
             metric=config.metric,
             mode="max",
@@ -215,6 +221,17 @@ def _play(
     )
     with playing.bookkeeping.progress:
         tuner.fit()
+    if budget is not None and budget.spent:
+        _end_those_never_started(playing, candidates)
+
+
+def _end_those_never_started(playing: Playing, candidates: Sequence[CandidateRecord]) -> None:
+    """So that the sweep is at its end with the candidates that its seconds paid for."""
+    reason = f"never started: the {playing.sweep.config.max_seconds:g} s of max_seconds were spent"
+    for candidate in candidates:
+        name = candidate.name
+        if name not in playing.records.outcomes and not playing.records.history_of(name):
+            playing.bookkeeping.end(name, "pruned", reason)
 
 
 def _of_tune(

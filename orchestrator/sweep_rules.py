@@ -56,6 +56,9 @@ def count_mistakes(config: SweepConfig) -> list[Mistake]:
 def search_mistakes(config: SweepConfig, distributions: Mapping[str, Distribution]) -> list[Mistake]:
     """Points that are no points of the space, and what an adaptive search cannot draw."""
     mistakes = []
+    if config.search == "optuna" and config.max_seconds is not None:
+        rule = "goes with search: random or grid; how many candidates optuna draws is for num_candidates to say"
+        mistakes.append(Mistake(("max_seconds",), f"is {config.max_seconds:g}, but {rule}"))
     for number, point in enumerate(config.points):
         path: tuple[str | int, ...] = ("points", number)
         if config.search == "grid":

@@ -112,6 +112,8 @@ class SweepConfig(Section):
     seed: int = Field(0, ge=0, lt=2**32)  # of the draws and of every candidate
     method: Annotated[str, AfterValidator(_known_method)] = "two_stage"  # fills the stages where the file says nothing
     num_candidates: PositiveInt | None = Field(None, le=MAX_CANDIDATES)  # null: 8 at random, or the whole grid
+    # Wall seconds after which no candidate is started; those that run go on. In a tournament: in its first round.
+    max_seconds: PositiveFloat | None = None
     search: Search = "random"  # optuna: TPE, each candidate drawn in the light of those that have ended
     points: list[dict[str, Any]] = Field(default_factory=list)  # settings of the first candidates; the rest is drawn
     metric: Annotated[str, AfterValidator(_known_metric)] = on_split(VALIDATION, "macro_f1")  # larger is better

@@ -17,8 +17,8 @@ ORDER = {
     "orchestrator": (
         "mistakes", "sweep_file", "search_space", "sweep_schema", "sweep_rules", "config", "records", "scheduler",
         "tracking", "progress", "promotion", "bookkeeping", "results", "page", "report", "cache", "export",
-        "preparation", "ray_session", "feature_cache", "adaptive_search", "rounds", "launch", "comparison",
-        "significance", "comparison_results", "baselines", "compare", "__main__",
+        "preparation", "ray_session", "feature_cache", "adaptive_search", "listed_search", "rounds", "launch",
+        "comparison", "significance", "comparison_results", "baselines", "compare", "__main__",
     ),
 }  # fmt: skip
 MAY_IMPORT = {"trainables": set(), "orchestrator": {"trainables", "clusters"}, "clusters": set()}

@@ -38,7 +38,8 @@ def compared(
             "lp_ft": {"stage_one": stage},
         },
         "stage_two": stage,
-        "budget": {"candidates": 1},
+        "budget": {"seconds": 1},  # which the first candidate takes, alone
+        "max_concurrent": 1,
         "seeds": SEEDS,
         "resamples": 200,
         "baselines": ["tfidf", "embeddings_balanced"],
@@ -83,7 +84,10 @@ def test_every_method_has_its_budget_and_every_seed_of_what_was_chosen(compared:
     for method in ("vanilla", "lp_ft"):
         of_method = compared / "methods" / method
         searched = pq.read_table(of_method / "search/results.parquet").to_pylist()
-        assert len(searched) == 1
+        states = [(row["state"], row["reason"].split(":")[0]) for row in searched]
+        assert states[0] == ("completed", "all its epochs are done")
+        assert states[1:] == ([("pruned", "never started")] if method == "vanilla" else [])
+        searched = searched[:1]
         chosen = max(searched, key=lambda row: (row["validation/macro_f1"], -int(row["candidate"][1:])))
         tried = json.loads((of_method / "search/state/candidates.json").read_text())
         (settings,) = [one["trial"] for one in tried if one["name"] == chosen["candidate"]]

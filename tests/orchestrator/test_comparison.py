@@ -69,6 +69,13 @@ def test_a_budget_of_epochs_takes_as_many_candidates_as_it_pays_for(load: Any) -
         assert comparison.search("vanilla", None).num_candidates == candidates
 
 
+def test_a_budget_of_seconds_is_the_sweep_s(load: Any) -> None:
+    config = load(LEAST + "budget: {seconds: 90}").search("vanilla", None).config
+    assert config.max_seconds == 90
+    assert config.num_candidates is not None
+    assert config.num_candidates > 50
+
+
 def test_a_method_with_fewer_different_candidates_than_the_budget_says_so(load: Any) -> None:
     comparison = load("data: {train: rows.csv}\nmethods: {plain: {method: vanilla, stage_two: {learning_rate: 1e-5, "
                       "epochs: 1, batch_size: 8}}}\nbudget: {candidates: 4}")  # fmt: skip
@@ -119,8 +126,8 @@ def test_a_mistake_in_what_all_share_is_told_once(load: Any) -> None:
         ("methods: [vanilla]\nbaselines: [tfdf]", "baselines"),
         ("methods: [vanilla]\nfolds: 1", "folds"),
         ("methods: [vanilla]\nbudget: {candidates: 0}", "budget.candidates: is 0, but must be"),
-        ("methods: [vanilla]\nbudget: {candidates: 2, epochs: 3}", "budget: must say either candidates or epochs"),
-        ("methods: [vanilla]\nbudget: {}", "budget: must say either candidates or epochs"),
+        ("methods: [vanilla]\nbudget: {candidates: 2, epochs: 3}", "budget: must say one of candidates, epochs"),
+        ("methods: [vanilla]\nbudget: {}", "budget: must say one of candidates, epochs and seconds"),
         ("methods: [vanilla, two_stage]\nmethods_: 3", 'methods_'),
         ("methods: {vanilla: {stage_two: {epochz: 1}}, two_stage: }", "methods.vanilla: stage_two.epochz"),
     ],

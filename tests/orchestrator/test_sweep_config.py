@@ -47,7 +47,8 @@ def test_the_least_sweep_gets_every_default(load: Any) -> None:
     assert config.num_candidates == 1
     assert sweep.notes == ["no field is swept: there is one candidate"]
     assert config.resources.stage_two.model_dump() == {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
-    assert config.wandb.model_dump() == {"mode": "offline", "project": "tailsweep", "entity": None, "tags": []}
+    wandb = {"mode": "offline", "project": "tailsweep", "entity": None, "group": None, "tags": []}
+    assert config.wandb.model_dump() == wandb
     assert sweep.candidates()[0].trial.stage_one.model_dump() == config.stage_one
 
 
