@@ -24,7 +24,7 @@ from trainables import keys
 from trainables.checkpoint import Progress, load_optimizer, load_parameters, load_progress, save_checkpoint
 from trainables.config import StageConfig, TrialConfig
 from trainables.features import Features
-from trainables.losses import Loss, build_loss
+from trainables.losses import LossSchedule, build_losses
 from trainables.metrics import Confusion
 from trainables.model import set_train_mode, set_trainable
 from trainables.roads import Road, cached_road, live_road
@@ -121,21 +121,21 @@ def run_stage(
         if start is not None and progress.epoch > 0:
             load_optimizer(start, optimizer)
         wrapped = runtime.wrap(road.module)
-    loss = build_loss(config.loss, data.class_counts)
     num_steps = math.ceil(num_rows(config.rows, data.class_counts) / config.batch_size)  # of an epoch
+    losses = build_losses(config.loss, data.class_counts, config.epochs * num_steps)
     schedule = LinearSchedule(config.learning_rate, config.epochs * num_steps, config.warmup)
     rows_seed = _seed(seed, stage_index)
     for span in stage_spans(config.epochs, num_steps, config.evaluations_per_epoch, progress.epoch):
         began = time.perf_counter()
         later = [span.after] if span.after else []  # the first span draws what a whole epoch would
         torch.manual_seed(_seed(seed, stage_index, span.epoch, runtime.rank, *later))
-        rows = epoch_rows(config.rows, data.train.labels, rows_seed, span.epoch)
+        rows = epoch_rows(config.rows, data.train.labels, rows_seed, span.epoch, config.epochs)
         span_steps = steps(rows, config.batch_size)[span.steps]
         where = f"{progress.stage} epoch {keys.shown_epochs(span.done)}"
         set_train_mode(model, config.frozen_dropout)
         with words.alone(optimizer):
             train_loss = _train_span(
-                config, data, road, span_steps, wrapped, loss, optimizer, schedule, runtime,
+                config, data, road, span_steps, wrapped, losses, optimizer, schedule, runtime,
                 where=where, first_step=span.epoch * num_steps + span.steps.start,
             )  # fmt: skip
         report: dict[str, str | int | float | None] = {
@@ -194,7 +194,7 @@ def _train_span(
     road: Road,
     span_steps: list[np.ndarray],
     model: nn.Module,
-    loss: Loss,
+    losses: LossSchedule,
     optimizer: torch.optim.Optimizer,
     schedule: LinearSchedule,
     runtime: Runtime,
@@ -204,18 +204,19 @@ def _train_span(
     """An epoch or a span of it; returns the mean over its steps of the step's global weighted mean loss."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     labels = data.train.labels
-    weights = loss.class_weights.numpy()[labels]  # of each row
     total = torch.zeros((), device=runtime.device)
     for number, step_rows in enumerate(span_steps):
         for group in optimizer.param_groups:
             group["lr"] = schedule(first_step + number)
+        loss = losses(first_step + number)
+        class_weights = loss.class_weights.numpy()
         # Weighted losses are means over weights: every part counts by its share of the whole step's weight, so that
         # the sum over workers and micro-batches is the weighted mean over the step, whoever computes it.
-        step_weight = float(weights[step_rows].sum())
+        step_weight = float(class_weights[labels[step_rows]].sum())
         micro_batches = shares(step_rows, runtime.rank, runtime.world_size, config.gradient_accumulation)
         parts = [part for micro_batch in micro_batches for part in road.parts(keys.TRAIN, micro_batch)]
         for index, part in enumerate(parts):
-            share = float(weights[part].sum()) / step_weight
+            share = float(class_weights[labels[part]].sum()) / step_weight
             if len(part) == 0:  # a worker without rows still takes part in the exchange of gradients
                 part = step_rows[:1]
             with _gradients_exchanged(model, last=index + 1 == len(parts)):

@@ -15,7 +15,7 @@ from torch import nn
 
 from trainables.config import StageConfig
 from trainables.features import FeaturePlan, make_part
-from trainables.losses import build_loss
+from trainables.losses import build_losses
 from trainables.model import set_train_mode
 from trainables.roads import Road
 from trainables.runtime import SingleProcess
@@ -48,7 +48,7 @@ class Training:
         self.model = model
         self.road = road
         self.data = data
-        self.loss = build_loss(config.loss, data.class_counts)
+        self.losses = build_losses(config.loss, data.class_counts, total_steps)
         self.words = OccurringWords(model, road, data)
         with self.words.alone():
             self.optimizer = _adamw(model, config)
@@ -61,7 +61,7 @@ class Training:
         set_train_mode(self.model, self.config.frozen_dropout)
         with self.words.alone(self.optimizer):
             loss = _train_span(
-                self.config, self.data, self.road, list(batches), self.road.module, self.loss, self.optimizer,
+                self.config, self.data, self.road, list(batches), self.road.module, self.losses, self.optimizer,
                 self.schedule, self.runtime, where="the benchmark", first_step=self.done,
             )  # fmt: skip
         self.done += len(batches)
