@@ -108,7 +108,7 @@ class SweepConfig(Section):
     )
     storage: str = Field("runs", min_length=1)  # a folder, or any pyarrow filesystem URI
     seed: int = Field(0, ge=0, lt=2**32)  # of the draws and of every candidate
-    method: Annotated[str, AfterValidator(_known_method)] = "two_stage"  # fills the stages where the file says nothing
+    method: Annotated[str, AfterValidator(_known_method)] = "two_stage"  # fills what the file leaves out of the trial
     num_candidates: PositiveInt | None = Field(None, le=MAX_CANDIDATES)  # null: 8 at random, or the whole grid
     search: Search = "random"  # optuna: TPE, each candidate drawn in the light of those that have ended
     points: list[dict[str, Any]] = Field(default_factory=list)  # settings of the first candidates; the rest is drawn

@@ -178,6 +178,9 @@ class StageConfig(Section):
     rows: Literal["original", "oversampled", "class_balanced", "sqrt", "progressive"] = "original"  # see samplers.py
     loss: LossConfig = CrossEntropy(name="cross_entropy")
     learning_rate: PositiveFloat = 3e-5  # at the first step; falls linearly to 0 over the stage
+    # Of each encoder layer over that of the layer above it; head and pooler have learning_rate itself, the embeddings
+    # one power more than the lowest layer. Below 1, what is pretrained moves less the nearer it is to the tokens.
+    layer_decay: float = Field(1.0, gt=0, le=1)
     epochs: NonNegativeInt = 1
     # How often per epoch the validation rows are scored, a report made (which ASHA hears) and a checkpoint written:
     # evenly over its steps, once a step at most. For large training sets.

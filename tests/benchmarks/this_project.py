@@ -17,9 +17,10 @@ from trainables.config import StageConfig
 from trainables.features import FeaturePlan, make_part
 from trainables.losses import build_losses
 from trainables.model import set_train_mode
+from trainables.optimizer import LinearSchedule, adamw
 from trainables.roads import Road
 from trainables.runtime import SingleProcess
-from trainables.stages import LinearSchedule, _adamw, _train_span
+from trainables.stages import _train_span
 from trainables.tokenised import PreparedData
 from trainables.vocabulary import OccurringWords
 
@@ -51,7 +52,7 @@ class Training:
         self.losses = build_losses(config.loss, data.class_counts, total_steps)
         self.words = OccurringWords(model, road, data)
         with self.words.alone():
-            self.optimizer = _adamw(model, config)
+            self.optimizer = adamw(model, config)
         self.schedule = LinearSchedule(config.learning_rate, total_steps)
         self.runtime = SingleProcess(device)
         self.done = 0

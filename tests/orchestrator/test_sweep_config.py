@@ -1,5 +1,6 @@
 """A sweep file becomes a checked sweep, or all its mistakes at once."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 import orchestrator
 from orchestrator.config import AshaConfig, Sweep, SweepConfigError, load_sweep, to_yaml
+from trainables.config import DataConfig
 from trainables.methods import METHODS
 
 SWEEPS = Path(orchestrator.__file__).parent / "sweeps"
+FIXED = "method: two_stage/paper\n"  # sweeps nothing of its own
 SMALL = "data: {train: rows.csv}\nnum_candidates: 2\nstage_one: {learning_rate: {loguniform: [1e-5, 1e-2]}}\n"
 in_one_folder = hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
@@ -44,11 +47,17 @@ def test_the_least_sweep_gets_every_default(load: Any) -> None:
     assert config.metric == "validation/macro_f1"
     assert config.asha == AshaConfig(grace_epochs=1, reduction_factor=3, brackets=1)
     assert config.max_concurrent == "auto"
-    assert config.num_candidates == 1
-    assert sweep.notes == ["no field is swept: there is one candidate"]
+    assert config.num_candidates == 8
+    assert sweep.notes == []
     assert config.resources.stage_two.model_dump() == {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
     assert config.wandb.model_dump() == {"mode": "offline", "project": "tailsweep", "entity": None, "tags": []}
-    assert sweep.candidates()[0].trial.stage_one.model_dump() == config.stage_one
+
+
+def test_a_sweep_without_a_distribution_is_one_candidate(load: Any) -> None:
+    sweep = load(FIXED + "data: {train: rows.csv}")
+    assert sweep.config.num_candidates == 1
+    assert sweep.notes == ["no field is swept: there is one candidate"]
+    assert sweep.candidates()[0].trial.stage_one.model_dump() == sweep.config.stage_one
 
 
 def holds(resolved: Any, preset: Any) -> bool:
@@ -58,12 +67,54 @@ def holds(resolved: Any, preset: Any) -> bool:
     return all(name in resolved and holds(resolved[name], value) for name, value in preset.items())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_method_fills_both_stages(load: Any, method: str) -> None:
-    config = load(f"{{method: {method}, data: {{train: rows.csv}}}}").config
-    for stage, fields in METHODS[method].items():
-        assert holds(getattr(config, stage), fields)
-    assert not holds(config.stage_one, METHODS[method]["stage_one"] | {"epochs": 77})
+# Until there is augmentation to configure.
+KNOWN = [
+    name
+    for name, preset in METHODS.items()
+    if "augmentation" in DataConfig.model_fields or "augmentation" not in preset.get("data", {})
+]
+
+
+@pytest.mark.parametrize("method", KNOWN)
+def test_a_method_makes_a_valid_sweep_that_holds_all_it_says(load: Any, method: str) -> None:
+    # The paraphrases of two_stage_augmented/paper are a file of the user's.
+    files = ["data.augmentation.file=aug.csv"] if method == "two_stage_augmented/paper" else []
+    sweep = load(f"{{method: {method}, data: {{train: rows.csv}}}}", *files)
+    for section, fields in METHODS[method].items():
+        assert holds(getattr(sweep.config, section), fields)
+    assert not holds(sweep.config.stage_two, METHODS[method]["stage_two"] | {"epochs": 77})
+    assert len(sweep.candidates()) == (1 if method.endswith("/paper") else 8)
+    for candidate in sweep.candidates():
+        assert candidate.trial.stage_two.epochs >= 1
+
+
+def test_a_presets_lists_are_what_a_grid_goes_through_and_a_value_takes_their_place(load: Any) -> None:
+    text = "{method: vanilla, search: grid, asha: null, data: {train: x}, stage_two: {warmup: {grid: [0, 0.1]}"
+    lists = METHODS["vanilla"]["stage_two"]
+    many = math.prod(len(lists[field]["choice"]) for field in ("learning_rate", "epochs", "batch_size"))
+    sweep = load(text + "}}")
+    assert len(sweep.candidates()) == 2 * many
+    assert sweep.notes == [
+        "method vanilla sweeps stage_two.learning_rate, stage_two.epochs, stage_two.batch_size: give those a value "
+        "that the grid is not to go through"
+    ]
+    fixed = load(text + ", learning_rate: 3e-5, epochs: 2, batch_size: 8}}")
+    assert len(fixed.candidates()) == 2
+    assert fixed.notes == []
+    (found,) = mistakes(load, text + "}, num_candidates: 2}")
+    assert found.startswith(
+        f"num_candidates: is 2, but the grid has {2 * many} points: leave num_candidates out; method"
+    )
+
+
+def test_a_preset_of_model_and_data_lies_beneath_the_files(load: Any) -> None:
+    config = load(FIXED + "data: {train: x}\nmodel: {name: bert-base-uncased, head: {dropout: 0}}").config
+    assert config.data["max_length"] == 128
+    assert config.model["name"] == "bert-base-uncased"
+    assert config.model["head"] == {"pooling": "pooler", "kind": "mlp", "hidden": 50, "dropout": 0}
+    config = load(FIXED + "data: {train: x, max_length: 64}\nmodel: {name: small, head: native}").config
+    assert (config.data["max_length"], config.model) == (64, {"name": "small", "head": "native"})
+    assert mistakes(load, FIXED) == ["data: missing, but must be a mapping"]
 
 
 def test_fields_of_the_file_override_the_presets(load: Any) -> None:
@@ -214,7 +265,8 @@ def test_one_mistake_is_told_once_and_plainly(load: Any, text: str, mistake: str
 
 
 def test_a_combination_that_makes_no_trial_is_named_with_its_candidate(load: Any) -> None:
-    text = "data: {train: x}\nsearch: grid\nstage_one: {epochs: {grid: [1, 0]}}\nstage_two: {epochs: {grid: [1, 0]}}"
+    text = f"{FIXED}data: {{train: x}}\nsearch: grid\n"
+    text += "stage_one: {epochs: {grid: [1, 0]}}\nstage_two: {epochs: {grid: [1, 0]}}"
     (found,) = mistakes(load, text)
     assert found.startswith("stage_one.epochs and stage_two.epochs are both 0")
     assert found.endswith("(candidate c003: stage_one.epochs = 0, stage_two.epochs = 0)")
@@ -239,7 +291,12 @@ def test_a_combination_that_makes_no_trial_is_named_with_its_candidate(load: Any
     ],
 )
 def test_candidates_that_cannot_all_differ_are_refused(load: Any, stage_one: str, fields: str, mistake: str) -> None:
-    tree = {"data": {"train": "x"}, "stage_one": yaml.safe_load(f"{{{stage_one}}}"), **yaml.safe_load(fields)}
+    tree = {
+        "method": "two_stage/paper",
+        "data": {"train": "x"},
+        "stage_one": yaml.safe_load(f"{{{stage_one}}}"),
+        **yaml.safe_load(fields),
+    }
     (found,) = mistakes(load, yaml.safe_dump(tree))
     assert found.startswith(mistake)
 
@@ -247,14 +304,17 @@ def test_candidates_that_cannot_all_differ_are_refused(load: Any, stage_one: str
 def test_a_grid_beyond_all_measure_is_refused_before_it_is_made(load: Any) -> None:
     fields = ("epochs", "batch_size", "learning_rate", "weight_decay", "max_grad_norm")
     grid = {field: {"grid": list(range(1, 101))} for field in fields}
-    (found,) = mistakes(load, yaml.safe_dump({"data": {"train": "x"}, "search": "grid", "stage_two": grid}))
+    (found,) = mistakes(
+        load, yaml.safe_dump({"method": "two_stage/paper", "data": {"train": "x"}, "search": "grid", "stage_two": grid})
+    )
     assert found == "num_candidates: the grid has 10000000000 points, but must have at most 10000"
 
 
 def test_the_number_of_candidates_follows_from_the_space(load: Any) -> None:
-    continuum = load("data: {train: x}\nstage_one: {learning_rate: {uniform: [1e-5, 1]}}")
-    few = load("data: {train: x}\nstage_one: {epochs: {randint: [1, 4]}}")
-    grid = load("data: {train: x}\nsearch: grid\nstage_one: {epochs: {grid: [1, 2, 3]}, batch_size: {grid: [8, 16]}}")
+    data = FIXED + "data: {train: x}\n"
+    continuum = load(data + "stage_one: {learning_rate: {uniform: [1e-5, 1]}}")
+    few = load(data + "stage_one: {epochs: {randint: [1, 4]}}")
+    grid = load(data + "search: grid\nstage_one: {epochs: {grid: [1, 2, 3]}, batch_size: {grid: [8, 16]}}")
     assert [sweep.config.num_candidates for sweep in (continuum, few, grid)] == [8, 3, 6]
     assert [len(sweep.candidates()) for sweep in (continuum, few, grid)] == [8, 3, 6]
 
@@ -272,7 +332,9 @@ def test_asha_without_a_rung_is_noted_and_a_bracket_without_one_refused(load: An
     assert load("data: {train: x}\nmethod: vanilla\nasha: null\nstage_two: {epochs: {choice: [1, 2]}}").notes == []
 
 
-TOURNAMENT = "{data: {train: x}, num_candidates: 4, stage_one: {learning_rate: {uniform: [1e-5, 1]}}, "
+TOURNAMENT = (
+    "{method: two_stage/paper, data: {train: x}, num_candidates: 4, stage_one: {learning_rate: {uniform: [1e-5, 1]}}, "
+)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +373,7 @@ def test_an_asha_of_stage_two_without_a_rung_is_noted(load: Any) -> None:
 
 def test_a_grid_of_stage_two_is_of_round_two_where_it_has_several_settings(load: Any) -> None:
     text = (
-        "{data: {train: x}, search: grid, promote: 1, stage_one: {epochs: {grid: [1, 2]}}, "
+        "{method: two_stage/paper, data: {train: x}, search: grid, promote: 1, stage_one: {epochs: {grid: [1, 2]}}, "
         "stage_two: {epochs: {grid: [3, 4, 5]}}"
     )
     assert len(load(text + "}").candidates()) == 6

@@ -25,9 +25,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from trainables import keys, roads, stages, vocabulary
 from trainables.config import DataConfig, HeadConfig, TrialConfig
 from trainables.losses import build_loss
+from trainables.optimizer import LinearSchedule
 from trainables.roads import live_road
 from trainables.runtime import Report, SingleProcess
-from trainables.stages import LinearSchedule, TrainingDiverged, evaluate, run_two_stages
+from trainables.stages import TrainingDiverged, evaluate, run_two_stages
 from trainables.tokenised import PreparedData, default_cache_dir, open_prepared
 from trainables.tokens import prepare
 
@@ -294,15 +295,26 @@ def test_a_stage_is_the_plain_training_loop(
     monkeypatch.setattr(
         stages, "epoch_rows", lambda kind, labels, seed, epoch, num_epochs: np.roll(np.arange(TRAIN_ROWS), epoch)
     )
+    """With a learning rate of its own for each layer, where the loss is the plain one."""
+    layer_decay = 0.5 if loss == CROSS_ENTROPY else 1.0
     stage = {"epochs": 2, "batch_size": 8, "loss": loss, "weight_decay": 0.1, "warmup": 0.2, "max_grad_norm": 0.7}
-    config = trial(tiny_model("bert", dropout=0.0), SKIPPED, stage)
+    config = trial(tiny_model("bert", dropout=0.0), SKIPPED, stage | {"layer_decay": layer_decay})
     trained = train(config, data, dtype=torch.float64)
 
     model = build_classifier(config.model, data.label_names, config.seed).double().train()
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, eps=1e-8)
+    # The pooler lies inside BERT, yet learns at the head's rate; of three layers, 2 is the top one.
+    places = ("embeddings", "layer.0.", "layer.1.", "layer.2.", "pooler", "classifier")
+    depths = dict(zip(places, (4, 3, 2, 1, 0, 0), strict=True))
+    groups = [
+        {
+            "params": [p for name, p in model.named_parameters() if place in name and (p.ndim == 2) == are_matrices],
+            "weight_decay": 0.1 if are_matrices else 0.0,
+            "lr": 1e-3 * layer_decay ** depths[place],
+        }
+        for place in places
+        for are_matrices in (True, False)
+    ]
+    optimizer = torch.optim.AdamW(groups, eps=1e-8)
     # Two epochs of 57 rows by 8; 0.2 of 16 steps is 3.
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, num_warmup_steps=3, num_training_steps=16)
     losses_of = [build_loss(config.stage_two.loss, data.class_counts, deferred) for deferred in (False, True)]
@@ -397,9 +409,10 @@ def test_a_trial_that_goes_on_from_any_checkpoint_is_the_same_trial(
 ) -> None:
     config = trial(
         tiny_model("bert", dropout=0.3),
-        {"trains": TOP_LAYER, "rows": "class_balanced", "loss": LDAM, "epochs": 2, "warmup": 0.1}
+        {"trains": TOP_LAYER, "rows": "class_balanced", "loss": DEFERRED, "epochs": 2, "warmup": 0.1}
         | {"evaluations_per_epoch": evaluations[0]},
-        {"trains": stage_two_trains, "epochs": 2, "gradient_accumulation": 2, "evaluations_per_epoch": evaluations[1]},
+        {"trains": stage_two_trains, "epochs": 2, "gradient_accumulation": 2, "evaluations_per_epoch": evaluations[1]}
+        | {"layer_decay": 0.7, "rows": "progressive", "weight_decay": 0.1},
     )
     whole = train(config, data, tmp_path / "whole")
     names = [
