@@ -41,7 +41,6 @@ from orchestrator.sweep_rules import (
 )
 from orchestrator.sweep_schema import AshaConfig, SweepConfig, WandbConfig
 from trainables.config import Section, TrialConfig
-from trainables.keys import STAGES
 from trainables.methods import METHODS
 
 __all__ = ["AshaConfig", "Sweep", "SweepConfig", "SweepConfigError", "WandbConfig", "load_sweep", "to_yaml"]
@@ -191,16 +190,16 @@ def _raise_any(mistakes: Sequence[Mistake], source: str) -> None:
 
 
 def _on_preset(tree: Tree) -> Tree:
-    """The method's stages beneath those of the file."""
+    """The method's settings beneath those of the file."""
     method = tree.get("method", SweepConfig.model_fields["method"].default)
     preset = METHODS.get(method, {}) if isinstance(method, str) else {}
-    stages = {stage: laid_over(preset.get(stage, {}), tree.get(stage, {})) for stage in STAGES}
-    return tree | {"model": tree.get("model", {})} | stages
+    there = [section for section in SECTIONS if section in tree or section != "data"]  # rows are nobody's default
+    return tree | {section: laid_over(preset.get(section, {}), tree.get(section, {})) for section in there}
 
 
 def laid_over(preset: Any, written: Any) -> Any:
     """``written`` over ``preset``, field by field; a loss of another name takes the preset's whole place."""
-    if not isinstance(preset, Mapping) or not isinstance(written, dict) or is_distribution(written):
+    if not all(isinstance(tree, dict) and not is_distribution(tree) for tree in (preset, written)):
         return written
     if "name" in preset and written.get("name", preset["name"]) != preset["name"]:
         return written

@@ -253,7 +253,10 @@ def _kind(member: Alternative) -> str:
 
 
 def _form(section: type[Section]) -> str:
-    """``{top_layers: k}``; a section of many fields is only "a mapping"."""
+    """``{top_layers: k}``; of a tagged section the tag, ``{name: ldam}``; one of many fields is only "a mapping"."""
+    tags = {name: field for name, field in section.model_fields.items() if _is_fixed(field)}
+    if tags:
+        return f"{{{', '.join(f'{name}: {_placeholder(field)}' for name, field in tags.items())}}}"
     if len(section.model_fields) > 4:
         return "a mapping"
     fields = section.model_fields.items()

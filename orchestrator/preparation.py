@@ -108,11 +108,13 @@ def _check_models(trials: Sequence[Mapping[str, Any]]) -> dict[str, nn.Module]:
     checked: set[str] = set()
     models: dict[str, nn.Module] = {}
     for dumped in trials:
-        what = json.dumps([dumped["model"], *(dumped[stage]["trains"] for stage in keys.STAGES)], sort_keys=True)
+        trains = {stage: dumped[stage]["trains"] for stage in keys.STAGES}
+        decayed = [stage for stage in keys.STAGES if dumped[stage]["layer_decay"] < 1]
+        what = json.dumps([dumped["model"], trains, decayed], sort_keys=True)
         if what not in checked:
             trial = TrialConfig.model_validate(dumped)
             trains = {stage: getattr(trial, stage).trains for stage in keys.STAGES}
-            models[trial.model.model_dump_json()] = check_model(trial.model, trains)
+            models[trial.model.model_dump_json()] = check_model(trial.model, trains, decayed)
             checked.add(what)
     return models
 

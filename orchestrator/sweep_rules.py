@@ -21,6 +21,7 @@ from orchestrator.search_space import (
 from orchestrator.sweep_schema import AshaConfig, RoundTwoConfig, StageResources, SweepConfig
 from trainables.config import TrialConfig
 from trainables.keys import EPOCH_DECIMALS, STAGE_ONE, STAGE_TWO, STAGES, shown_epochs
+from trainables.methods import METHODS
 
 
 def count_mistakes(config: SweepConfig) -> list[Mistake]:
@@ -30,15 +31,18 @@ def count_mistakes(config: SweepConfig) -> list[Mistake]:
     path = ("num_candidates",)
     if config.search == "grid":
         assert different is not None
+        by_method = f"; {lists}" if (lists := _lists_of_method(config)) else ""
         if different > MAX_CANDIDATES:
-            return [Mistake(path, f"the grid has {different} points, but must have at most {MAX_CANDIDATES}")]
+            rule = f"the grid has {different} points, but must have at most {MAX_CANDIDATES}"
+            return [Mistake(path, f"{rule}{by_method}")]
         doubled = [
             Mistake(tuple(field.split(".")), "names a value twice: its candidates would be the same")
             for field, distribution in find_distributions(config.trial_tree).items()
             if distribution.num_values() != len(distribution.values)
         ]
         if asked not in (None, different) and not doubled:
-            return [Mistake(path, f"is {asked}, but the grid has {different} points: leave num_candidates out")]
+            rule = f"is {asked}, but the grid has {different} points: leave num_candidates out"
+            return [Mistake(path, f"{rule}{by_method}")]
         return doubled
     if asked is None or different is None or asked <= different:
         return []
@@ -51,6 +55,15 @@ def count_mistakes(config: SweepConfig) -> list[Mistake]:
             path, f"is {asked}, but only {different} different candidates can be drawn: say {different}, or sweep more"
         )
     ]
+
+
+def _lists_of_method(config: SweepConfig) -> str | None:
+    """What a grid goes through because the method does, which the file need not show; None: nothing."""
+    swept, of_method = find_distributions(config.trial_tree), find_distributions(dict(METHODS[config.method]))
+    fields = [field for field, distribution in of_method.items() if swept.get(field) == distribution]
+    if not fields:
+        return None
+    return f"method {config.method} sweeps {', '.join(fields)}: give those a value that the grid is not to go through"
 
 
 def search_mistakes(config: SweepConfig, distributions: Mapping[str, Distribution]) -> list[Mistake]:
@@ -192,6 +205,8 @@ def notes(config: SweepConfig, distributions: Mapping[str, Distribution], trials
     found = []
     if not distributions:
         found.append("no field is swept: there is one candidate")
+    if config.search == "grid" and (lists := _lists_of_method(config)):
+        found.append(lists)
     for asha, stage, path in _ashas(config):
         epochs = max(getattr(trial, stage).epochs for trial in trials)
         if epochs < asha.grace_epochs:
@@ -203,6 +218,9 @@ def notes(config: SweepConfig, distributions: Mapping[str, Distribution], trials
         swept = [field for field in distributions if field.startswith(f"{stage}.") and field != f"{stage}.epochs"]
         if swept and all(getattr(trial, stage).epochs == 0 for trial in trials):
             found.append(f"sweeping {', '.join(swept)} changes nothing: {stage}.epochs is 0")
+        stages = [getattr(trial, stage) for trial in trials]
+        if any(one.layer_decay < 1 for one in stages) and all(one.trains in ("head", "pooler") for one in stages):
+            found.append(f"{stage}.layer_decay changes nothing: no encoder layer trains in {stage.replace('_', ' ')}")
     if config.promote == "all" and config.resources.stage_one != StageResources():
         found.append(
             "resources.stage_one has no effect with promote: all; both stages run on the workers of resources.stage_two"

@@ -110,7 +110,7 @@ class SweepConfig(Section):
     name: FolderName | None = None  # run directory <storage>/<name>; null: file and time
     storage: str = Field("runs", min_length=1)  # a folder, or any pyarrow filesystem URI
     seed: int = Field(0, ge=0, lt=2**32)  # of the draws and of every candidate
-    method: Annotated[str, AfterValidator(_known_method)] = "two_stage"  # fills the stages where the file says nothing
+    method: Annotated[str, AfterValidator(_known_method)] = "two_stage"  # fills what the file leaves out of the trial
     num_candidates: PositiveInt | None = Field(None, le=MAX_CANDIDATES)  # null: 8 at random, or the whole grid
     # Wall seconds after which no candidate is started; those that run go on. In a tournament: in its first round.
     max_seconds: PositiveFloat | None = None

@@ -12,7 +12,8 @@ ORDER = {
     "trainables": (
         "keys", "errors", "locations", "memory", "config", "methods", "class_balance", "losses", "samplers", "metrics",
         "demo_rows", "imbalance", "sources", "data", "tokenised", "tokens", "model", "packing", "cut", "features",
-        "roads", "vocabulary", "runtime", "checkpoint", "stages", "warm", "mailbox", "ray_trial",
+        "roads", "vocabulary", "optimizer", "runtime", "early_stopping", "checkpoint", "stages", "warm", "mailbox",
+        "ray_trial",
     ),
     "orchestrator": (
         "mistakes", "sweep_file", "search_space", "sweep_schema", "sweep_rules", "config", "records", "scheduler",

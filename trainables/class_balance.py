@@ -1,4 +1,4 @@
-"""What follows from the number of training rows of each class: loss weights, margins, and groups to report by.
+"""What follows from the number of training rows of each class: loss weights, margins, priors, groups to report by.
 
 Plain arrays in and out; which rows are visited is the business of ``samplers.py``. C: number of classes.
 """
@@ -58,6 +58,33 @@ def ldam_margins(class_counts: np.ndarray, max_margin: float) -> np.ndarray:
     return margins
 
 
+def log_counts(class_counts: np.ndarray) -> np.ndarray:
+    """What the balanced softmax adds to the logits (Ren et al. 2020, arXiv 2007.10740).
+
+    Returns:
+        (C,) float64, nats.
+
+    Raises:
+        ClassWithoutRows: its term would be infinite.
+    """
+    _refuse_empty_classes(class_counts)
+    logs: np.ndarray = np.log(class_counts)
+    return logs
+
+
+def log_priors(class_counts: np.ndarray) -> np.ndarray:
+    """Logs of the classes' shares of the training rows, pi in Menon et al. 2021 (arXiv 2007.07314).
+
+    Returns:
+        (C,) float64, nats, none above 0.
+
+    Raises:
+        ClassWithoutRows: its log would be infinite.
+    """
+    priors: np.ndarray = log_counts(class_counts) - np.log(class_counts.sum())
+    return priors
+
+
 def groups(class_counts: np.ndarray, many: int = 100, few: int = 20) -> dict[str, np.ndarray]:
     """Indices of the classes with ``many``, ``medium`` and ``few`` training rows, ascending; a group may be empty.
 
@@ -77,5 +104,5 @@ def _refuse_empty_classes(class_counts: np.ndarray) -> None:
     if len(empty) > 0:
         raise ClassWithoutRows(
             f"The number of training rows of class {', '.join(map(str, empty))} is 0, but must be at least 1 for a "
-            f"weighted loss: give the class rows, drop it, or take the loss cross_entropy"
+            f"loss that is made of these numbers: give the class rows, drop it, or take the loss cross_entropy"
         )

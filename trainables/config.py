@@ -4,7 +4,7 @@ A method of the literature is two :class:`StageConfig` (the presets are in ``met
 ordinary single-stage fine-tuning.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -119,36 +119,88 @@ class TopLayers(Section):
 Trains = Literal["head", "pooler", "all"] | TopLayers  # pooler: with the head; top_layers: with both
 
 
+# Share of each row's target that is spread evenly over all classes (Szegedy et al. 2016), whatever these weigh.
+LabelSmoothing = Annotated[float, Field(ge=0, lt=1)]
+
+
 class CrossEntropy(Section):
     name: Literal["cross_entropy"]
+    label_smoothing: LabelSmoothing = 0.0
 
 
-class WeightedCrossEntropy(Section):
+class DeferrableWeights(Section):
+    """Class weights by the effective number of samples (Cui et al. 2019), from the stage's start or deferred."""
+
+    name: str
+    beta: float = Field(0.9999, ge=0, lt=1)  # 0: no weights; towards 1: inverse class frequency
+    # Deferred re-weighting (Cao et al. 2019): for this share of the stage's steps all classes weigh the same.
+    defer: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _there_is_something_to_defer(self) -> Self:
+        if self.defer > 0 and self.beta == 0:
+            raise ValueError(
+                f"defer is {self.defer:g}, but with beta 0 there are no class weights to defer: give beta a value "
+                "above 0, such as 0.9999, or leave defer out"
+            )
+        return self
+
+
+class WeightedCrossEntropy(DeferrableWeights):
     """Cross-entropy weighted by the effective number of samples (Cui et al. 2019)."""
 
     name: Literal["weighted_cross_entropy"]
-    beta: float = Field(0.9999, ge=0, lt=1)  # 0: no weights; towards 1: inverse class frequency
+    label_smoothing: LabelSmoothing = 0.0
 
 
-class LDAM(Section):
-    """Label-distribution-aware margins (Cao et al. 2019), weighted by the effective number of samples."""
+class LDAM(DeferrableWeights):
+    """Label-distribution-aware margins (Cao et al. 2019), weighted by the effective number of samples. With ``defer``
+    it is LDAM-DRW: the margins hold throughout, the weights come late."""
 
     name: Literal["ldam"]
     max_margin: NonNegativeFloat = 0.5  # max_m: the rarest class's margin
     scale: PositiveFloat = 1.0  # s
-    beta: float = Field(0.9999, ge=0, lt=1)
 
 
-LossConfig = Annotated[CrossEntropy | WeightedCrossEntropy | LDAM, Field(discriminator="name")]
+class Focal(DeferrableWeights):
+    """Cross-entropy that rows count less in the surer the model is of them (Lin et al. 2017); with ``beta`` the
+    class-balanced focal loss of Cui et al. 2019."""
+
+    name: Literal["focal"]
+    gamma: NonNegativeFloat = 2.0  # 0: cross-entropy
+    beta: float = Field(0.0, ge=0, lt=1)
+
+
+class BalancedSoftmax(Section):
+    """Cross-entropy of a softmax in which classes count by their training rows (Ren et al. 2020)."""
+
+    name: Literal["balanced_softmax"]
+    label_smoothing: LabelSmoothing = 0.0
+
+
+class LogitAdjustment(Section):
+    """Cross-entropy of logits raised by the classes' log shares of the training rows (Menon et al. 2021)."""
+
+    name: Literal["logit_adjustment"]
+    tau: NonNegativeFloat = 1.0  # 0: cross-entropy; 1: the balanced softmax
+    label_smoothing: LabelSmoothing = 0.0
+
+
+LossConfig = Annotated[
+    CrossEntropy | WeightedCrossEntropy | LDAM | Focal | BalancedSoftmax | LogitAdjustment, Field(discriminator="name")
+]
 
 
 class StageConfig(Section):
     """One stage of fine-tuning: what trains, on which rows, with which loss and optimiser settings."""
 
     trains: Trains = "all"
-    rows: Literal["original", "oversampled", "class_balanced"] = "original"  # see samplers.py
+    rows: Literal["original", "oversampled", "class_balanced", "sqrt", "progressive"] = "original"  # see samplers.py
     loss: LossConfig = CrossEntropy(name="cross_entropy")
     learning_rate: PositiveFloat = 3e-5  # at the first step; falls linearly to 0 over the stage
+    # Of each encoder layer over that of the layer above it; head and pooler have learning_rate itself, the embeddings
+    # one power more than the lowest layer. Below 1, what is pretrained moves less the nearer it is to the tokens.
+    layer_decay: float = Field(1.0, gt=0, le=1)
     epochs: NonNegativeInt = 1
     # How often per epoch the validation rows are scored, a report made (which ASHA hears) and a checkpoint written:
     # evenly over its steps, once a step at most. For large training sets.

@@ -1,78 +1,121 @@
-"""The methods of the literature as pairs of stages: plain values, under the fields of ``StageConfig``.
+"""The methods of the literature as presets: plain values under the fields of ``TrialConfig``, and what to sweep.
 
-A preset says only what makes its method that method, plus learning rates and epochs to start from; every other field
-keeps the default of ``StageConfig``. Whoever merges a preset with a user's own settings copies it first.
+Each has two variants. ``two_stage`` says what makes the method that method and gives lists of values, written as in a
+sweep file, for what depends on rows and encoder: learning rates, epochs, batch size. ``two_stage/paper`` has the exact
+settings of the paper, its model and length included. Every other field keeps its default. What a user writes is laid
+over a preset, field by field; whoever does that copies it first.
+
+    (a) ValizadehAslani et al., arXiv 2207.10858 (2022), and Neurocomputing 592:127801 (2024), with their official code
+    (b) Shi et al., PMLR 183:68-82 (2022)
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-METHODS: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
-    # ValizadehAslani et al. 2022 (arXiv 2207.10858), with more epochs of stage one than their one: heads start fresh.
+Preset = Mapping[str, Mapping[str, Any]]  # section of a trial -> its fields
+
+SKIPPED = {"epochs": 0}
+
+# Lists, since a grid goes through them as well as a random search.
+TOP_RATES = {"choice": [1e-4, 3e-4, 1e-3, 3e-3]}  # of a few layers; (a) and (b) have 1e-4, too low for few rows
+HEAD_RATES = {"choice": [1e-3, 3e-3, 1e-2, 3e-2]}  # a head alone bears higher ones
+ALL_RATES = {"choice": [1e-5, 2e-5, 5e-5, 1e-4, 2e-4]}  # base models at the lower end, small ones at the higher
+TOP_EPOCHS = {"choice": [1, 3, 6]}
+ONLY_EPOCHS = {"choice": [2, 3, 4]}  # where there is no stage one: Devlin et al. 2019, as the two batch sizes
+LAST_EPOCHS = {"choice": [1, 2, 3]}
+BATCH_SIZES = {"choice": [16, 32]}
+
+CROSS_ENTROPY = {"name": "cross_entropy"}
+WEIGHTED = {"name": "weighted_cross_entropy", "beta": 0.9999}
+LDAM = {"name": "ldam", "max_margin": 0.5, "scale": 1.0, "beta": 0.9999}
+
+PLAIN = {"trains": "all", "rows": "original", "loss": CROSS_ENTROPY}  # ordinary fine-tuning
+TOP = {"trains": {"top_layers": 1}, "learning_rate": TOP_RATES, "epochs": TOP_EPOCHS}
+ONLY = PLAIN | {"learning_rate": ALL_RATES, "epochs": ONLY_EPOCHS, "batch_size": BATCH_SIZES}
+LAST = PLAIN | {"learning_rate": ALL_RATES, "epochs": LAST_EPOCHS, "batch_size": BATCH_SIZES}
+
+# What both papers share, as far as they state it. Their frozen trunk stays in train mode, dropout and all.
+PAPER = {"batch_size": 16, "warmup": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0}
+PAPER_TOP = PAPER | {"trains": {"top_layers": 1}, "learning_rate": 1e-4, "epochs": 1, "frozen_dropout": True}
+PAPER_ALL = PAPER | PLAIN | {"learning_rate": 1e-5}
+MODEL_A = {"name": "bert-base-uncased", "head": {"pooling": "pooler", "kind": "mlp", "hidden": 50}}
+MODEL_B = {"name": "bert-base-uncased", "head": "native"}
+# (b) by its ADME column. IMDB and 20 Newsgroups have batch_size 8 and max_length 512; stage two 2 (IMDB) and 5 epochs
+# (20 Newsgroups), vanilla 3 and 5.
+LENGTH = {"max_length": 128}
+
+METHODS: Final[Mapping[str, Preset]] = {
+    # (a) 2022: the top layer first, with a class-balanced loss.
     "two_stage": {
-        "stage_one": {
-            "trains": {"top_layers": 1},
-            "rows": "original",
-            "loss": {"name": "ldam", "max_margin": 0.5, "scale": 1.0, "beta": 0.9999},
-            "learning_rate": 1e-4,
-            "epochs": 3,
-        },
-        "stage_two": {
-            "trains": "all",
-            "rows": "original",
-            "loss": {"name": "cross_entropy"},
-            "learning_rate": 3e-5,
-            "epochs": 1,
-        },
+        "stage_one": TOP | {"rows": "original", "loss": LDAM},
+        "stage_two": LAST,
     },
-    # Ordinary fine-tuning (Devlin et al. 2019); three epochs, as the vanilla baseline of Shi et al. 2022 (PMLR 183).
-    "vanilla": {
-        "stage_one": {"epochs": 0},
-        "stage_two": {
-            "trains": "all",
-            "rows": "original",
-            "loss": {"name": "cross_entropy"},
-            "learning_rate": 3e-5,
-            "epochs": 3,
-        },
+    "two_stage/paper": {
+        "data": LENGTH,
+        "model": MODEL_A,
+        "stage_one": PAPER_TOP | {"rows": "original", "loss": LDAM},
+        "stage_two": PAPER_ALL | {"epochs": 1},
     },
-    # Cross-entropy weighted by the effective number of samples (Cui et al. 2019, arXiv 1901.05555).
-    "reweighting": {
-        "stage_one": {"epochs": 0},
-        "stage_two": {
-            "trains": "all",
-            "rows": "original",
-            "loss": {"name": "weighted_cross_entropy", "beta": 0.9999},
-            "learning_rate": 3e-5,
-            "epochs": 3,
-        },
+    # (a) 2024: the top layer first, on paraphrases that make every class as large as the largest.
+    "two_stage_augmented": {
+        "data": {"augmentation": {"kind": "eda"}},
+        "stage_one": TOP | {"rows": "augmented", "loss": CROSS_ENTROPY},
+        "stage_two": LAST,
     },
-    # Rows of the smaller classes repeated: the oversampling baseline of Shi et al. 2022 (PMLR 183).
-    "oversampling": {
-        "stage_one": {"epochs": 0},
-        "stage_two": {
-            "trains": "all",
-            "rows": "oversampled",
-            "loss": {"name": "cross_entropy"},
-            "learning_rate": 3e-5,
-            "epochs": 3,
-        },
+    "two_stage_augmented/paper": {
+        "data": LENGTH | {"augmentation": {"kind": "paraphrases"}},  # ChatGPT's; data.augmentation.file has them
+        "model": MODEL_A,
+        "stage_one": PAPER_TOP | {"rows": "augmented", "loss": CROSS_ENTROPY},
+        "stage_two": PAPER_ALL | {"epochs": 1},
     },
-    # Linear probing, then fine-tuning (Kumar et al. 2022, arXiv 2202.10054); a head alone bears a higher learning rate.
+    # (b): the top layer first, on rows translated to German or Russian and back; EDA did as well.
+    "pre_finetuning": {
+        "data": {"augmentation": {"kind": "eda"}},
+        "stage_one": TOP | {"rows": "augmented", "loss": CROSS_ENTROPY},
+        "stage_two": LAST,
+    },
+    "pre_finetuning/paper": {
+        "data": LENGTH | {"augmentation": {"kind": "back_translation"}},
+        "model": MODEL_B,
+        "stage_one": PAPER_TOP | {"rows": "augmented", "loss": CROSS_ENTROPY},
+        "stage_two": PAPER_ALL | {"epochs": 3},
+    },
+    # Ordinary fine-tuning (Devlin et al. 2019). As the baseline of (a): one epoch; that of (b) has three.
+    "vanilla": {"stage_one": SKIPPED, "stage_two": ONLY},
+    "vanilla/paper": {
+        "data": LENGTH,
+        "model": MODEL_A,
+        "stage_one": SKIPPED,
+        "stage_two": PAPER_ALL | {"epochs": 1},
+    },
+    # A class-balanced loss throughout: cross-entropy by the effective number of samples (Cui et al. 2019, arXiv
+    # 1901.05555). As the baseline of (a): the loss that its stage one has.
+    "reweighting": {"stage_one": SKIPPED, "stage_two": ONLY | {"loss": WEIGHTED}},
+    "reweighting/paper": {
+        "data": LENGTH,
+        "model": MODEL_A,
+        "stage_one": SKIPPED,
+        "stage_two": PAPER_ALL | {"loss": LDAM, "epochs": 1},
+    },
+    # Rows of the smaller classes repeated: a baseline of (b).
+    "oversampling": {"stage_one": SKIPPED, "stage_two": ONLY | {"rows": "oversampled"}},
+    "oversampling/paper": {
+        "data": LENGTH,
+        "model": MODEL_B,
+        "stage_one": SKIPPED,
+        "stage_two": PAPER_ALL | {"rows": "oversampled", "epochs": 3},
+    },
+    # Linear probing, then fine-tuning (Kumar et al. 2022, arXiv 2202.10054): a baseline of (b), which does not say how
+    # long or fast it probes. Taken to be as its own stage one.
     "lp_ft": {
-        "stage_one": {
-            "trains": "head",
-            "rows": "original",
-            "loss": {"name": "cross_entropy"},
-            "learning_rate": 1e-3,
-            "epochs": 3,
-        },
-        "stage_two": {
-            "trains": "all",
-            "rows": "original",
-            "loss": {"name": "cross_entropy"},
-            "learning_rate": 3e-5,
-            "epochs": 1,
-        },
+        "stage_one": {"trains": "head", "rows": "original", "loss": CROSS_ENTROPY}
+        | {"learning_rate": HEAD_RATES, "epochs": TOP_EPOCHS},
+        "stage_two": LAST,
+    },
+    "lp_ft/paper": {
+        "data": LENGTH,
+        "model": MODEL_B,
+        "stage_one": PAPER_TOP | {"trains": "head", "rows": "original", "loss": CROSS_ENTROPY},
+        "stage_two": PAPER_ALL | {"epochs": 3},
     },
 }

@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -127,11 +127,11 @@ def resolve(name: str) -> str:
     return str(folder)
 
 
-def check_model(config: ModelConfig, trains: Mapping[str, Trains]) -> nn.Module:
+def check_model(config: ModelConfig, trains: Mapping[str, Trains], decayed: Collection[str] = ()) -> nn.Module:
     """Raise :class:`ModelError` for a model that cannot be loaded, or cannot train what the named settings ask for.
 
-    Loads it whole: that a model has no weights, say, should not be told by every candidate's failure. Returns it, with
-    a head for two classes.
+    ``decayed`` names those whose learning rate decays from layer to layer. Loads the model whole: that it has no
+    weights, say, should not be told by every candidate's failure. Returns it, with a head for two classes.
     """
     model = build_classifier(config, ("first", "second"), seed=0)
     for name, setting in trains.items():
@@ -139,6 +139,11 @@ def check_model(config: ModelConfig, trains: Mapping[str, Trains]) -> nn.Module:
             set_trainable(model, setting)
         except ModelError as error:
             raise ModelError(f"{name}.trains: {error}") from None
+    for name in decayed:
+        try:
+            depths(model)
+        except ModelError as error:
+            raise ModelError(f"{name}.layer_decay: {error}") from None
     return model
 
 
@@ -168,6 +173,36 @@ def set_trainable(model: nn.Module, trains: Trains) -> None:
     training = {id(p) for p in chosen}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in training)
+
+
+def depths(model: nn.Module) -> dict[str, int]:
+    """How far below the head each parameter lies, by name.
+
+    0: the head and the pooler; 1: the top encoder layer, and so on down; one more than the lowest layer's: the
+    embeddings, and all else in the encoder that belongs to no layer (relative positions, norms). A parameter that
+    several of these share lies where the lowest of them does.
+
+    Raises:
+        ModelError: the architecture has no list of layers, or its layers share their weights (ALBERT).
+    """
+    encoder = cast(nn.Module, model.base_model)
+    try:
+        layers = encoder_layers(encoder)
+    except ModelError:
+        raise ModelError(
+            f"{type(encoder).__name__} has no list of layers with weights of their own, so that none can have a "
+            "learning rate of its own: leave layer_decay out, or say 1"
+        ) from None
+    of_layers = [{id(p) for p in layer.parameters()} for layer in layers]
+    of_layer = {
+        parameter: len(layers) - number for number, ids in reversed([*enumerate(of_layers)]) for parameter in ids
+    }
+    of_encoder = {id(p) for p in encoder.parameters()} - {id(p) for p in _pooler(model).parameters()}
+    below = len(layers) + 1
+    return {
+        name: of_layer.get(id(parameter), below) if id(parameter) in of_encoder else 0
+        for name, parameter in model.named_parameters()
+    }
 
 
 def encoder_layers(encoder: nn.Module) -> nn.ModuleList:

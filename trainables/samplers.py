@@ -11,33 +11,46 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-Rows = Literal["original", "oversampled", "class_balanced"]
+Rows = Literal["original", "oversampled", "class_balanced", "sqrt", "progressive"]
 
 
-def epoch_rows(kind: Rows, labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+def epoch_rows(kind: Rows, labels: np.ndarray, seed: int, epoch: int, num_epochs: int = 1) -> np.ndarray:
     """The rows of one epoch, in the order of their visit.
+
+    Visits are counts, not draws: those of two rows of one class differ by one at most, and no row of a class comes
+    again before all have come.
 
     Args:
         kind: ``original``: every row once. ``oversampled``: every class as often as the largest one, its rows repeated.
-            ``class_balanced``: as many visits as there are rows, the classes as equal as that allows (the left-over
-            visits go to classes drawn anew each epoch). The visits of two rows of one class differ by one at most.
+            The others make as many visits as there are rows. ``class_balanced``: the classes as equal as that allows
+            (the left-over visits go to classes drawn anew each epoch). ``sqrt``: a class of n rows in proportion to
+            n^(1/2). ``progressive``: from ``original`` in the first epoch to ``class_balanced`` in the last, in between
+            the shares that lie as far between the two (Kang et al. 2020, arXiv 1910.09217); a single epoch is the last.
         labels: (n,) class of each row.
         seed: not negative.
         epoch: from 0.
+        num_epochs: of the stage; what ``progressive`` goes by.
 
     Returns:
         int64 indices into ``labels``, shuffled; ``num_rows`` of them.
     """
     rng = np.random.default_rng((seed, epoch))
+    way = 1.0 if epoch + 1 >= num_epochs else epoch / (num_epochs - 1)  # that progressive has gone
+    if kind == "progressive" and way in (0, 1):
+        kind = "original" if way == 0 else "class_balanced"
     if kind == "original":
         return rng.permutation(len(labels))
     class_counts = np.unique(labels, return_counts=True)[1]  # of the classes with rows
     rows_by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(class_counts)[:-1])
     if kind == "oversampled":
         visits = np.full(len(class_counts), class_counts.max())
-    else:
+    elif kind == "class_balanced":
         visits = np.full(len(class_counts), len(labels) // len(class_counts))
         visits[rng.permutation(len(class_counts))[: len(labels) % len(class_counts)]] += 1
+    elif kind == "sqrt":
+        visits = _apportioned(np.sqrt(class_counts), len(labels), rng)
+    else:
+        visits = _apportioned((1 - way) * class_counts + way * class_counts.mean(), len(labels), rng)
     drawn = [_repeat_to(rows, count, rng) for rows, count in zip(rows_by_class, visits, strict=True)]
     return rng.permutation(np.concatenate(drawn))
 
@@ -93,6 +106,21 @@ def shares(step_rows: np.ndarray, rank: int, world_size: int, micro_batches: int
     parts = np.array_split(step_rows, micro_batches * world_size)  # the empty ones come last
     shared = range(0, min(len(step_rows), len(parts)), world_size)  # first part of each micro-batch that has rows
     return [parts[first + rank] for first in shared]
+
+
+def _apportioned(shares: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
+    """``total`` visits in proportion to ``shares``, each class's part rounded down or up.
+
+    Which are rounded up is drawn, each class with the chance of what its part is over, so that over many epochs the
+    proportions are exact (systematic sampling: the parts are laid end to end in random order, and a comb of step 1
+    dropped on them).
+    """
+    order = rng.permutation(len(shares))
+    ends = np.floor(np.cumsum(shares[order]) * (total / shares.sum()) + rng.random()).astype(np.int64)
+    ends[-1] = total  # whatever the sums were rounded to
+    visits = np.empty(len(shares), np.int64)
+    visits[order] = np.diff(ends, prepend=0)
+    return visits
 
 
 def _repeat_to(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

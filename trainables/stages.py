@@ -13,7 +13,7 @@ import math
 import tempfile
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,10 @@ from trainables import keys
 from trainables.checkpoint import Progress, load_optimizer, load_parameters, load_progress, save_checkpoint
 from trainables.config import StageConfig, TrialConfig
 from trainables.features import Features
-from trainables.losses import Loss, build_loss
+from trainables.losses import LossSchedule, build_losses
 from trainables.metrics import Confusion
 from trainables.model import set_train_mode, set_trainable
+from trainables.optimizer import LinearSchedule, adamw, set_learning_rate
 from trainables.roads import Road, cached_road, live_road
 from trainables.runtime import Report, Runtime
 from trainables.samplers import epoch_rows, num_rows, shares, stage_spans, steps
@@ -117,32 +118,32 @@ def run_stage(
     stage_index = keys.STAGES.index(progress.stage)
     words = OccurringWords(model, road, data)
     with words.alone():  # what is made here is made for the parameters as the steps will find them
-        optimizer = _adamw(model, config)
+        optimizer = adamw(model, config)
         if start is not None and progress.epoch > 0:
             load_optimizer(start, optimizer)
         wrapped = runtime.wrap(road.module)
-    loss = build_loss(config.loss, data.class_counts)
     num_steps = math.ceil(num_rows(config.rows, data.class_counts) / config.batch_size)  # of an epoch
+    losses = build_losses(config.loss, data.class_counts, config.epochs * num_steps)
     schedule = LinearSchedule(config.learning_rate, config.epochs * num_steps, config.warmup)
     rows_seed = _seed(seed, stage_index)
     for span in stage_spans(config.epochs, num_steps, config.evaluations_per_epoch, progress.epoch):
         began = time.perf_counter()
         later = [span.after] if span.after else []  # the first span draws what a whole epoch would
         torch.manual_seed(_seed(seed, stage_index, span.epoch, runtime.rank, *later))
-        rows = epoch_rows(config.rows, data.train.labels, rows_seed, span.epoch)
+        rows = epoch_rows(config.rows, data.train.labels, rows_seed, span.epoch, config.epochs)
         span_steps = steps(rows, config.batch_size)[span.steps]
         where = f"{progress.stage} epoch {keys.shown_epochs(span.done)}"
         set_train_mode(model, config.frozen_dropout)
+        first_step = span.epoch * num_steps + span.steps.start
         with words.alone(optimizer):
             train_loss = _train_span(
-                config, data, road, span_steps, wrapped, loss, optimizer, schedule, runtime,
-                where=where, first_step=span.epoch * num_steps + span.steps.start,
-            )  # fmt: skip
+                config, data, road, span_steps, wrapped, losses, optimizer, schedule, runtime, where, first_step
+            )
         report: dict[str, str | int | float | None] = {
             keys.STAGE: progress.stage,
             keys.EPOCH: span.done,
             keys.TRAIN_LOSS: train_loss,
-            keys.LEARNING_RATE: float(optimizer.param_groups[0]["lr"]),
+            keys.LEARNING_RATE: schedule(first_step + len(span_steps) - 1),
             keys.ROWS: sum(map(len, span_steps)),
             keys.ROAD: road.description,
             **evaluate(road, data, runtime, keys.VALIDATION, config.precision),
@@ -184,28 +185,13 @@ def logits_of_rows(road: Road, data: PreparedData, device: torch.device, split: 
     return logits
 
 
-@dataclass(frozen=True)
-class LinearSchedule:
-    """Learning rate of step t of T: rises linearly over the warm-up's steps, then falls linearly to 0 at T."""
-
-    learning_rate: float
-    total_steps: int
-    warmup: float = 0.0  # share of the steps
-
-    def __call__(self, step: int) -> float:
-        warmup_steps = int(self.warmup * self.total_steps)
-        if step < warmup_steps:
-            return self.learning_rate * step / warmup_steps
-        return self.learning_rate * (self.total_steps - step) / (self.total_steps - warmup_steps)
-
-
 def _train_span(
     config: StageConfig,
     data: PreparedData,
     road: Road,
     span_steps: list[np.ndarray],
     model: nn.Module,
-    loss: Loss,
+    losses: LossSchedule,
     optimizer: torch.optim.Optimizer,
     schedule: LinearSchedule,
     runtime: Runtime,
@@ -215,18 +201,18 @@ def _train_span(
     """An epoch or a span of it; returns the mean over its steps of the step's global weighted mean loss."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     labels = data.train.labels
-    weights = loss.class_weights.numpy()[labels]  # of each row
     total = torch.zeros((), device=runtime.device)
     for number, step_rows in enumerate(span_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule(first_step + number)
+        set_learning_rate(optimizer, schedule(first_step + number))
+        loss = losses(first_step + number)
+        class_weights = loss.class_weights.numpy()
         # Weighted losses are means over weights: every part counts by its share of the whole step's weight, so that
         # the sum over workers and micro-batches is the weighted mean over the step, whoever computes it.
-        step_weight = float(weights[step_rows].sum())
+        step_weight = float(class_weights[labels[step_rows]].sum())
         micro_batches = shares(step_rows, runtime.rank, runtime.world_size, config.gradient_accumulation)
         parts = [part for micro_batch in micro_batches for part in road.parts(keys.TRAIN, micro_batch)]
         for index, part in enumerate(parts):
-            share = float(weights[part].sum()) / step_weight
+            share = float(class_weights[labels[part]].sum()) / step_weight
             if len(part) == 0:  # a worker without rows still takes part in the exchange of gradients
                 part = step_rows[:1]
             with _gradients_exchanged(model, last=index + 1 == len(parts)):
@@ -242,16 +228,6 @@ def _train_span(
         if (number + 1) % STEPS_BETWEEN_LOSS_CHECKS == 0 and not math.isfinite(total.item()):
             raise TrainingDiverged(_diverged("training loss", total.item(), f"{where}, step {number + 1}", config))
     return float(runtime.sum(total).item()) / len(span_steps)
-
-
-def _adamw(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
-    """AdamW (eps 1e-8) over what trains; biases and norms are not decayed."""
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [(name, p) for name, p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [(name, p) for name, p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, eps=1e-8, fused=True)
 
 
 def _labels(labels: np.ndarray, batch: np.ndarray, device: torch.device) -> Tensor:

@@ -15,11 +15,12 @@ from torch import nn
 
 from trainables.config import StageConfig
 from trainables.features import FeaturePlan, make_part
-from trainables.losses import build_loss
+from trainables.losses import build_losses
 from trainables.model import set_train_mode
+from trainables.optimizer import LinearSchedule, adamw
 from trainables.roads import Road
 from trainables.runtime import SingleProcess
-from trainables.stages import LinearSchedule, _adamw, _train_span
+from trainables.stages import _train_span
 from trainables.tokenised import PreparedData
 from trainables.vocabulary import OccurringWords
 
@@ -48,10 +49,10 @@ class Training:
         self.model = model
         self.road = road
         self.data = data
-        self.loss = build_loss(config.loss, data.class_counts)
+        self.losses = build_losses(config.loss, data.class_counts, total_steps)
         self.words = OccurringWords(model, road, data)
         with self.words.alone():
-            self.optimizer = _adamw(model, config)
+            self.optimizer = adamw(model, config)
         self.schedule = LinearSchedule(config.learning_rate, total_steps)
         self.runtime = SingleProcess(device)
         self.done = 0
@@ -61,7 +62,7 @@ class Training:
         set_train_mode(self.model, self.config.frozen_dropout)
         with self.words.alone(self.optimizer):
             loss = _train_span(
-                self.config, self.data, self.road, list(batches), self.road.module, self.loss, self.optimizer,
+                self.config, self.data, self.road, list(batches), self.road.module, self.losses, self.optimizer,
                 self.schedule, self.runtime, where="the benchmark", first_step=self.done,
             )  # fmt: skip
         self.done += len(batches)

@@ -34,6 +34,7 @@ def sweep(tmp_path: Path, **fields: Any) -> Sweep:
     tree = {
         "search": "optuna",
         "num_candidates": 30,
+        "method": "two_stage/paper",  # sweeps nothing of its own
         "data": {"train": "rows.csv"},
         "stage_one": {"learning_rate": {"loguniform": [1e-5, 1e-1]}, "loss": {"choice": LOSSES}},
         **fields,

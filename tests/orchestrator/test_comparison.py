@@ -38,7 +38,7 @@ def test_every_method_is_a_sweep_of_the_shared_settings_with_the_budget(load: An
         assert f"{config.storage}/{config.name}" == f"here/mine/methods/{method}/search"
         assert config.wandb.group == f"mine-{method}"
     assert comparison.search("vanilla", None).config.stage_one["epochs"] == 0
-    assert comparison.search("two_stage", None).config.stage_one["epochs"] > 0
+    assert comparison.search("two_stage", None).candidates()[0].trial.stage_one.epochs > 0
 
 
 def test_the_defaults_are_the_papers_seeds_and_vanilla(load: Any) -> None:

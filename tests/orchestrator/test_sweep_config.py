@@ -1,5 +1,6 @@
 """A sweep file becomes a checked sweep, or all its mistakes at once."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 import orchestrator
 from orchestrator.config import AshaConfig, Sweep, SweepConfigError, load_sweep, to_yaml
+from trainables.config import DataConfig
 from trainables.methods import METHODS
 
 SWEEPS = Path(orchestrator.__file__).parent / "sweeps"
+FIXED = "method: two_stage/paper\n"  # sweeps nothing of its own
 SMALL = "data: {train: rows.csv}\nnum_candidates: 2\nstage_one: {learning_rate: {loguniform: [1e-5, 1e-2]}}\n"
 in_one_folder = hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
@@ -44,32 +47,87 @@ def test_the_least_sweep_gets_every_default(load: Any) -> None:
     assert config.metric == "validation/macro_f1"
     assert config.asha == AshaConfig(grace_epochs=1, reduction_factor=3, brackets=1)
     assert config.max_concurrent == "auto"
-    assert config.num_candidates == 1
-    assert sweep.notes == ["no field is swept: there is one candidate"]
+    assert config.num_candidates == 8
+    assert sweep.notes == []
     assert config.resources.stage_two.model_dump() == {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
     wandb = {"mode": "offline", "project": "tailsweep", "entity": None, "group": None, "tags": []}
     assert config.wandb.model_dump() == wandb
-    assert sweep.candidates()[0].trial.stage_one.model_dump() == config.stage_one
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_method_fills_both_stages(load: Any, method: str) -> None:
-    config = load(f"{{method: {method}, data: {{train: rows.csv}}}}").config
-    for stage, fields in METHODS[method].items():
-        assert getattr(config, stage) | fields == getattr(config, stage)
+def test_a_sweep_without_a_distribution_is_one_candidate(load: Any) -> None:
+    sweep = load(FIXED + "data: {train: rows.csv}")
+    assert sweep.config.num_candidates == 1
+    assert sweep.notes == ["no field is swept: there is one candidate"]
+    assert sweep.candidates()[0].trial.stage_one.model_dump() == sweep.config.stage_one
+
+
+def holds(resolved: Any, preset: Any) -> bool:
+    """Whether all of ``preset`` is in ``resolved``, defaults aside."""
+    if not isinstance(preset, dict):
+        return bool(resolved == preset)
+    return all(name in resolved and holds(resolved[name], value) for name, value in preset.items())
+
+
+# Until there is augmentation to configure.
+KNOWN = [
+    name
+    for name, preset in METHODS.items()
+    if "augmentation" in DataConfig.model_fields or "augmentation" not in preset.get("data", {})
+]
+
+
+@pytest.mark.parametrize("method", KNOWN)
+def test_a_method_makes_a_valid_sweep_that_holds_all_it_says(load: Any, method: str) -> None:
+    # The paraphrases of two_stage_augmented/paper are a file of the user's.
+    files = ["data.augmentation.file=aug.csv"] if method == "two_stage_augmented/paper" else []
+    sweep = load(f"{{method: {method}, data: {{train: rows.csv}}}}", *files)
+    for section, fields in METHODS[method].items():
+        assert holds(getattr(sweep.config, section), fields)
+    assert not holds(sweep.config.stage_two, METHODS[method]["stage_two"] | {"epochs": 77})
+    assert len(sweep.candidates()) == (1 if method.endswith("/paper") else 8)
+    for candidate in sweep.candidates():
+        assert candidate.trial.stage_two.epochs >= 1
+
+
+def test_a_presets_lists_are_what_a_grid_goes_through_and_a_value_takes_their_place(load: Any) -> None:
+    text = "{method: vanilla, search: grid, asha: null, data: {train: x}, stage_two: {warmup: {grid: [0, 0.1]}"
+    lists = METHODS["vanilla"]["stage_two"]
+    many = math.prod(len(lists[field]["choice"]) for field in ("learning_rate", "epochs", "batch_size"))
+    sweep = load(text + "}}")
+    assert len(sweep.candidates()) == 2 * many
+    assert sweep.notes == [
+        "method vanilla sweeps stage_two.learning_rate, stage_two.epochs, stage_two.batch_size: give those a value "
+        "that the grid is not to go through"
+    ]
+    fixed = load(text + ", learning_rate: 3e-5, epochs: 2, batch_size: 8}}")
+    assert len(fixed.candidates()) == 2
+    assert fixed.notes == []
+    (found,) = mistakes(load, text + "}, num_candidates: 2}")
+    assert found.startswith(
+        f"num_candidates: is 2, but the grid has {2 * many} points: leave num_candidates out; method"
+    )
+
+
+def test_a_preset_of_model_and_data_lies_beneath_the_files(load: Any) -> None:
+    config = load(FIXED + "data: {train: x}\nmodel: {name: bert-base-uncased, head: {dropout: 0}}").config
+    assert config.data["max_length"] == 128
+    assert config.model["name"] == "bert-base-uncased"
+    assert config.model["head"] == {"pooling": "pooler", "kind": "mlp", "hidden": 50, "dropout": 0}
+    config = load(FIXED + "data: {train: x, max_length: 64}\nmodel: {name: small, head: native}").config
+    assert (config.data["max_length"], config.model) == (64, {"name": "small", "head": "native"})
+    assert mistakes(load, FIXED) == ["data: missing, but must be a mapping"]
 
 
 def test_fields_of_the_file_override_the_presets(load: Any) -> None:
     stage = load("data: {train: x}\nstage_one: {epochs: 7, loss: {scale: 30}, trains: head}").config.stage_one
     assert (stage["epochs"], stage["trains"]) == (7, "head")
-    assert stage["loss"] == {"name": "ldam", "max_margin": 0.5, "scale": 30, "beta": 0.9999}
+    assert stage["loss"] == {"name": "ldam", "max_margin": 0.5, "scale": 30, "beta": 0.9999, "defer": 0.0}
     assert stage["learning_rate"] == METHODS["two_stage"]["stage_one"]["learning_rate"]
 
 
 def test_a_loss_of_another_name_replaces_the_presets_whole(load: Any) -> None:
-    assert load("data: {train: x}\nstage_one: {loss: {name: cross_entropy}}").config.stage_one["loss"] == {
-        "name": "cross_entropy"
-    }
+    loss = load("data: {train: x}\nstage_one: {loss: {name: cross_entropy}}").config.stage_one["loss"]
+    assert loss == {"name": "cross_entropy", "label_smoothing": 0.0}
 
 
 def test_loading_leaves_the_presets_as_they_are(load: Any) -> None:
@@ -143,14 +201,15 @@ resources: {stage_two: {workers: 0, gpus_per_worker: 1.5}}
         'model.head.pooling: is "men", but must be one of cls, mean, pooler; did you mean "mean"?',
         'stage_one.learning_rat: unknown field; did you mean "learning_rate"?',
         'stage_one.trains: is "tops", but must be one of head, pooler, all or {top_layers: k}',
-        'stage_one.loss.name: is "ldm", but must be one of cross_entropy, weighted_cross_entropy, ldam; did you mean '
-        '"ldam"?',
+        'stage_one.loss.name: is "ldm", but must be one of cross_entropy, weighted_cross_entropy, ldam, focal, '
+        'balanced_softmax, logit_adjustment; did you mean "ldam"?',
         "stage_one.epochs: uniform draws fractions, but this must be a whole number: say {randint: [low, high]}, high "
         "left out",
         'stage_two.trains.top_layer: unknown field; did you mean "top_layers"?',
         "stage_two.batch_size: is true, but must be a whole number > 0",
         'stage_two.epochs: is "3", but must be a whole number >= 0',
-        "stage_two.loss.name: missing, but must be one of cross_entropy, weighted_cross_entropy, ldam",
+        "stage_two.loss.name: missing, but must be one of cross_entropy, weighted_cross_entropy, ldam, focal, "
+        "balanced_softmax, logit_adjustment",
         'wandb.mode: is "offine", but must be one of offline, online, disabled; did you mean "offline"?',
         'wandb.tags.0: is 1, but must be text; if it is meant as text, write "1" in quotes',
         "resources.stage_two.workers: is 0, but must be a whole number > 0",
@@ -169,7 +228,8 @@ resources: {stage_two: {workers: 0, gpus_per_worker: 1.5}}
         ("data: {train: x}\nqqq: 1", "qqq: unknown field; valid are name, storage, seed, method,"),
         (
             "data: {train: x}\nstage_one: {loss: ldam}",
-            'stage_one.loss: is "ldam", but must be {name: cross_entropy} or',
+            'stage_one.loss: is "ldam", but must be {name: cross_entropy} or {name: weighted_cross_entropy} or '
+            "{name: ldam} or {name: focal} or {name: balanced_softmax} or {name: logit_adjustment}",
         ),
         ("data: {train: x}\nstage_one: {loss: {name: [1]}}", "stage_one.loss.name: is [1], but must be one of"),
         ("data: {train: x}\nstage_one: {loss: {name: ldam, max_margin: -1}}", "stage_one.loss.max_margin: is -1, but"),
@@ -206,7 +266,8 @@ def test_one_mistake_is_told_once_and_plainly(load: Any, text: str, mistake: str
 
 
 def test_a_combination_that_makes_no_trial_is_named_with_its_candidate(load: Any) -> None:
-    text = "data: {train: x}\nsearch: grid\nstage_one: {epochs: {grid: [1, 0]}}\nstage_two: {epochs: {grid: [1, 0]}}"
+    text = f"{FIXED}data: {{train: x}}\nsearch: grid\n"
+    text += "stage_one: {epochs: {grid: [1, 0]}}\nstage_two: {epochs: {grid: [1, 0]}}"
     (found,) = mistakes(load, text)
     assert found.startswith("stage_one.epochs and stage_two.epochs are both 0")
     assert found.endswith("(candidate c003: stage_one.epochs = 0, stage_two.epochs = 0)")
@@ -231,7 +292,12 @@ def test_a_combination_that_makes_no_trial_is_named_with_its_candidate(load: Any
     ],
 )
 def test_candidates_that_cannot_all_differ_are_refused(load: Any, stage_one: str, fields: str, mistake: str) -> None:
-    tree = {"data": {"train": "x"}, "stage_one": yaml.safe_load(f"{{{stage_one}}}"), **yaml.safe_load(fields)}
+    tree = {
+        "method": "two_stage/paper",
+        "data": {"train": "x"},
+        "stage_one": yaml.safe_load(f"{{{stage_one}}}"),
+        **yaml.safe_load(fields),
+    }
     (found,) = mistakes(load, yaml.safe_dump(tree))
     assert found.startswith(mistake)
 
@@ -239,14 +305,17 @@ def test_candidates_that_cannot_all_differ_are_refused(load: Any, stage_one: str
 def test_a_grid_beyond_all_measure_is_refused_before_it_is_made(load: Any) -> None:
     fields = ("epochs", "batch_size", "learning_rate", "weight_decay", "max_grad_norm")
     grid = {field: {"grid": list(range(1, 101))} for field in fields}
-    (found,) = mistakes(load, yaml.safe_dump({"data": {"train": "x"}, "search": "grid", "stage_two": grid}))
+    (found,) = mistakes(
+        load, yaml.safe_dump({"method": "two_stage/paper", "data": {"train": "x"}, "search": "grid", "stage_two": grid})
+    )
     assert found == "num_candidates: the grid has 10000000000 points, but must have at most 10000"
 
 
 def test_the_number_of_candidates_follows_from_the_space(load: Any) -> None:
-    continuum = load("data: {train: x}\nstage_one: {learning_rate: {uniform: [1e-5, 1]}}")
-    few = load("data: {train: x}\nstage_one: {epochs: {randint: [1, 4]}}")
-    grid = load("data: {train: x}\nsearch: grid\nstage_one: {epochs: {grid: [1, 2, 3]}, batch_size: {grid: [8, 16]}}")
+    data = FIXED + "data: {train: x}\n"
+    continuum = load(data + "stage_one: {learning_rate: {uniform: [1e-5, 1]}}")
+    few = load(data + "stage_one: {epochs: {randint: [1, 4]}}")
+    grid = load(data + "search: grid\nstage_one: {epochs: {grid: [1, 2, 3]}, batch_size: {grid: [8, 16]}}")
     assert [sweep.config.num_candidates for sweep in (continuum, few, grid)] == [8, 3, 6]
     assert [len(sweep.candidates()) for sweep in (continuum, few, grid)] == [8, 3, 6]
 
@@ -264,7 +333,9 @@ def test_asha_without_a_rung_is_noted_and_a_bracket_without_one_refused(load: An
     assert load("data: {train: x}\nmethod: vanilla\nasha: null\nstage_two: {epochs: {choice: [1, 2]}}").notes == []
 
 
-TOURNAMENT = "{data: {train: x}, num_candidates: 4, stage_one: {learning_rate: {uniform: [1e-5, 1]}}, "
+TOURNAMENT = (
+    "{method: two_stage/paper, data: {train: x}, num_candidates: 4, stage_one: {learning_rate: {uniform: [1e-5, 1]}}, "
+)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +374,7 @@ def test_an_asha_of_stage_two_without_a_rung_is_noted(load: Any) -> None:
 
 def test_a_grid_of_stage_two_is_of_round_two_where_it_has_several_settings(load: Any) -> None:
     text = (
-        "{data: {train: x}, search: grid, promote: 1, stage_one: {epochs: {grid: [1, 2]}}, "
+        "{method: two_stage/paper, data: {train: x}, search: grid, promote: 1, stage_one: {epochs: {grid: [1, 2]}}, "
         "stage_two: {epochs: {grid: [3, 4, 5]}}"
     )
     assert len(load(text + "}").candidates()) == 6
@@ -369,7 +440,7 @@ def test_overrides_reach_fields_subtrees_and_into_distributions(load: Any) -> No
         "max_concurrent=2",
     ).config
     assert config.stage_one["learning_rate"] == {"uniform": [1e-4, 1e-3]}
-    assert config.stage_two["loss"] == {"name": "ldam", "max_margin": 0.5, "scale": 2, "beta": 0.9999}
+    assert config.stage_two["loss"] == {"name": "ldam", "max_margin": 0.5, "scale": 2, "beta": 0.9999, "defer": 0.0}
     assert config.stage_two["trains"] == {"top_layers": 2}
     assert config.asha == AshaConfig(grace_epochs=2)
     assert config.wandb.tags == ["a", "b"]
@@ -380,7 +451,7 @@ def test_overrides_reach_fields_subtrees_and_into_distributions(load: Any) -> No
 def test_a_branch_of_a_swept_subtree_takes_the_distributions_place(load: Any) -> None:
     text = "data: {train: x}\nstage_one: {loss: {choice: [{name: ldam}, {name: cross_entropy}]}}"
     loss = load(text, "stage_one.loss.name=weighted_cross_entropy").config.stage_one["loss"]
-    assert loss == {"name": "weighted_cross_entropy", "beta": 0.9999}
+    assert loss == {"name": "weighted_cross_entropy", "beta": 0.9999, "defer": 0.0, "label_smoothing": 0.0}
 
 
 def test_overrides_and_file_are_reported_together(load: Any) -> None:

@@ -3,7 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from trainables.class_balance import effective_number_weights, groups, ldam_margins
+from trainables.class_balance import effective_number_weights, groups, ldam_margins, log_counts, log_priors
 
 
 def test_weights_of_a_case_worked_by_hand():
@@ -35,9 +35,14 @@ def test_margins_of_a_case_worked_by_hand():
     np.testing.assert_allclose(margins, [1 / 2, 1 / 4, 1 / 6, 1 / 20], rtol=1e-12)
 
 
+def test_log_priors_are_the_logs_of_the_shares():
+    np.testing.assert_allclose(np.exp(log_priors(np.array([1, 4, 15]))), [0.05, 0.2, 0.75], rtol=1e-12)
+    np.testing.assert_allclose(np.exp(log_counts(np.array([1, 4, 15]))), [1, 4, 15], rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     "of_counts", [lambda n: effective_number_weights(n, 0.9999), lambda n: effective_number_weights(n, 0.0),
-                  lambda n: ldam_margins(n, 0.5)]
+                  lambda n: ldam_margins(n, 0.5), log_counts, log_priors]
 )  # fmt: skip
 def test_a_class_without_rows_is_an_error_that_names_it(of_counts):
     with pytest.raises(ValueError, match=r"of class 1, 3 is 0, but must be at least 1"):

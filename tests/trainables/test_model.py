@@ -23,6 +23,7 @@ from trainables.model import (
     PACKAGED_MODULE,
     build_classifier,
     check_model,
+    depths,
     encoder_layers,
     load_classifier,
     resolve,
@@ -362,6 +363,36 @@ def test_all_layers_may_train_but_not_one_more(architecture: str, tiny_model: Ti
         set_trainable(model, TopLayers(top_layers=4))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "head", "layer", "above", "below"),
+    [
+        ("bert", "native", "bert.encoder.layer", ("classifier", "bert.pooler"), ("bert.embeddings",)),
+        ("bert", MEAN_MLP, "encoder.encoder.layer", ("head",), ("encoder.embeddings",)),
+        ("distilbert", "native", "distilbert.transformer.layer", ("pre_classifier", "classifier"), ("distilbert.emb",)),
+        ("modernbert", "native", "model.layers", ("head", "classifier"), ("model.embeddings", "model.final_norm")),
+        ("deberta-v2", "native", "deberta.encoder.layer", ("pooler", "classifier"),
+         ("deberta.embeddings", "deberta.encoder.rel_embeddings", "deberta.encoder.LayerNorm")),
+    ],
+)  # fmt: skip
+def test_depths_count_down_from_the_head_to_the_embeddings(
+    architecture: str, head: Head, layer: str, above: tuple[str, ...], below: tuple[str, ...], tiny_model: TinyModel
+) -> None:
+    """Of three layers 2 is the top one, at depth 1; the embeddings are at depth 4."""
+    found = depths(build(tiny_model(architecture), head))
+    starts = {0: above, 1: f"{layer}.2.", 2: f"{layer}.1.", 3: f"{layer}.0.", 4: below}
+    for name, depth in found.items():
+        assert name.startswith(starts[depth]), (name, depth)
+    assert set(found.values()) == set(starts)
+
+
+def test_what_layers_share_is_as_deep_as_the_lowest_of_them(tiny_model: TinyModel) -> None:
+    model = cast(Any, build(tiny_model("bert"), "native"))
+    layers = model.bert.encoder.layer
+    layers[2].output.dense.weight = layers[1].output.dense.weight
+    assert depths(model)["bert.encoder.layer.1.output.dense.weight"] == 2
+    assert depths(model)["bert.encoder.layer.2.output.dense.bias"] == 1
+
+
 def test_top_layers_of_shared_weights_are_refused_and_the_rest_of_albert_trains(tiny_model: TinyModel) -> None:
     model = build(tiny_model("albert"))
     with pytest.raises(ModelError, match=r"AlbertModel has no list of 3 layers .* use head, pooler or all"):
@@ -536,6 +567,10 @@ def test_check_model_names_the_stage(tiny_model: TinyModel) -> None:
         check_model(native, fine | {"stage_one": TopLayers(top_layers=5)})
     with pytest.raises(ModelError, match=r"^model\.head\.pooling is pooler"):
         check_model(ModelConfig(name=str(tiny_model("distilbert")), head=POOLER), fine)
+    albert = ModelConfig(name=str(tiny_model("albert")))
+    check_model(albert, {"stage_one": "head", "stage_two": "all"})
+    with pytest.raises(ModelError, match=r"^stage_two\.layer_decay: AlbertModel has no list of layers .* or say 1"):
+        check_model(albert, {"stage_one": "head", "stage_two": "all"}, ["stage_two"])
 
 
 # --- the packaged weights

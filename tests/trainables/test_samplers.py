@@ -44,11 +44,66 @@ def test_class_balanced_visits_as_many_rows_with_classes_as_equal_as_that_allows
     assert visits.max() - visits.min() <= 1
 
 
+def class_visits(kind, labels, seed, epoch, num_epochs=1):
+    return np.bincount(labels[epoch_rows(kind, labels, seed, epoch, num_epochs)], minlength=labels.max() + 1)
+
+
 @settings(deadline=None)
-@given(kinds, class_lists, seeds, epochs)
+@given(class_lists, seeds, epochs)
+def test_sqrt_visits_classes_by_the_root_of_their_rows_to_less_than_a_visit(labels, seed, epoch):
+    labels = np.array(labels)
+    visits = class_visits("sqrt", labels, seed, epoch)
+    roots = np.sqrt(np.bincount(labels))
+    assert visits.sum() == len(labels)
+    assert (np.abs(visits - len(labels) * roots / roots.sum()) < 1 + 1e-9).all()
+
+
+def test_sqrt_of_a_case_worked_by_hand():
+    # 64, 16, 4 rows: roots 8, 4, 2; of 84 visits 48, 24, 12, with nothing left over.
+    labels = np.repeat([0, 1, 2], [64, 16, 4])
+    assert class_visits("sqrt", labels, seed=1, epoch=2).tolist() == [48, 24, 12]
+
+
+def test_left_over_visits_of_sqrt_are_drawn_anew_so_that_the_mean_is_the_share():
+    # Roots 3, 2, 1 of 14 visits: 7, 4 2/3, 2 1/3.
+    labels = np.repeat([0, 1, 2], [9, 4, 1])
+    visits = [class_visits("sqrt", labels, seed=0, epoch=epoch).tolist() for epoch in range(1200)]
+    assert {tuple(one) for one in visits} == {(7, 5, 2), (7, 4, 3)}
+    assert np.mean(visits, axis=0) == pytest.approx([7, 14 / 3, 7 / 3], abs=0.05)
+
+
+@settings(deadline=None)
+@given(class_lists, seeds, st.integers(1, 9), st.data())
+def test_progressive_goes_from_original_to_class_balanced_in_equal_steps(labels, seed, num_epochs, data):
+    """p(t) = (1 - t) p_IB + t p_CB (Kang et al. 2020), t from 0 in the first epoch to 1 in the last."""
+    labels = np.array(labels)
+    epoch = data.draw(st.integers(0, num_epochs - 1))
+    way = 1.0 if num_epochs == 1 else epoch / (num_epochs - 1)
+    counts = np.bincount(labels)
+    shares = (1 - way) * counts / len(labels) + way * (counts > 0) / np.count_nonzero(counts)
+    visits = class_visits("progressive", labels, seed, epoch, num_epochs)
+    assert visits.sum() == len(labels)
+    assert (np.abs(visits - len(labels) * shares) < 1 + 1e-9).all()
+    assert (visits[counts > 0] >= 1).all()
+
+
+def test_progressive_is_original_first_and_class_balanced_last():
+    labels = np.repeat([0, 1, 2], [40, 9, 4])
+    for epoch, num_epochs, kind in ((0, 4, "original"), (3, 4, "class_balanced"), (0, 1, "class_balanced")):
+        found = epoch_rows("progressive", labels, 5, epoch, num_epochs)
+        assert found.tolist() == epoch_rows(kind, labels, 5, epoch).tolist()
+
+
+def test_progressive_of_a_case_worked_by_hand():
+    # Halfway between 30, 9, 3 and 14, 14, 14.
+    assert class_visits("progressive", np.repeat([0, 1, 2], [30, 9, 3]), 0, 1, 3).tolist() in ([22, 12, 8], [22, 11, 9])
+
+
+@settings(deadline=None)
+@given(kinds, class_lists, seeds, st.integers(0, 4))
 def test_rows_of_a_class_come_again_only_when_all_have_come(kind, labels, seed, epoch):
     labels = np.array(labels)
-    visits = np.bincount(epoch_rows(kind, labels, seed, epoch), minlength=len(labels))
+    visits = np.bincount(epoch_rows(kind, labels, seed, epoch, num_epochs=5), minlength=len(labels))
     for label in np.unique(labels):
         assert np.ptp(visits[labels == label]) <= 1
 
@@ -70,7 +125,7 @@ def test_order_follows_from_seed_and_epoch_alone(kind):
     assert order.tolist() != epoch_rows(kind, labels, seed=1, epoch=3).tolist()
 
 
-@pytest.mark.parametrize("kind", ["oversampled", "class_balanced"])
+@pytest.mark.parametrize("kind", ["oversampled", "class_balanced", "progressive"])
 def test_classes_are_mixed_within_an_epoch(kind):
     labels = np.repeat([0, 1], [300, 30])
     visited = labels[epoch_rows(kind, labels, seed=0, epoch=0)]

@@ -25,9 +25,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from trainables import keys, roads, stages, vocabulary
 from trainables.config import DataConfig, HeadConfig, TrialConfig
 from trainables.losses import build_loss
+from trainables.optimizer import LinearSchedule
 from trainables.roads import live_road
 from trainables.runtime import Report, SingleProcess
-from trainables.stages import LinearSchedule, TrainingDiverged, evaluate, run_two_stages
+from trainables.stages import TrainingDiverged, evaluate, run_two_stages
 from trainables.tokenised import PreparedData, default_cache_dir, open_prepared
 from trainables.tokens import prepare
 
@@ -39,7 +40,8 @@ OVERSAMPLED_ROWS = 99  # 3 times 33
 CROSS_ENTROPY = {"name": "cross_entropy"}
 WEIGHTED = {"name": "weighted_cross_entropy", "beta": 0.99}
 LDAM = {"name": "ldam", "max_margin": 0.5, "scale": 2.0, "beta": 0.99}
-every_loss = pytest.mark.parametrize("loss", [CROSS_ENTROPY, WEIGHTED, LDAM], ids=lambda loss: loss["name"])
+DEFERRED = LDAM | {"defer": 0.6}
+every_loss = pytest.mark.parametrize("loss", [CROSS_ENTROPY, WEIGHTED, DEFERRED], ids=lambda loss: loss["name"])
 SKIPPED = {"epochs": 0}
 TOP_LAYER = {"top_layers": 1}
 
@@ -276,7 +278,7 @@ def test_every_epoch_and_span_of_one_has_dropout_of_its_own(
     tiny_model: TinyModel, data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Eight steps of the same eight rows with the same parameters, four in each half of an epoch.
-    monkeypatch.setattr(stages, "epoch_rows", lambda kind, labels, seed, epoch: np.tile(np.arange(8), 8))
+    monkeypatch.setattr(stages, "epoch_rows", lambda kind, labels, seed, epoch, num_epochs: np.tile(np.arange(8), 8))
     still = {"epochs": 2, "learning_rate": 1e-30, "evaluations_per_epoch": 2}
     for dropout, different in ((0.3, 8), (0.0, 1)):
         reports = train(trial(tiny_model("bert", dropout=dropout), still, still), data).reports
@@ -290,19 +292,32 @@ def test_every_epoch_and_span_of_one_has_dropout_of_its_own(
 def test_a_stage_is_the_plain_training_loop(
     loss: dict[str, Any], tiny_model: TinyModel, data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "epoch_rows", lambda kind, labels, seed, epoch: np.roll(np.arange(TRAIN_ROWS), epoch))
+    monkeypatch.setattr(
+        stages, "epoch_rows", lambda kind, labels, seed, epoch, num_epochs: np.roll(np.arange(TRAIN_ROWS), epoch)
+    )
+    """With a learning rate of its own for each layer, where the loss is the plain one."""
+    layer_decay = 0.5 if loss == CROSS_ENTROPY else 1.0
     stage = {"epochs": 2, "batch_size": 8, "loss": loss, "weight_decay": 0.1, "warmup": 0.2, "max_grad_norm": 0.7}
-    config = trial(tiny_model("bert", dropout=0.0), SKIPPED, stage)
+    config = trial(tiny_model("bert", dropout=0.0), SKIPPED, stage | {"layer_decay": layer_decay})
     trained = train(config, data, dtype=torch.float64)
 
     model = build_classifier(config.model, data.label_names, config.seed).double().train()
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, eps=1e-8)
+    # The pooler lies inside BERT, yet learns at the head's rate; of three layers, 2 is the top one.
+    places = ("embeddings", "layer.0.", "layer.1.", "layer.2.", "pooler", "classifier")
+    depths = dict(zip(places, (4, 3, 2, 1, 0, 0), strict=True))
+    groups = [
+        {
+            "params": [p for name, p in model.named_parameters() if place in name and (p.ndim == 2) == are_matrices],
+            "weight_decay": 0.1 if are_matrices else 0.0,
+            "lr": 1e-3 * layer_decay ** depths[place],
+        }
+        for place in places
+        for are_matrices in (True, False)
+    ]
+    optimizer = torch.optim.AdamW(groups, eps=1e-8)
     # Two epochs of 57 rows by 8; 0.2 of 16 steps is 3.
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, num_warmup_steps=3, num_training_steps=16)
-    loss_function = build_loss(config.stage_two.loss, data.class_counts).function
+    losses_of = [build_loss(config.stage_two.loss, data.class_counts, deferred) for deferred in (False, True)]
     train_losses = []
     for epoch in range(2):
         order = np.roll(np.arange(TRAIN_ROWS), epoch)
@@ -311,7 +326,9 @@ def test_a_stage_is_the_plain_training_loop(
             rows = order[first : first + 8]
             input_ids, attention_mask = map(torch.from_numpy, data.train.padded(rows))
             logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
-            value = loss_function(logits, torch.from_numpy(data.train.labels[rows]))
+            # Of the 16 steps 0.6 are 9, in whole steps: one of them in the second epoch.
+            deferred = loss == DEFERRED and epoch * 8 + first // 8 < 9
+            value = losses_of[deferred].function(logits, torch.from_numpy(data.train.labels[rows]))
             optimizer.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 0.7)
@@ -392,9 +409,10 @@ def test_a_trial_that_goes_on_from_any_checkpoint_is_the_same_trial(
 ) -> None:
     config = trial(
         tiny_model("bert", dropout=0.3),
-        {"trains": TOP_LAYER, "rows": "class_balanced", "loss": LDAM, "epochs": 2, "warmup": 0.1}
+        {"trains": TOP_LAYER, "rows": "class_balanced", "loss": DEFERRED, "epochs": 2, "warmup": 0.1}
         | {"evaluations_per_epoch": evaluations[0]},
-        {"trains": stage_two_trains, "epochs": 2, "gradient_accumulation": 2, "evaluations_per_epoch": evaluations[1]},
+        {"trains": stage_two_trains, "epochs": 2, "gradient_accumulation": 2, "evaluations_per_epoch": evaluations[1]}
+        | {"layer_decay": 0.7, "rows": "progressive", "weight_decay": 0.1},
     )
     whole = train(config, data, tmp_path / "whole")
     names = [
@@ -552,7 +570,7 @@ def test_two_workers_train_the_same_model_as_one(
             {"trains": TOP_LAYER, "loss": loss, "epochs": 2, "gradient_accumulation": 2},
             {"loss": loss, "weight_decay": 0.1, "evaluations_per_epoch": evaluations},
         )
-        for loss, evaluations in ((CROSS_ENTROPY, 1), (LDAM, 3))
+        for loss, evaluations in ((CROSS_ENTROPY, 1), (DEFERRED, 3))
     ]
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     for worker in started(work, [(rank, configs, data.folder, tmp_path, loopback) for rank in range(2)]):

@@ -139,7 +139,7 @@ def test_a_trial_is_the_one_that_trains_the_whole_table(
     config = trial(
         tiny_model(architecture, dropout=0.1),
         {"rows": "class_balanced", "loss": {"name": "ldam"}},
-        {"epochs": 2, "gradient_accumulation": 2, "max_grad_norm": 0.5, "warmup": 0.3},
+        {"epochs": 2, "gradient_accumulation": 2, "max_grad_norm": 0.5, "warmup": 0.3, "layer_decay": 0.5},
     )
     model, runtime = train(config, data)
     monkeypatch.setattr(vocabulary, "word_embedding", lambda model: None)
