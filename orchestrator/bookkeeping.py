@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from orchestrator.records import (
     Records,
     RunDirectory,
     best_epoch,
-    last_epoch,
+    is_over,
+    last_stage,
     write_drawn,
     write_outcome,
 )
@@ -147,9 +148,20 @@ def settled(records: Records, scheduler: StageASHA | None, metric: str, name: st
     if decision is not None and decision.stop:
         return "pruned", describe(decision, metric, last)
     trial = records.candidate(name).trial
-    if (last[keys.STAGE], last[keys.EPOCH]) == last_epoch(trial):
-        return "completed", "all its epochs are done"
+    if last[keys.STAGE] == last_stage(trial) and is_over(trial, last[keys.STAGE], history, metric):
+        return "completed", "; ".join(_early_ends(trial, history, metric)) or "all its epochs are done"
     return None
+
+
+def _early_ends(trial: Mapping[str, Any], history: Iterable[Mapping[str, Any]], metric: str) -> list[str]:
+    """Of each stage that ended before its last epoch, in words."""
+    done = {row[keys.STAGE]: row[keys.EPOCH] for row in history}
+    return [
+        f"{stage.replace('_', ' ')} ended after epoch {keys.shown_epochs(epoch)} of {trial[stage]['epochs']}, with no "
+        f"better {metric} in {trial[stage]['patience']} evaluation{'s' if trial[stage]['patience'] > 1 else ''}"
+        for stage, epoch in done.items()
+        if epoch != trial[stage]["epochs"]
+    ]
 
 
 def epochs_of(trial: Mapping[str, Any]) -> tuple[int, int]:

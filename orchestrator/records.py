@@ -22,6 +22,7 @@ from orchestrator.mistakes import find_mistakes
 from orchestrator.search_space import Candidate
 from orchestrator.sweep_file import parse_yaml
 from trainables import keys
+from trainables.early_stopping import stage_is_over
 from trainables.errors import InputError
 from trainables.locations import open_location
 
@@ -302,10 +303,15 @@ def read_records(run: RunDirectory) -> Records:
     return Records(candidates, history, {outcome.candidate: outcome for outcome in outcomes})
 
 
-def last_epoch(trial: Mapping[str, Any]) -> tuple[str, int]:
-    """Where a candidate is complete: the last (stage, epoch) of its dumped TrialConfig."""
-    stage = keys.STAGE_TWO if trial[keys.STAGE_TWO]["epochs"] > 0 else keys.STAGE_ONE
-    return stage, trial[stage]["epochs"]
+def last_stage(trial: Mapping[str, Any]) -> str:
+    """With which a candidate is complete, of its dumped TrialConfig."""
+    return keys.STAGE_TWO if trial[keys.STAGE_TWO]["epochs"] > 0 else keys.STAGE_ONE
+
+
+def is_over(trial: Mapping[str, Any], stage: str, history: Iterable[Mapping[str, Any]], metric: str) -> bool:
+    """Whether a candidate with this history has nothing left to train in a stage of its dumped TrialConfig."""
+    described = trial[stage]
+    return stage_is_over(stage, history, metric, described["epochs"], described.get("patience"))
 
 
 def best_epoch(rows: Iterable[Mapping[str, Any]], metric: str) -> Mapping[str, Any] | None:

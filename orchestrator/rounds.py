@@ -100,14 +100,14 @@ def run_rounds(playing: Playing) -> None:
         _play(playing, "both_stages", playing.unfinished, of_first, sources, draw=True)
         return
     began = time.monotonic()
-    entered = [c for c in playing.unfinished if stage_one_end(records, c.name) is None]
+    entered = [c for c in playing.unfinished if stage_one_end(records, c.name, config.metric) is None]
     warm = [c for c in entered if playing.parts_of(c.trial)["features"] is not None]
     all_warm = all(parts["features"] is not None for parts in playing.environment["made_of"].values())
     _play(playing, "stage_one_warm", warm, of_first, sources, draw=all_warm)
     _play(playing, "stage_one_run", [c for c in entered if c not in warm], of_first, sources, draw=not all_warm)
     if len(records.entered) < playing.sweep.num_candidates:
         return
-    if any(stage_one_end(records, candidate.name) is None for candidate in playing.unfinished):
+    if any(stage_one_end(records, candidate.name, config.metric) is None for candidate in playing.unfinished):
         return
     if entered:
         playing.say(f"round one: {len(records.entered)} candidates in {time.monotonic() - began:.0f} s")
@@ -262,7 +262,8 @@ def _features_needed(playing: Playing) -> list[Entry]:
     """Of the candidates that have stage one before them, drawn already or to be drawn."""
     entries: dict[str, Entry] = {}
     plans = {key: FeaturePlan.load(dumped) for key, dumped in playing.environment["features"].items()}
-    left = [c.trial for c in playing.unfinished if stage_one_end(playing.records, c.name) is None]
+    metric = playing.sweep.config.metric
+    left = [c.trial for c in playing.unfinished if stage_one_end(playing.records, c.name, metric) is None]
     if playing.sweep.config.search == "optuna" and len(playing.records.entered) < playing.sweep.num_candidates:
         left += [trial.model_dump(mode="json") for trial in playing.sweep.representatives()]
     for trial in left:

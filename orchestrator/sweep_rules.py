@@ -219,6 +219,13 @@ def notes(config: SweepConfig, distributions: Mapping[str, Distribution], trials
         if swept and all(getattr(trial, stage).epochs == 0 for trial in trials):
             found.append(f"sweeping {', '.join(swept)} changes nothing: {stage}.epochs is 0")
         stages = [getattr(trial, stage) for trial in trials]
+        evaluations = max(one.epochs * one.evaluations_per_epoch for one in stages)
+        patience = min((one.patience for one in stages if one.patience is not None), default=0)
+        if patience >= evaluations > 0:
+            found.append(
+                f"{stage}.patience changes nothing: it is {patience}, and {stage.replace('_', ' ')} is evaluated "
+                f"{evaluations} times"
+            )
         if any(one.layer_decay < 1 for one in stages) and all(one.trains in ("head", "pooler") for one in stages):
             found.append(f"{stage}.layer_decay changes nothing: no encoder layer trains in {stage.replace('_', ' ')}")
     if config.promote == "all" and config.resources.stage_one != StageResources():

@@ -21,7 +21,7 @@ from orchestrator.search_space import (
 )
 from orchestrator.sweep_file import Tree
 from trainables.config import Section
-from trainables.keys import EPOCH_DECIMALS, SCORES, VALIDATION, on_split
+from trainables.keys import DEFAULT_METRIC, EPOCH_DECIMALS, SCORES, VALIDATION, on_split
 from trainables.methods import METHODS
 
 METRICS = tuple(on_split(VALIDATION, score) for score in SCORES)
@@ -116,7 +116,7 @@ class SweepConfig(Section):
     max_seconds: PositiveFloat | None = None
     search: Search = "random"  # optuna: TPE, each candidate drawn in the light of those that have ended
     points: list[dict[str, Any]] = Field(default_factory=list)  # settings of the first candidates; the rest is drawn
-    metric: Annotated[str, AfterValidator(_known_metric)] = on_split(VALIDATION, "macro_f1")  # larger is better
+    metric: Annotated[str, AfterValidator(_known_metric)] = DEFAULT_METRIC  # larger is better
     asha: AshaConfig | None = AshaConfig()  # over the epochs of stage one; null: no pruning
     promote: Literal["all"] | PositiveInt = "all"  # all: each candidate does both stages; K: the K best do stage two
     round_two: RoundTwoConfig = RoundTwoConfig()  # where promote is a number

@@ -10,9 +10,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each module may import those before it. A new module goes to its place in the story.
 ORDER = {
     "trainables": (
-        "keys", "errors", "locations", "memory", "config", "methods", "class_balance", "losses", "samplers", "metrics",
-        "demo_rows", "imbalance", "sources", "data", "tokenised", "tokens", "model", "packing", "cut", "features",
-        "roads", "vocabulary", "optimizer", "runtime", "early_stopping", "checkpoint", "stages", "warm", "mailbox",
+        "keys", "errors", "locations", "memory", "config", "methods", "early_stopping", "class_balance", "losses",
+        "samplers", "metrics", "demo_rows", "imbalance", "sources", "data", "tokenised", "tokens", "model", "packing",
+        "cut", "features", "roads", "vocabulary", "optimizer", "runtime", "checkpoint", "stages", "warm", "mailbox",
         "ray_trial",
     ),
     "orchestrator": (

@@ -205,6 +205,9 @@ class StageConfig(Section):
     # How often per epoch the validation rows are scored, a report made (which ASHA hears) and a checkpoint written:
     # evenly over its steps, once a step at most. For large training sets.
     evaluations_per_epoch: int = Field(1, ge=1, le=10**EPOCH_DECIMALS)
+    # Early stopping: as many evaluations in a row without a better score of the sweep's metric end the stage; until
+    # then the learning rate falls as if it had all its epochs. null: it has.
+    patience: PositiveInt | None = None
     batch_size: PositiveInt = 32  # rows per optimiser step, over all workers and micro-batches
     gradient_accumulation: PositiveInt = 1  # micro-batches an optimiser step is split into
     weight_decay: NonNegativeFloat = 0.0  # AdamW; not applied to biases and norms

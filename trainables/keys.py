@@ -37,6 +37,7 @@ SCORES = {
     "recall_medium": "mean recall of the classes with a medium number of training rows",
     "recall_few": "mean recall of the classes with few training rows",
 }
+DEFAULT_METRIC = "validation/macro_f1"  # what reports are judged by where nobody says otherwise
 LOSS = "loss"  # plain cross-entropy, nats per row; lower is better
 CLASS_F1 = "f1"  # followed by the class: validation/f1/absorption
 

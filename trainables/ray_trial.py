@@ -52,7 +52,7 @@ class WorkerConfig(TypedDict):
     """What a trial's workers are given; plain values, since it travels."""
 
     trial: dict[str, Any]  # TrialConfig, dumped
-    metric: str  # the key that says which report was best
+    metric: str  # the key that says which report was best, and what a stage with patience waits for
     data_key: str  # of the tokenised rows, in the node's cache
     published_data: str  # URI of the sweep's own copy of them, for nodes that lack it
     features: FeatureSource | None  # of stage one's frozen trunk; None: it is run live
@@ -108,8 +108,9 @@ def train_two_stages(config: WorkerConfig) -> None:
     with nullcontext(None) if checkpoint is None else checkpoint.as_directory() as folder:
         start = None if folder is None else Path(folder)
         source = features_of(config)
-        features = open_features_of(model, data, **source) if source and stage_one_is_left(trial, start) else None
-        run_two_stages(trial, data, model, runtime, start, features)
+        is_left = stage_one_is_left(trial, start, config["metric"])
+        features = open_features_of(model, data, **source) if source and is_left else None
+        run_two_stages(trial, data, model, runtime, start, features, config["metric"])
 
 
 def features_of(config: WorkerConfig) -> dict[str, Any] | None:
@@ -216,6 +217,7 @@ def run_stage_one(config: dict[str, Any], setup: TrialSetup) -> None:
                 features_of(worker),
                 runtime,
                 None if folder is None else Path(folder),
+                worker["metric"],
             )
     except Exception as error:  # whatever ended it is the candidate's reason
         raise CandidateFailed(_reason(error)) from error

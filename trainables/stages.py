@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from trainables import keys
 from trainables.checkpoint import Progress, load_optimizer, load_parameters, load_progress, save_checkpoint
 from trainables.config import StageConfig, TrialConfig
+from trainables.early_stopping import stage_is_over
 from trainables.features import Features
 from trainables.losses import LossSchedule, build_losses
 from trainables.metrics import Confusion
@@ -48,6 +49,7 @@ def run_two_stages(
     runtime: Runtime,
     start: Path | None = None,
     features: Features | None = None,
+    metric: str = keys.DEFAULT_METRIC,
 ) -> None:
     """Train ``model`` through both stages, reporting after every epoch, or span of one.
 
@@ -59,6 +61,7 @@ def run_two_stages(
         start: a checkpoint folder to go on from. Its reports are made again first (without a checkpoint): the last of
             them may not have been heard.
         features: the outputs of stage one's frozen trunk, where they are cached; None: the trunk is run live.
+        metric: the key of the score that a stage with ``patience`` waits for.
 
     Raises:
         TrainingDiverged: see there.
@@ -80,19 +83,19 @@ def run_two_stages(
             continue
         if stage != progress.stage:
             progress, start = Progress(stage, 0, progress.reports), None
-        if progress.epoch == stage_config.epochs:
+        if _is_over(stage_config, progress, metric):
             continue
         if stage == keys.STAGE_ONE and features is not None:
             road = cached_road(model, features, data, runtime.device, stage_config.precision)
         else:
             road = live_road(model, data, runtime.device, stage_config.precision)
-        progress = run_stage(stage_config, data, model, road, runtime, progress, trained, config.seed, start)
+        progress = run_stage(stage_config, data, model, road, runtime, progress, trained, config.seed, metric, start)
 
 
-def stage_one_is_left(config: TrialConfig, start: Path | None) -> bool:
-    """Whether a trial that goes on from ``start`` has epochs of stage one before it."""
+def stage_one_is_left(config: TrialConfig, start: Path | None, metric: str = keys.DEFAULT_METRIC) -> bool:
+    """Whether a trial that goes on from ``start`` has some of stage one before it."""
     progress = Progress() if start is None else load_progress(start)
-    return progress.stage == keys.STAGE_ONE and progress.epoch < config.stage_one.epochs
+    return progress.stage == keys.STAGE_ONE and not _is_over(config.stage_one, progress, metric)
 
 
 def run_stage(
@@ -104,12 +107,14 @@ def run_stage(
     progress: Progress,
     trained: set[str],
     seed: int,
+    metric: str,
     start: Path | None = None,
 ) -> Progress:
     """Train one stage from ``progress`` to its end; what trains has been set on the model.
 
     Args:
         road: how the model's logits are computed.
+        metric: the key of the score that ``patience`` waits for.
         start: the checkpoint ``progress`` was read from, where it lies within this stage.
 
     Returns:
@@ -153,9 +158,10 @@ def run_stage(
             report[keys.STAGE_ONE_EPOCH] = span.done
         report[keys.SECONDS] = time.perf_counter() - began
         progress = replace(progress, epoch=span.done, reports=(*progress.reports, report))
-        _report_with_checkpoint(
-            report, progress, model, trained, optimizer if span.done < config.epochs else None, runtime
-        )
+        over = _is_over(config, progress, metric)  # on every worker alike: scores are of counts summed over them
+        _report_with_checkpoint(report, progress, model, trained, None if over else optimizer, runtime)
+        if over:
+            break
     return progress
 
 
@@ -228,6 +234,10 @@ def _train_span(
         if (number + 1) % STEPS_BETWEEN_LOSS_CHECKS == 0 and not math.isfinite(total.item()):
             raise TrainingDiverged(_diverged("training loss", total.item(), f"{where}, step {number + 1}", config))
     return float(runtime.sum(total).item()) / len(span_steps)
+
+
+def _is_over(config: StageConfig, progress: Progress, metric: str) -> bool:
+    return stage_is_over(progress.stage, progress.reports, metric, config.epochs, config.patience)
 
 
 def _labels(labels: np.ndarray, batch: np.ndarray, device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from trainables import keys
 from trainables.config import ModelConfig, Trains, TrialConfig
 from trainables.features import FeaturePlan, Features, make_features
 from trainables.model import build_classifier, set_trainable
@@ -26,6 +27,7 @@ def train_stage_one(
     features: Mapping[str, object] | None,
     runtime: Runtime,
     start: Path | None,
+    metric: str = keys.DEFAULT_METRIC,
 ) -> None:
     """Stage one of ``trial`` to its end, as :func:`run_two_stages` does it.
 
@@ -33,13 +35,14 @@ def train_stage_one(
         data_key, published_data: of the tokenised rows, see ``fetch_prepared``.
         features: keywords of :func:`open_features_of`; None: the trunk is run live.
         start: a checkpoint folder of this candidate's stage one to go on from.
+        metric: see there.
     """
     data = _rows(data_key, published_data)
     fresh = _model(trial.model.model_dump_json(), data_key, published_data, trial.seed)
     model = fresh.given_out(trial.stage_one.trains)
     opened = None if features is None else _features(model, data, **features)  # type: ignore[arg-type]
     only_stage_one = trial.model_copy(update={"stage_two": trial.stage_two.model_copy(update={"epochs": 0})})
-    run_two_stages(only_stage_one, data, model, runtime, start, opened)
+    run_two_stages(only_stage_one, data, model, runtime, start, opened, metric)
 
 
 def open_features_of(

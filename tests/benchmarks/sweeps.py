@@ -157,7 +157,7 @@ def play(cut: str, rows: Path, folder: Path, name: str, candidates: int, tournam
             "epochs": EPOCHS,
             "batch_size": 16,
         },
-        "stage_two": {"trains": "head", "epochs": 1 if tournament else 0, "learning_rate": 1e-5, "batch_size": 16},
+        "stage_two": {"trains": "head", "epochs": 1 if tournament else 0, "learning_rate": 1e-5, "batch_size": 32},
         **({"promote": 1} if tournament else {}),
     }
     sweep = folder / f"{name}.yaml"

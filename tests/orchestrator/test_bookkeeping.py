@@ -307,6 +307,37 @@ def test_a_single_stage_candidate_is_complete_after_its_only_stage() -> None:
     assert settled(records, None, METRIC, "c000") == ("completed", "all its epochs are done")
 
 
+@pytest.mark.parametrize(
+    ("scores", "reason"),
+    [
+        ({"stage_one": [0.5, 0.4], "stage_two": [0.3]}, None),  # stage two may still rise
+        (
+            {"stage_one": [0.5, 0.4, 0.3], "stage_two": [0.3, 0.3]},
+            "stage one ended after epoch 3 of 9, with no better validation/macro_f1 in 2 evaluations; stage two ended "
+            "after epoch 2 of 5, with no better validation/macro_f1 in 1 evaluation",
+        ),
+        (
+            {"stage_one": [0.9 + n / 99 for n in range(9)], "stage_two": [n / 9 for n in range(5)]},
+            "all its epochs are done",
+        ),
+    ],
+)
+def test_a_candidate_whose_last_stage_ended_early_is_completed_and_says_so(
+    scores: dict[str, list[float]], reason: str | None
+) -> None:
+    history = [
+        {"candidate": "c000", "stage": stage, "epoch": epoch, METRIC: score, "seconds": 1.0}
+        for stage, of_stage in scores.items()
+        for epoch, score in enumerate(of_stage, start=1)
+    ]
+    trial = {"stage_one": {"epochs": 9, "patience": 2}, "stage_two": {"epochs": 5, "patience": 1}}
+    records = Records([CandidateRecord("c000", {}, trial)], history)
+    # The rung after epoch 4, where 0.9 has been reached, asks nothing of one that ended before it.
+    scheduler = StageASHA({keys.STAGE_ONE: Rungs(4, 9, 2)}, METRIC)
+    scheduler.replay([{"candidate": "c001", "stage": "stage_one", "epoch": 4, METRIC: 0.9}, *history])
+    assert settled(records, scheduler, METRIC, "c000") == (None if reason is None else ("completed", reason))
+
+
 def test_pickling_the_callback_gives_nothing_away(sweep: Sweep) -> None:
     """Tune pickles its callbacks into the run directory; paths, settings and W&B runs have no business there."""
     pickled = cloudpickle.dumps(sweep.callback)

@@ -81,7 +81,7 @@ def test_two_workers_on_two_nodes_with_shared_storage_give_what_one_gives_withou
     """Each worker asks for a GPU and each node declares one, so that only both nodes together can run a candidate."""
     sweep = small_sweep(
         stage_one={"trains": "head", "learning_rate": 1e-2, "epochs": 1},
-        stage_two={"learning_rate": 1e-3, "epochs": 1},
+        stage_two={"learning_rate": 1e-3, "epochs": 1, "batch_size": 32},
         search="random",
         asha=None,
         resources={"stage_two": {"workers": 2, "gpus_per_worker": 1}},

@@ -151,6 +151,33 @@ def test_a_tournament_gives_what_the_trial_gives_without_ray(
         assert (exported[parameter] - value).abs().max() <= 1e-6, parameter
 
 
+@pytest.mark.parametrize("promote", ["all", 1])
+def test_a_stage_one_that_ends_early_goes_on_to_stage_two_inline_and_in_a_tournament(
+    promote: str | int, finished: Path, tiny_model: Callable[..., Path], small_sweep: Callable[..., Path]
+):
+    """Nothing moves in stage one, so that its second evaluation is no better; ASHA's first rung it does not reach."""
+    sweep = small_sweep(
+        model={"name": str(tiny_model("bert", 0.1))},
+        promote=promote,
+        asha={"grace_epochs": 4, "reduction_factor": 2},
+        stage_one={
+            "trains": {"top_layers": 1},
+            "learning_rate": {"grid": [1e-30]},
+            "epochs": 9,
+            "patience": 1,
+            "batch_size": 8,
+        },
+        stage_two={"learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
+    )
+    name = f"early-{promote}"
+    assert main(["run", str(sweep), "--storage", str(finished.parent), "--set", f"name={name}"]) == 0
+    (row,) = pq.read_table(finished.parent / name / "results.parquet").to_pylist()
+    assert (row["state"], row["stage_one_epochs"], row["stage_two_epochs"]) == ("completed", 2, 1)
+    assert row["reason"] == f"stage one ended after epoch 2 of 9, with no better {METRIC} in 1 evaluation"
+    history = pq.read_table(finished.parent / name / "history.parquet").to_pylist()
+    assert_same(history, without_ray(finished.parent / name, "c000")[0], 1e-6)
+
+
 def test_resources_no_node_can_give_are_refused_before_anything_is_written(
     finished: Path, small_sweep: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ):

@@ -22,7 +22,7 @@ from orchestrator.records import (
     RunDirectory,
     RunDirectoryError,
     best_epoch,
-    last_epoch,
+    last_stage,
     open_run,
     read_records,
     read_sweep,
@@ -310,11 +310,9 @@ def test_a_resolved_sweep_that_somebody_broke_is_named_with_its_mistake(run: Run
         read_sweep(run)
 
 
-@pytest.mark.parametrize(
-    ("epochs", "last"), [((3, 2), ("stage_two", 2)), ((3, 0), ("stage_one", 3)), ((0, 1), ("stage_two", 1))]
-)
-def test_last_epoch_is_stage_twos_where_there_is_one(epochs: tuple[int, int], last: tuple[str, int]) -> None:
-    assert last_epoch({"stage_one": {"epochs": epochs[0]}, "stage_two": {"epochs": epochs[1]}}) == last
+@pytest.mark.parametrize(("epochs", "last"), [((3, 2), "stage_two"), ((3, 0), "stage_one"), ((0, 1), "stage_two")])
+def test_a_candidate_is_complete_with_stage_two_where_there_is_one(epochs: tuple[int, int], last: str) -> None:
+    assert last_stage({"stage_one": {"epochs": epochs[0]}, "stage_two": {"epochs": epochs[1]}}) == last
 
 
 def test_a_candidate_is_judged_by_the_best_epoch_of_its_last_stage() -> None:

@@ -422,6 +422,14 @@ def test_grace_epochs_that_are_whole_stay_whole(load: Any) -> None:
 def test_what_has_no_effect_or_another_than_meant_is_noted(load: Any) -> None:
     text = "data: {train: x}\nmethod: vanilla\nasha: null\nstage_one: {learning_rate: {uniform: [1e-5, 1]}}"
     assert load(text).notes == ["sweeping stage_one.learning_rate changes nothing: stage_one.epochs is 0"]
+    early = FIXED + "data: {train: x}\nstage_one: {epochs: {choice: [1, 2]}, evaluations_per_epoch: 2, patience: 4}"
+    assert load(early).notes == ["stage_one.patience changes nothing: it is 4, and stage one is evaluated 4 times"]
+    assert load(early, "stage_one.patience=3").notes == []
+    decayed = "data: {train: x}\nstage_one: {trains: head, layer_decay: 0.9, epochs: {choice: [1, 2]}}"
+    assert load(FIXED + decayed).notes == [
+        "stage_one.layer_decay changes nothing: no encoder layer trains in stage one"
+    ]
+    assert load(FIXED + decayed, "stage_one.trains.top_layers=1").notes == []
     gpus = load(SMALL, "resources.stage_two={workers: 2, gpus_per_worker: 0.5}").notes
     assert len(gpus) == 1
     assert "gloo" in gpus[0]

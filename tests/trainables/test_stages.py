@@ -393,16 +393,19 @@ def test_each_stage_has_a_schedule_of_its_own_over_the_rows_it_visits(
 
 
 @pytest.mark.parametrize(
-    ("stage_two_trains", "evaluations", "epochs"),
+    ("stage_two_trains", "evaluations", "epochs", "early"),
     [
-        ("all", (1, 1), (["001", "002"], ["001", "002"])),
-        ("head", (2, 1), (["000.500", "001", "001.500", "002"], ["001", "002"])),
+        ("all", (1, 1), (["001", "002"], ["001", "002"]), {}),
+        ("head", (2, 1), (["000.500", "001", "001.500", "002"], ["001", "002"]), {}),
+        # Nothing moves in stage one, so that its first score is its best: it ends two evaluations later.
+        ("head", (2, 1), (["000.500", "001", "001.500"], ["001", "002"]), {"learning_rate": 1e-30, "patience": 2}),
     ],
 )
 def test_a_trial_that_goes_on_from_any_checkpoint_is_the_same_trial(
     stage_two_trains: str,
     evaluations: tuple[int, int],
     epochs: tuple[list[str], list[str]],
+    early: dict[str, Any],
     tiny_model: TinyModel,
     data: PreparedData,
     tmp_path: Path,
@@ -410,7 +413,7 @@ def test_a_trial_that_goes_on_from_any_checkpoint_is_the_same_trial(
     config = trial(
         tiny_model("bert", dropout=0.3),
         {"trains": TOP_LAYER, "rows": "class_balanced", "loss": DEFERRED, "epochs": 2, "warmup": 0.1}
-        | {"evaluations_per_epoch": evaluations[0]},
+        | {"evaluations_per_epoch": evaluations[0], **early},
         {"trains": stage_two_trains, "epochs": 2, "gradient_accumulation": 2, "evaluations_per_epoch": evaluations[1]}
         | {"layer_decay": 0.7, "rows": "progressive", "weight_decay": 0.1},
     )
@@ -432,6 +435,34 @@ def test_a_trial_that_goes_on_from_any_checkpoint_is_the_same_trial(
             expected = load_file(tmp_path / "whole" / later / "parameters.safetensors")
             held = load_file(tmp_path / name / later / "parameters.safetensors")
             assert same(held, expected) == set(expected), (name, later)
+
+
+def test_a_stage_waits_for_the_metric_it_is_given_and_leaves_no_optimiser_at_its_end(
+    tiny_model: TinyModel, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[float] = []
+
+    def scored(*_: Any) -> dict[str, float | None]:
+        """Accuracy rises with every evaluation, macro-F1 falls."""
+        evaluated.append(len(evaluated) / 100)
+        return {"validation/accuracy": evaluated[-1], "validation/macro_f1": -evaluated[-1]}
+
+    monkeypatch.setattr(stages, "evaluate", scored)
+    of_stages = {"trains": "head", "epochs": 4, "patience": 2}
+    config = trial(tiny_model("bert"), of_stages, of_stages)
+    for metric, last in ((keys.DEFAULT_METRIC, 3), ("validation/accuracy", 4)):
+        folder = tmp_path / str(last)
+        runtime = SingleProcess(CPU, folder)
+        run_two_stages(config, data, build_classifier(config.model, data.label_names, 0), runtime, metric=metric)
+        epochs = [(report["stage"], report["epoch"]) for report in runtime.reports]
+        assert epochs == [(stage, epoch) for stage in keys.STAGES for epoch in range(1, last + 1)]
+        # The rates are those of four epochs, of 4 steps each: 1e-3 falls by a sixteenth at every step.
+        rates = [1e-3 * (17 - 4 * epoch) / 16 for epoch in range(1, last + 1)]
+        assert [report["train/learning_rate"] for report in runtime.reports] == pytest.approx(rates * 2)
+        for stage in keys.STAGES:
+            folders = [folder / f"{stage}_epoch_{epoch:03d}" for epoch in range(1, last + 1)]
+            left = [(one / "optimizer.safetensors").exists() for one in folders]
+            assert left == [True] * (last - 1) + [False]
 
 
 # --- what can go wrong
@@ -568,7 +599,8 @@ def test_two_workers_train_the_same_model_as_one(
         trial(
             tiny_model("bert", dropout=0.0),
             {"trains": TOP_LAYER, "loss": loss, "epochs": 2, "gradient_accumulation": 2},
-            {"loss": loss, "weight_decay": 0.1, "evaluations_per_epoch": evaluations},
+            {"loss": loss, "weight_decay": 0.1, "evaluations_per_epoch": evaluations}
+            | {"layer_decay": 0.7, "patience": 1, "rows": "sqrt"},
         )
         for loss, evaluations in ((CROSS_ENTROPY, 1), (DEFERRED, 3))
     ]

@@ -13,7 +13,7 @@ from trainables import keys
 from trainables.config import DataConfig, TrialConfig
 from trainables.features import FeaturePlan, plan_features
 from trainables.runtime import Report, SingleProcess
-from trainables.stages import run_two_stages
+from trainables.stages import run_two_stages, stage_one_is_left
 from trainables.tokenised import PreparedData, default_cache_dir
 from trainables.tokens import prepare
 from trainables.warm import open_features_of, train_stage_one
@@ -30,7 +30,7 @@ def data(tiny_model: TinyModel, rows_csv: Path) -> PreparedData:
 
 
 def trial(
-    model: Path, learning_rate: float, trains: Any = TOP_LAYER, stage_two_epochs: int = 1, evaluations: int = 1
+    model: Path, learning_rate: float, trains: Any = TOP_LAYER, evaluations: int = 1, patience: int | None = None
 ) -> TrialConfig:
     of_stage = {"batch_size": 16, "learning_rate": learning_rate}
     return TrialConfig.model_validate(
@@ -38,8 +38,8 @@ def trial(
             "data": {"train": "not read here"},
             "model": {"name": str(model)},
             "stage_one": {**of_stage, "trains": trains, "epochs": 2, "loss": {"name": "ldam"}}
-            | {"evaluations_per_epoch": evaluations},
-            "stage_two": {**of_stage, "epochs": stage_two_epochs},
+            | {"evaluations_per_epoch": evaluations, "patience": patience},
+            "stage_two": {**of_stage, "learning_rate": 1e-3, "epochs": 1},
         }
     )
 
@@ -85,15 +85,32 @@ def test_what_trained_before_leaves_no_trace(tiny_model: TinyModel, data: Prepar
     assert without_seconds(warm(config, data)) == expected
 
 
+@pytest.mark.parametrize(
+    ("learning_rate", "patience", "last"),
+    [(1e-3, None, "002"), (1e-30, 1, "001")],  # where nothing moves, the second of four evaluations is no better
+)
 def test_stage_two_from_a_warm_stage_one_is_stage_two_of_the_whole_trial(
-    tiny_model: TinyModel, data: PreparedData, tmp_path: Path
+    learning_rate: float, patience: int | None, last: str, tiny_model: TinyModel, data: PreparedData, tmp_path: Path
 ) -> None:
-    config = trial(tiny_model("bert", dropout=0.1), 1e-3)
+    config = trial(tiny_model("bert", dropout=0.1), learning_rate, evaluations=2, patience=patience)
     expected_reports, expected = alone(config, data)
     warm(config, data, tmp_path)
-    reports, found = alone(config, data, start=tmp_path / "stage_one_epoch_002")
+    assert max(path.name for path in tmp_path.iterdir()) == f"stage_one_epoch_{last}"
+    assert not stage_one_is_left(config, tmp_path / f"stage_one_epoch_{last}")
+    assert stage_one_is_left(config, tmp_path / "stage_one_epoch_000.500")
+    reports, found = alone(config, data, start=tmp_path / f"stage_one_epoch_{last}")
     assert without_seconds(reports) == without_seconds(expected_reports)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_it_waits_for_the_sweeps_metric(
+    tiny_model: TinyModel, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = trial(tiny_model("bert", dropout=0.1), 1e-3, patience=1)
+    given: list[Any] = []
+    monkeypatch.setattr("trainables.warm.run_two_stages", lambda *arguments: given.append(arguments[-1]))
+    train_stage_one(config, data.key, str(data.folder), None, SingleProcess(CPU), None, "validation/mcc")
+    assert given == ["validation/mcc"]
 
 
 @pytest.mark.parametrize(("evaluations", "name"), [(1, "stage_one_epoch_001"), (2, "stage_one_epoch_001.500")])
