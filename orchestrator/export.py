@@ -1,4 +1,6 @@
-"""The chosen trial -> a Hugging Face model directory with a card and its test metrics. The only reader of test rows."""
+"""The chosen trial -> a Hugging Face model directory with a card and its test metrics. The only reader of test rows.
+
+What the sweep's ``finish`` asks for is done here, before the test rows are scored."""
 
 import json
 import tempfile
@@ -6,22 +8,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 
 from orchestrator.records import BEST_FOLDER, CHECKPOINTS_FOLDER, DATA_FOLDER, RunDirectory
 from trainables import keys
+from trainables.calibration import BINS, expected_calibration_error
 from trainables.checkpoint import checkpoint_name, load_parameters
-from trainables.config import TrialConfig
+from trainables.config import FinishConfig, TrialConfig
+from trainables.finish import BEFORE_FILE, FINISH_FILE, Finished, finish_classifier
+from trainables.metrics import Confusion
 from trainables.model import build_classifier, resolve, save_classifier
-from trainables.roads import live_road
+from trainables.roads import live_road, split_logits
 from trainables.runtime import SingleProcess
-from trainables.stages import evaluate
 from trainables.tokenised import default_cache_dir, fetch_prepared
 
 METRICS_NAME = "metrics.json"
 
 
-def export_best(location: str, candidate: str, trial_dump: dict[str, Any], best: dict[str, Any], data_key: str) -> None:
+def export_best(
+    location: str,
+    candidate: str,
+    trial_dump: dict[str, Any],
+    best: dict[str, Any],
+    data_key: str,
+    finish_dump: dict[str, Any],
+    metric: str,
+) -> list[str]:
     """Write ``best/`` of a run directory: model, tokenizer, ``metrics.json`` and a card.
 
     Runs as a Ray task with a worker's resources, so that the driver needs no accelerator.
@@ -32,6 +45,11 @@ def export_best(location: str, candidate: str, trial_dump: dict[str, Any], best:
         trial_dump: its TrialConfig, dumped.
         best: the report it was chosen by; its checkpoint is the model.
         data_key: of the candidate's tokenised rows.
+        finish_dump: the sweep's FinishConfig, dumped.
+        metric: the sweep's.
+
+    Returns:
+        What was done to the model after training, a line for each step.
     """
     run = RunDirectory(location)
     trial = TrialConfig.model_validate(trial_dump)
@@ -43,11 +61,19 @@ def export_best(location: str, candidate: str, trial_dump: dict[str, Any], best:
             f"{CHECKPOINTS_FOLDER}/{candidate}/{checkpoint_name(best[keys.STAGE], best[keys.EPOCH])}", checkpoint
         )
         load_parameters(checkpoint, model)
-        runtime = SingleProcess()
-        road = live_road(runtime.place(model), data, runtime.device, "fp32")
-        scores = evaluate(road, data, runtime, keys.TEST)
+        device = SingleProcess().device
+        model.to(device)
+        finish = FinishConfig.model_validate(finish_dump)
+        finished = None
+        if finish != FinishConfig():
+            finished = finish_classifier(model, data, finish, metric, trial.seed, device)
+        logits = split_logits(live_road(model, data, device, "fp32"), data, keys.TEST)
+        confusion = Confusion(len(data.label_names))
+        confusion.update(logits, torch.from_numpy(data.test.labels.copy()))
+        error = expected_calibration_error(logits.double().numpy(), data.test.labels)
         metrics: dict[str, Any] = {
-            **scores,
+            **confusion.scores(data.class_counts, data.label_names, keys.TEST),
+            keys.on_split(keys.TEST, keys.ECE): error,
             "candidate": candidate,
             "stage": best[keys.STAGE],
             "epoch": best[keys.EPOCH],
@@ -56,14 +82,19 @@ def export_best(location: str, candidate: str, trial_dump: dict[str, Any], best:
             "test_rows": _rows_per_class(data.test.labels, data.label_names),
             "validation": {key: value for key, value in best.items() if key.startswith(f"{keys.VALIDATION}/")},
         }
+        if finished is not None:
+            metrics["finish"] = finished.dump()
         folder = Path(temporary) / BEST_FOLDER
         folder.mkdir()
         tokenizer = transformers.AutoTokenizer.from_pretrained(resolve(trial.model.name))
         tokenizer.model_max_length = trial.data.max_length  # what it was trained with is what `truncation=True` means
         save_classifier(model.cpu(), tokenizer, folder, trial.model.head, data.label_names)
         (folder / METRICS_NAME).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(_card(run.name, trial, metrics, data.notes), encoding="utf-8")
+        if finished is not None:
+            finished.write(folder)
+        (folder / "README.md").write_text(_card(run.name, trial, metrics, data.notes, finished), encoding="utf-8")
         run.upload(folder, BEST_FOLDER)
+    return [] if finished is None else [str(step) for step in finished.steps]
 
 
 def _rows_per_class(labels: np.ndarray, label_names: tuple[str, ...]) -> dict[str, int]:
@@ -71,7 +102,9 @@ def _rows_per_class(labels: np.ndarray, label_names: tuple[str, ...]) -> dict[st
     return {name: int(count) for name, count in zip(label_names, counts, strict=True)}
 
 
-def _card(sweep: str, trial: TrialConfig, metrics: dict[str, Any], notes: tuple[str, ...]) -> str:
+def _card(
+    sweep: str, trial: TrialConfig, metrics: dict[str, Any], notes: tuple[str, ...], finished: Finished | None
+) -> str:
     """The model card: what it is, how to load it, what it scored, what it was trained on."""
     native = trial.model.head == "native"
     loading = (
@@ -113,9 +146,32 @@ this model only.
 |---|---|---|---|
 {classes}
 
+Mean negative log-likelihood on test rows: {metrics[keys.on_split(keys.TEST, keys.LOSS)]:.4f}; expected calibration
+error ({BINS} bins): {metrics[keys.on_split(keys.TEST, keys.ECE)]:.4f}.
+{"" if finished is None else _finish_section(finished)}
 Rows: `{trial.data.train}`, at most {trial.data.max_length} tokens each.{remarks}
 
 ```json
 {json.dumps(trial.model_dump(include={"stage_one", "stage_two", "seed"}), indent=2)}
 ```
+"""
+
+
+def _finish_section(finished: Finished) -> str:
+    """What was done after training, and what it changed on validation rows."""
+    steps = "\n".join(
+        f"| {step.kind} | {key} | {step.before[key]:.4f} | {step.after[key]:.4f} |"
+        for step in finished.steps
+        for key in step.before
+    )
+    return f"""
+## After training
+
+Done in this order, and fitted on the validation rows that had chosen the model: scores on these are too good
+afterwards, those of the test rows are not. All of it lies in the weights and bias of `{finished.layer}`;
+`{FINISH_FILE}` has the values, `{BEFORE_FILE}` the layer as it was trained.
+
+| step | | before | after |
+|---|---|---|---|
+{steps}
 """

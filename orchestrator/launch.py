@@ -55,7 +55,7 @@ def run_sweep(sweep: Sweep, address: str | None, console: Console) -> int:
     say(f"sweep {config.name}: {sweep.num_candidates} candidates")
     trials = [candidate.trial for candidate in records.candidates]
     trials = trials or [trial.model_dump(mode="json") for trial in sweep.representatives()]
-    prepared = prepare_trials(trials, config.metric, config.features, say)
+    prepared = prepare_trials(trials, config.metric, config.features, say, config.finish)
     for note in (*sweep.notes, *prepared.notes):
         say(f"note: {note}")
     with ray_session(address):
@@ -133,8 +133,13 @@ def _export(playing: Playing, candidate: str) -> None:
     asked = placement(playing.sweep, keys.STAGE_TWO)
     best = best_epoch(playing.records.history_of(candidate), playing.sweep.config.metric)
     trial = playing.records.candidate(candidate).trial
+    finish, metric = playing.sweep.config.finish.model_dump(), playing.sweep.config.metric
     task = ray.remote(num_cpus=asked["cpus_per_worker"], num_gpus=asked["gpus_per_worker"])(export_best)
-    ray.get(task.remote(playing.run.location, candidate, trial, best, playing.parts_of(trial)["data"]))
+    exported = task.remote(
+        playing.run.location, candidate, trial, best, playing.parts_of(trial)["data"], finish, metric
+    )
+    for step in ray.get(exported):
+        playing.say(f"finish   {step}")
 
 
 def _scheduler(sweep: Sweep, records: Records) -> StageASHA | None:

@@ -20,7 +20,7 @@ from orchestrator.search_space import (
     substitute,
 )
 from orchestrator.sweep_file import Tree
-from trainables.config import Section
+from trainables.config import FinishConfig, Section
 from trainables.keys import EPOCH_DECIMALS, SCORES, VALIDATION, on_split
 from trainables.methods import METHODS
 
@@ -122,6 +122,7 @@ class SweepConfig(Section):
     model: dict[str, Any] = Field(default_factory=dict)
     stage_one: dict[str, Any] = Field(default_factory=dict)
     stage_two: dict[str, Any] = Field(default_factory=dict)
+    finish: FinishConfig = FinishConfig()  # what is done to the chosen model after training; by default nothing
     resources: ResourcesConfig = ResourcesConfig()
     wandb: WandbConfig = WandbConfig()
     features: FeaturesConfig = FeaturesConfig()

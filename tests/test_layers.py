@@ -12,11 +12,12 @@ ORDER = {
     "trainables": (
         "keys", "errors", "locations", "memory", "config", "methods", "class_balance", "losses", "samplers", "metrics",
         "demo_rows", "imbalance", "sources", "data", "tokenised", "tokens", "model", "packing", "cut", "features",
-        "roads", "vocabulary", "runtime", "checkpoint", "stages", "warm", "mailbox", "ray_trial",
+        "roads", "vocabulary", "runtime", "checkpoint", "stages", "last_layer", "rebalancing", "decision",
+        "calibration", "finish", "warm", "mailbox", "ray_trial",
     ),
     "orchestrator": (
         "mistakes", "sweep_file", "search_space", "sweep_schema", "sweep_rules", "config", "records", "scheduler",
-        "tracking", "progress", "promotion", "bookkeeping", "results", "page", "report", "cache", "export",
+        "tracking", "progress", "promotion", "bookkeeping", "results", "page", "report", "cache", "predict", "export",
         "preparation", "ray_session", "feature_cache", "adaptive_search", "rounds", "launch", "__main__",
     ),
 }  # fmt: skip

@@ -79,6 +79,16 @@ def cached_road(
     return live
 
 
+def split_logits(road: Road, data: PreparedData, split: str) -> Tensor:
+    """The logits of every row of a split in eval mode, (n, C), float32 on the CPU."""
+    logits = torch.empty(len(_split(data, split)), len(data.label_names))
+    road.module.eval()
+    with torch.inference_mode():
+        for batch in road.evaluation_batches(split):
+            logits[batch] = road.module(*road.inputs(split, batch)).float().cpu()
+    return logits
+
+
 class PaddedRoad:
     """Batches padded to their longest row: what every architecture takes."""
 
