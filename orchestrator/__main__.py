@@ -47,6 +47,18 @@ def build_parser() -> argparse.ArgumentParser:
     report = verbs.add_parser("report", help="print the tables of a run or a comparison, from its files alone")
     report.add_argument("run", metavar="RUN", help="the run directory")
 
+    predict = verbs.add_parser(
+        "predict",
+        help="classify the rows of a file with a model folder",
+        description="Classify the rows of a CSV, TSV, JSON-lines or Parquet file: its columns, then `prediction` and "
+        "`confidence`. A row without a text keeps its place and gets neither.",
+    )
+    predict.add_argument("model", metavar="DIR", type=Path, help="best/ of a run directory, or a Hugging Face folder")
+    predict.add_argument("file", metavar="FILE", type=Path, help="the rows")
+    predict.add_argument("--text", metavar="COLUMN", default="text", help="the column with the text; default: text")
+    predict.add_argument("--output", metavar="FILE", type=Path, help="by its suffix; default: CSV to standard output")
+    predict.add_argument("--probabilities", action="store_true", help="add a column for each class's probability")
+
     cache = verbs.add_parser("cache", help="what the cache of rows and features holds, and its removal")
     of_cache = cache.add_subparsers(dest="cache_verb", required=True, metavar="VERB")
     listing = of_cache.add_parser("list", help="every entry, with its size")
@@ -106,6 +118,11 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         from orchestrator.launch import resume_sweep
 
         return resume_sweep(parsed.run, parsed.address, Console())
+    if parsed.verb == "predict":
+        from orchestrator.predict import predict
+
+        predict(parsed.model, parsed.file, parsed.text, parsed.output, parsed.probabilities)
+        return 0
     if parsed.verb == "cache":
         from orchestrator.cache import list_cache, remove_from_cache
 

@@ -22,9 +22,8 @@ from trainables.config import DataConfig, HeadConfig, ModelConfig
 from trainables.data import load_splits
 from trainables.metrics import Confusion
 from trainables.model import build_classifier
-from trainables.roads import live_road
+from trainables.roads import live_road, split_logits
 from trainables.runtime import SingleProcess
-from trainables.stages import logits_of_rows
 from trainables.tokenised import PreparedData, default_cache_dir
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of LogisticRegression: the inverse of the regularisation's strength
@@ -79,7 +78,7 @@ def _embeddings(model: ModelConfig, data: PreparedData) -> Callable[[str], Any]:
     pooled.head = nn.Identity()  # what the head would read is what is wanted
     runtime = SingleProcess()
     road = live_road(runtime.place(pooled), data, runtime.device, "fp32")
-    return lambda split: logits_of_rows(road, data, runtime.device, split).numpy()
+    return lambda split: split_logits(road, split).numpy()
 
 
 def _score(metric: str, predicted: np.ndarray, data: PreparedData) -> float:

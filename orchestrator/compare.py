@@ -27,7 +27,7 @@ from orchestrator.comparison_results import (
 )
 from orchestrator.config import Sweep
 from orchestrator.export import predict_test
-from orchestrator.launch import resume_sweep, run_sweep
+from orchestrator.launch import resume_sweep, run_sweep, to_be_a_model
 from orchestrator.preparation import prepare_trials
 from orchestrator.ray_session import ray_session
 from orchestrator.records import (
@@ -39,8 +39,6 @@ from orchestrator.records import (
     CandidateRecord,
     Records,
     RunDirectory,
-    best_epoch,
-    made_of,
     read_records,
     read_sweep,
 )
@@ -73,7 +71,7 @@ def run_comparison(comparison: Comparison, address: str | None, console: Console
         sweep = comparison.search(method, comparison.folds[0])
         trials = [c.trial for c in sweep.candidates()] or sweep.representatives()
         dumps = [trial.model_dump(mode="json") for trial in trials]
-        prepare_trials(dumps, sweep.config.metric, sweep.config.features, lambda text: None)
+        prepare_trials(dumps, sweep.config.metric, sweep.config.features, lambda text: None, sweep.config.finish)
     with ray_session(address):
         run.create()
         run.write_text(COMPARISON_FILE, write_yaml(comparison.tree()))
@@ -174,7 +172,7 @@ def _export(run: RunDirectory, method: str, console: Console) -> None:
 def _predict(run: RunDirectory, sweep: Sweep, records: Records, name: str) -> None:
     """Write the predictions of every seed that was trained to its end and has none."""
     of_seeds = RunDirectory(f"{sweep.config.storage}/{sweep.config.name}")
-    made = json.loads(of_seeds.read_text(ENVIRONMENT_FILE))["made_of"]
+    made = json.loads(of_seeds.read_text(ENVIRONMENT_FILE))
     asked = placement(sweep, keys.STAGE_TWO)
     task = ray.remote(num_cpus=asked["cpus_per_worker"], num_gpus=asked["gpus_per_worker"])(predict_test)
     asked_for = {}
@@ -182,10 +180,8 @@ def _predict(run: RunDirectory, sweep: Sweep, records: Records, name: str) -> No
         file = predictions_file(name, candidate.trial["seed"])
         if records.outcomes[candidate.name].state != "completed" or run.exists(file):
             continue
-        best = best_epoch(records.history_of(candidate.name), sweep.config.metric)
-        data_key = made[made_of(candidate.trial)]["data"]
-        reference = task.remote(of_seeds.location, candidate.name, candidate.trial, best, data_key)
-        asked_for[reference] = (file, data_key)
+        chosen = to_be_a_model(of_seeds, sweep, records, made, candidate.name)
+        asked_for[task.remote(chosen)] = (file, chosen["data_key"])
     for reference, (file, data_key) in asked_for.items():
         _write_predictions(run, file, ray.get(reference), _rows(of_seeds, data_key))
 

@@ -1,54 +1,66 @@
-"""The chosen trial -> a Hugging Face model directory with a card and its test metrics. The only reader of test rows."""
+"""The chosen trial -> a Hugging Face model directory with a card and its test metrics. The only reader of test rows.
+
+What the sweep's ``finish`` asks for is done here, before the test rows are scored."""
 
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
+import torch
 import transformers
+from torch import nn
 
 from orchestrator.records import BEST_FOLDER, CHECKPOINTS_FOLDER, DATA_FOLDER, RunDirectory
 from trainables import keys
+from trainables.calibration import BINS, expected_calibration_error
 from trainables.checkpoint import checkpoint_name, load_parameters
 from trainables.config import TrialConfig
+from trainables.finish import BEFORE_FILE, FINISH_FILE, Finished, finish_classifier
+from trainables.finish_config import FinishConfig
+from trainables.metrics import Confusion
 from trainables.model import build_classifier, resolve, save_classifier
-from trainables.roads import live_road
+from trainables.roads import live_road, split_logits
 from trainables.runtime import SingleProcess
-from trainables.stages import evaluate, logits_of_rows
-from trainables.tokenised import default_cache_dir, fetch_prepared
+from trainables.tokenised import PreparedData, default_cache_dir, fetch_prepared
 
 METRICS_NAME = "metrics.json"
 
 
-def export_best(location: str, candidate: str, trial_dump: dict[str, Any], best: dict[str, Any], data_key: str) -> None:
+class Chosen(TypedDict):
+    """A candidate that is to be a model; plain values, since it travels."""
+
+    location: str  # the run directory
+    candidate: str
+    trial: dict[str, Any]  # TrialConfig, dumped
+    best: dict[str, Any]  # the report it is judged by; its checkpoint is the model
+    data_key: str  # of its tokenised rows
+    finish: dict[str, Any]  # the sweep's FinishConfig, dumped
+    metric: str  # the sweep's
+
+
+def export_best(chosen: Chosen) -> list[str]:
     """Write ``best/`` of a run directory: model, tokenizer, ``metrics.json`` and a card.
 
     Runs as a Ray task with a worker's resources, so that the driver needs no accelerator.
 
-    Args:
-        location: the run directory.
-        candidate: the chosen candidate.
-        trial_dump: its TrialConfig, dumped.
-        best: the report it was chosen by; its checkpoint is the model.
-        data_key: of the candidate's tokenised rows.
+    Returns:
+        What was done to the model after training, a line for each step.
     """
-    run = RunDirectory(location)
-    trial = TrialConfig.model_validate(trial_dump)
-    data = fetch_prepared(data_key, run.uri(f"{DATA_FOLDER}/{data_key}"), default_cache_dir())
-    model = build_classifier(trial.model, data.label_names, trial.seed)
+    run, trial = RunDirectory(chosen["location"]), TrialConfig.model_validate(chosen["trial"])
+    data = _rows(run, chosen["data_key"])
+    model, finished, device = _finished(run, chosen, trial, data)
+    best = chosen["best"]
     with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
-        checkpoint = Path(temporary) / "checkpoint"
-        run.download(
-            f"{CHECKPOINTS_FOLDER}/{candidate}/{checkpoint_name(best[keys.STAGE], best[keys.EPOCH])}", checkpoint
-        )
-        load_parameters(checkpoint, model)
-        runtime = SingleProcess()
-        road = live_road(runtime.place(model), data, runtime.device, "fp32")
-        scores = evaluate(road, data, runtime, keys.TEST)
+        logits = split_logits(live_road(model, data, device, "fp32"), keys.TEST)
+        confusion = Confusion(len(data.label_names))
+        confusion.update(logits, torch.from_numpy(data.test.labels.copy()))
+        error = expected_calibration_error(logits.double().numpy(), data.test.labels)
         metrics: dict[str, Any] = {
-            **scores,
-            "candidate": candidate,
+            **confusion.scores(data.class_counts, data.label_names, keys.TEST),
+            keys.on_split(keys.TEST, keys.ECE): error,
+            "candidate": chosen["candidate"],
             "stage": best[keys.STAGE],
             "epoch": best[keys.EPOCH],
             "labels": list(data.label_names),
@@ -56,33 +68,51 @@ def export_best(location: str, candidate: str, trial_dump: dict[str, Any], best:
             "test_rows": _rows_per_class(data.test.labels, data.label_names),
             "validation": {key: value for key, value in best.items() if key.startswith(f"{keys.VALIDATION}/")},
         }
+        if finished is not None:
+            metrics["finish"] = finished.dump()
         folder = Path(temporary) / BEST_FOLDER
         folder.mkdir()
         tokenizer = transformers.AutoTokenizer.from_pretrained(resolve(trial.model.name))
         tokenizer.model_max_length = trial.data.max_length  # what it was trained with is what `truncation=True` means
         save_classifier(model.cpu(), tokenizer, folder, trial.model.head, data.label_names)
         (folder / METRICS_NAME).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(_card(run.name, trial, metrics, data.notes), encoding="utf-8")
+        if finished is not None:
+            finished.write(folder)
+        (folder / "README.md").write_text(_card(run.name, trial, metrics, data.notes, finished), encoding="utf-8")
         run.upload(folder, BEST_FOLDER)
+    return [] if finished is None else [str(step) for step in finished.steps]
 
 
-def predict_test(
-    location: str, candidate: str, trial_dump: dict[str, Any], best: dict[str, Any], data_key: str
-) -> np.ndarray:
-    """The class (n,) that a completed candidate predicts for each test row. Args as :func:`export_best`."""
-    run = RunDirectory(location)
-    trial = TrialConfig.model_validate(trial_dump)
-    data = fetch_prepared(data_key, run.uri(f"{DATA_FOLDER}/{data_key}"), default_cache_dir())
+def predict_test(chosen: Chosen) -> np.ndarray:
+    """The class (n,) that a candidate, made a model as :func:`export_best` makes it, predicts for each test row."""
+    run, trial = RunDirectory(chosen["location"]), TrialConfig.model_validate(chosen["trial"])
+    data = _rows(run, chosen["data_key"])
+    model, _, device = _finished(run, chosen, trial, data)
+    return split_logits(live_road(model, data, device, "fp32"), keys.TEST).argmax(dim=1).numpy()
+
+
+def _rows(run: RunDirectory, data_key: str) -> PreparedData:
+    return fetch_prepared(data_key, run.uri(f"{DATA_FOLDER}/{data_key}"), default_cache_dir())
+
+
+def _finished(
+    run: RunDirectory, chosen: Chosen, trial: TrialConfig, data: PreparedData
+) -> tuple[nn.Module, Finished | None, torch.device]:
+    """The candidate's best checkpoint with all that is done after training, on this process's device."""
     model = build_classifier(trial.model, data.label_names, trial.seed)
+    best = chosen["best"]
+    name = f"{CHECKPOINTS_FOLDER}/{chosen['candidate']}/{checkpoint_name(best[keys.STAGE], best[keys.EPOCH])}"
     with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
         checkpoint = Path(temporary) / "checkpoint"
-        run.download(
-            f"{CHECKPOINTS_FOLDER}/{candidate}/{checkpoint_name(best[keys.STAGE], best[keys.EPOCH])}", checkpoint
-        )
+        run.download(name, checkpoint)
         load_parameters(checkpoint, model)
     runtime = SingleProcess()
-    road = live_road(runtime.place(model), data, runtime.device, "fp32")
-    return logits_of_rows(road, data, runtime.device, keys.TEST).argmax(dim=1).numpy()
+    model = runtime.place(model)
+    finish = FinishConfig.model_validate(chosen["finish"])
+    if finish == FinishConfig():
+        return model, None, runtime.device
+    finished = finish_classifier(model, data, finish, chosen["metric"], trial.seed, runtime.device)
+    return model, finished, runtime.device
 
 
 def _rows_per_class(labels: np.ndarray, label_names: tuple[str, ...]) -> dict[str, int]:
@@ -90,7 +120,9 @@ def _rows_per_class(labels: np.ndarray, label_names: tuple[str, ...]) -> dict[st
     return {name: int(count) for name, count in zip(label_names, counts, strict=True)}
 
 
-def _card(sweep: str, trial: TrialConfig, metrics: dict[str, Any], notes: tuple[str, ...]) -> str:
+def _card(
+    sweep: str, trial: TrialConfig, metrics: dict[str, Any], notes: tuple[str, ...], finished: Finished | None
+) -> str:
     """The model card: what it is, how to load it, what it scored, what it was trained on."""
     native = trial.model.head == "native"
     loading = (
@@ -132,9 +164,32 @@ this model only.
 |---|---|---|---|
 {classes}
 
+Mean negative log-likelihood on test rows: {metrics[keys.on_split(keys.TEST, keys.LOSS)]:.4f}; expected calibration
+error ({BINS} bins): {metrics[keys.on_split(keys.TEST, keys.ECE)]:.4f}.
+{"" if finished is None else _finish_section(finished)}
 Rows: `{trial.data.train}`, at most {trial.data.max_length} tokens each.{remarks}
 
 ```json
 {json.dumps(trial.model_dump(include={"stage_one", "stage_two", "seed"}), indent=2)}
 ```
+"""
+
+
+def _finish_section(finished: Finished) -> str:
+    """What was done after training, and what it changed on validation rows."""
+    steps = "\n".join(
+        f"| {step.kind} | {key} | {step.before[key]:.4f} | {step.after[key]:.4f} |"
+        for step in finished.steps
+        for key in step.before
+    )
+    return f"""
+## After training
+
+Done in this order, and fitted on the validation rows that had chosen the model: scores on these are too good
+afterwards, those of the test rows are not. All of it lies in the weights and bias of `{finished.layer}`;
+`{FINISH_FILE}` has the values, `{BEFORE_FILE}` the layer as it was trained.
+
+| step | | before | after |
+|---|---|---|---|
+{steps}
 """

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from orchestrator.bookkeeping import Bookkeeping, epochs_of, settled
 from orchestrator.config import Sweep, to_yaml
-from orchestrator.export import export_best
+from orchestrator.export import Chosen, export_best
 from orchestrator.preparation import environment, prepare_trials
 from orchestrator.progress import Progress
 from orchestrator.ray_session import ray_session, trial_slots
@@ -24,6 +24,7 @@ from orchestrator.records import (
     Records,
     RunDirectory,
     best_epoch,
+    made_of,
     open_run,
     read_records,
     read_sweep,
@@ -67,7 +68,7 @@ def run_sweep(
     say(f"sweep {config.name}: {sweep.num_candidates} candidates")
     trials = [candidate.trial for candidate in records.candidates]
     trials = trials or [trial.model_dump(mode="json") for trial in sweep.representatives()]
-    prepared = prepare_trials(trials, config.metric, config.features, say)
+    prepared = prepare_trials(trials, config.metric, config.features, say, config.finish)
     for note in (*sweep.notes, *prepared.notes):
         say(f"note: {note}")
     with ray_session(address):
@@ -145,10 +146,28 @@ def _to_the_end(
 def _export(playing: Playing, candidate: str) -> None:
     """Make ``best/`` in a task with a worker's resources: the driver's node may have no accelerator."""
     asked = placement(playing.sweep, keys.STAGE_TWO)
-    best = best_epoch(playing.records.history_of(candidate), playing.sweep.config.metric)
-    trial = playing.records.candidate(candidate).trial
+    chosen = to_be_a_model(playing.run, playing.sweep, playing.records, playing.environment, candidate)
     task = ray.remote(num_cpus=asked["cpus_per_worker"], num_gpus=asked["gpus_per_worker"])(export_best)
-    ray.get(task.remote(playing.run.location, candidate, trial, best, playing.parts_of(trial)["data"]))
+    for step in ray.get(task.remote(chosen)):
+        playing.say(f"finish   {step}")
+
+
+def to_be_a_model(
+    run: RunDirectory, sweep: Sweep, records: Records, environment: dict[str, Any], candidate: str
+) -> Chosen:
+    """A completed candidate, as :func:`export_best` takes it; ``environment`` is the content of environment.json."""
+    best = best_epoch(records.history_of(candidate), sweep.config.metric)
+    assert best is not None, "a completed candidate has reported"
+    trial = records.candidate(candidate).trial
+    return Chosen(
+        location=run.location,
+        candidate=candidate,
+        trial=trial,
+        best=dict(best),
+        data_key=environment["made_of"][made_of(trial)]["data"],
+        finish=sweep.config.finish.model_dump(),
+        metric=sweep.config.metric,
+    )
 
 
 def _scheduler(sweep: Sweep, records: Records) -> StageASHA | None:

@@ -20,6 +20,8 @@ from trainables.class_balance import groups
 from trainables.config import TrialConfig
 from trainables.errors import DataError
 from trainables.features import FeaturePlan, plan_features
+from trainables.finish_config import FinishConfig
+from trainables.last_layer import last_layer
 from trainables.model import check_model, resolve
 from trainables.tokenised import PreparedData, default_cache_dir
 from trainables.tokens import prepare
@@ -46,16 +48,21 @@ class PreparedTrials:
 
 
 def prepare_trials(
-    trials: Sequence[Mapping[str, Any]], metric: str, features: FeaturesConfig, say: Callable[[str], None]
+    trials: Sequence[Mapping[str, Any]],
+    metric: str,
+    features: FeaturesConfig,
+    say: Callable[[str], None],
+    finish: FinishConfig | None = None,
 ) -> PreparedTrials:
     """Check all that can be checked without a cluster, and tokenise what the trials train on.
 
     Args:
         trials: dumped TrialConfigs; every one of the sweep, or one for each value of :func:`records.made_of`.
+        finish: what the chosen model is to take after training; None: nothing.
 
     Raises:
         DataError: the rows cannot be used, or cannot define the metric.
-        ModelError: a model cannot be found, or cannot train as a stage asks.
+        ModelError: a model cannot be found, cannot train as a stage asks, or cannot take what ``finish`` asks for.
     """
     data: dict[str, PreparedData] = {}
     plans: dict[str, FeaturePlan] = {}
@@ -75,7 +82,10 @@ def prepare_trials(
             key_by_source[source] = prepared.key
             data[prepared.key] = prepared
         rows = data[key_by_source[source]]
-        plan = _plan(trial, models[trial.model.model_dump_json()], rows, features)
+        model = models[trial.model.model_dump_json()]
+        if finish not in (None, FinishConfig()):
+            last_layer(model, rows.train, torch.device("cpu"))
+        plan = _plan(trial, model, rows, features)
         if isinstance(plan, FeaturePlan):
             plans[plan.key] = plan
         elif plan is not None:

@@ -21,6 +21,7 @@ from orchestrator.search_space import (
 )
 from orchestrator.sweep_file import Tree
 from trainables.config import Section
+from trainables.finish_config import FinishConfig
 from trainables.keys import DEFAULT_METRIC, EPOCH_DECIMALS, SCORES, VALIDATION, on_split
 from trainables.methods import METHODS
 
@@ -126,6 +127,7 @@ class SweepConfig(Section):
     model: dict[str, Any] = Field(default_factory=dict)
     stage_one: dict[str, Any] = Field(default_factory=dict)
     stage_two: dict[str, Any] = Field(default_factory=dict)
+    finish: FinishConfig = FinishConfig()  # what is done to the chosen model after training; by default nothing
     resources: ResourcesConfig = ResourcesConfig()
     wandb: WandbConfig = WandbConfig()
     features: FeaturesConfig = FeaturesConfig()

@@ -10,15 +10,15 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each module may import those before it. A new module goes to its place in the story.
 ORDER = {
     "trainables": (
-        "keys", "errors", "locations", "memory", "config", "methods", "early_stopping", "class_balance", "losses",
-        "samplers", "metrics", "demo_rows", "imbalance", "sources", "data", "tokenised", "tokens", "model", "packing",
-        "cut", "features", "roads", "vocabulary", "optimizer", "runtime", "checkpoint", "stages", "warm", "mailbox",
-        "ray_trial",
+        "keys", "errors", "locations", "memory", "config", "finish_config", "methods", "early_stopping",
+        "class_balance", "losses", "samplers", "metrics", "demo_rows", "imbalance", "sources", "data", "tokenised", "tokens", "model", "packing",
+        "cut", "features", "roads", "vocabulary", "optimizer", "runtime", "checkpoint", "stages",
+        "last_layer", "rebalancing", "decision", "calibration", "finish", "warm", "mailbox", "ray_trial",
     ),
     "orchestrator": (
         "mistakes", "sweep_file", "search_space", "sweep_schema", "sweep_rules", "config", "records", "scheduler",
-        "tracking", "progress", "promotion", "bookkeeping", "results", "page", "report", "cache", "export",
-        "preparation", "ray_session", "feature_cache", "adaptive_search", "listed_search", "rounds", "launch",
+        "tracking", "progress", "promotion", "bookkeeping", "results", "page", "report", "cache", "predict",
+        "export", "preparation", "ray_session", "feature_cache", "adaptive_search", "listed_search", "rounds", "launch",
         "comparison", "significance", "comparison_results", "baselines", "compare", "__main__",
     ),
 }  # fmt: skip

@@ -38,7 +38,8 @@ SCORES = {
     "recall_few": "mean recall of the classes with few training rows",
 }
 DEFAULT_METRIC = "validation/macro_f1"  # what reports are judged by where nobody says otherwise
-LOSS = "loss"  # plain cross-entropy, nats per row; lower is better
+LOSS = "loss"  # plain cross-entropy, nats per row, so the mean negative log-likelihood; lower is better
+ECE = "ece"  # expected calibration error, see calibration.py, in [0, 1]; lower is better
 CLASS_F1 = "f1"  # followed by the class: validation/f1/absorption
 
 

@@ -74,20 +74,30 @@ def scores(
     """
     assert counts.shape == (len(class_counts), len(class_counts)) == (len(label_names), len(label_names)), counts.shape
     assert counts.sum() > 0, f"no rows of {split} were scored"
-    minority = np.delete(np.arange(len(class_counts)), np.argmax(class_counts))  # argmax: of equals, the first
-    values: Scores = {
-        "macro_f1": macro_f1(counts),
-        "micro_f1_minority": micro_f1(counts, minority),
-        "accuracy": accuracy(counts),
-        "balanced_accuracy": balanced_accuracy(counts),
-        "mcc": mcc(counts),
-        "g_mean": g_mean(counts),
-        **{f"recall_{group}": mean_recall(counts, classes) for group, classes in groups(class_counts).items()},
-    }
-    result = {keys.on_split(split, name): value for name, value in values.items()}
+    result: Scores = {keys.on_split(split, name): score(name, counts, class_counts) for name in keys.SCORES}
     for label, value in zip(label_names, f1_by_class(counts), strict=True):
         result[keys.class_f1(split, label)] = _none_if_nan(value)
     return result
+
+
+def score(name: str, counts: np.ndarray, class_counts: np.ndarray) -> float | None:
+    """One of ``keys.SCORES``, arguments as of :func:`scores`."""
+    match name:
+        case "macro_f1":
+            return macro_f1(counts)
+        case "micro_f1_minority":  # argmax: of equals, the first
+            return micro_f1(counts, np.delete(np.arange(len(class_counts)), np.argmax(class_counts)))
+        case "accuracy":
+            return accuracy(counts)
+        case "balanced_accuracy":
+            return balanced_accuracy(counts)
+        case "mcc":
+            return mcc(counts)
+        case "g_mean":
+            return g_mean(counts)
+        case "recall_many" | "recall_medium" | "recall_few":
+            return mean_recall(counts, groups(class_counts)[name.removeprefix("recall_")])
+    raise AssertionError(f"no score {name}")
 
 
 def f1_by_class(counts: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -273,14 +274,42 @@ def load_classifier(folder: str | Path) -> tuple[nn.Module, Any]:
     """Open a model folder of ours: ``model, tokenizer = load_classifier("runs/demo/best")``.
 
     The model is in eval mode; ``model(input_ids=..., attention_mask=...).logits`` are (B, C) and
-    ``tokenizer`` is the Hugging Face tokenizer it was trained with. Runs no code from the folder.
+    ``tokenizer`` is the Hugging Face tokenizer it was trained with. Runs no code from the folder. A standard folder of
+    an ``AutoModelForSequenceClassification`` is opened as well.
+
+    Raises:
+        ModelError: the folder is not one of these.
     """
     folder = Path(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f'"{folder}" is not a model folder: it has no config.json; give the folder best/ of a run directory, or '
+            "one that save_pretrained wrote"
+        )
+    try:
+        with _quiet_transformers():
+            return _open_classifier(folder)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, ModelError):
+            raise
+        cause = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f'the model in "{folder}" cannot be opened: {cause[0]}') from error
+
+
+def _open_classifier(folder: Path) -> tuple[nn.Module, Any]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not (folder / HEAD_FILE).exists():
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        model, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
+        if loaded["missing_keys"]:
+            missing = ", ".join(sorted(loaded["missing_keys"])[:3])
+            raise ModelError(
+                f'"{folder}" is not a classifier: it has no weights for {missing}; give the folder of a model that was '
+                "trained to classify"
+            )
         return cast(nn.Module, model.eval()), tokenizer
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     head = HeadConfig.model_validate_json((folder / HEAD_FILE).read_text(encoding="utf-8"))
     pooled = PooledClassifier(transformers.AutoModel.from_config(config), head, len(config.id2label))
     pooled.load_state_dict(load_file(folder / "model.safetensors"))

@@ -79,6 +79,17 @@ def cached_road(
     return live
 
 
+def split_logits(road: Road, split: str) -> Tensor:
+    """What the road's module gives for every row of a split, in eval mode: its logits (n, C), float32 on the CPU."""
+    road.module.eval()
+    batches = road.evaluation_batches(split)
+    with torch.inference_mode():
+        found = torch.cat([road.module(*road.inputs(split, batch)).float().cpu() for batch in batches])
+    logits = torch.empty_like(found)
+    logits[torch.from_numpy(np.concatenate(batches))] = found
+    return logits
+
+
 class PaddedRoad:
     """Batches padded to their longest row: what every architecture takes."""
 

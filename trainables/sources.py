@@ -46,11 +46,11 @@ def read_source(source: str, role: Role, cache_dir: Path | None) -> datasets.Dat
     if source.startswith("demo://"):
         return _read_demo(source, role)
     path = Path(source).expanduser()
-    with _quiet_datasets():
+    with quiet_datasets():
         if os.path.isdir(path):
             dataset = _read_folder(path, role)
         elif os.path.exists(path):
-            dataset = _read_file(path, role, cache_dir)
+            dataset = read_file(path, f"data.{role}", cache_dir)
         elif _is_meant_as_file(source):
             raise DataError(f'data.{role}: there is no file "{source}"{_near_file(path)}')
         else:
@@ -87,25 +87,30 @@ def _read_folder(path: Path, role: Role) -> datasets.Dataset:
     return found[role]
 
 
-def _read_file(path: Path, role: Role, cache_dir: Path | None) -> datasets.Dataset:
+def read_file(path: Path, called: str, cache_dir: Path | None) -> datasets.Dataset:
+    """A CSV, TSV, JSON(-lines) or Parquet file that is there, as :func:`read_source` reads it.
+
+    Args:
+        called: what messages begin with.
+    """
     kind = FILE_TYPES.get(path.suffix.lower())
     if kind is None:
         raise DataError(
-            f'data.{role}: the type of "{path}" is "{path.suffix}", but must be one of {", ".join(FILE_TYPES)}: '
+            f'{called}: the type of "{path}" is "{path.suffix}", but must be one of {", ".join(FILE_TYPES)}: '
             "convert it, or rename it if it is one of these"
         )
     try:
         if path.stat().st_size == 0:
-            raise DataError(f'data.{role}: "{path}" is empty')
+            raise DataError(f'{called}: "{path}" is empty')
         if kind != "parquet":
-            _check_utf8(path, role)
+            _check_utf8(path, called)
         # `datasets` knows a file by its path and time; a conversion must not outlive the bytes it was made of.
         cache = None if cache_dir is None else str(cache_dir / "datasets" / _sha256(path)[:32])
         options: dict[str, Any] = {}
         if kind == "csv":
             options = _csv_options(path)
         elif kind == "parquet" and pyarrow.parquet.read_metadata(path).num_rows == 0:
-            raise DataError(f'data.{role}: "{path}" has no rows')
+            raise DataError(f'{called}: "{path}" has no rows')
         with warnings.catch_warnings():
             # pandas only warns when a row has more fields than the header, and drops what is too much.
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -116,8 +121,8 @@ def _read_file(path: Path, role: Role, cache_dir: Path | None) -> datasets.Datas
         raise
     except Exception as error:  # any: see _cause
         if "corresponds to no data" in str(error):
-            raise DataError(f'data.{role}: "{path}" has no rows') from error
-        raise DataError(f'data.{role}: cannot read "{path}" as {path.suffix[1:]}: {_cause(error)}') from error
+            raise DataError(f'{called}: "{path}" has no rows') from error
+        raise DataError(f'{called}: cannot read "{path}" as {path.suffix[1:]}: {_cause(error)}') from error
 
 
 def _csv_options(path: Path) -> dict[str, Any]:
@@ -163,14 +168,14 @@ def _near_file(path: Path) -> str:
     return f': did you mean "{folder / near[0]}"?' if near else f' in "{folder.absolute()}"'
 
 
-def _check_utf8(path: Path, role: Role) -> None:
+def _check_utf8(path: Path, called: str) -> None:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise DataError(
-                    f'data.{role}: "{path}" is not UTF-8: byte 0x{line[error.start]:02x} in line {number}'
+                    f'{called}: "{path}" is not UTF-8: byte 0x{line[error.start]:02x} in line {number}'
                     f"\n    save it as UTF-8, for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
                 ) from error
 
@@ -193,7 +198,7 @@ def _cause(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet_datasets() -> Iterator[None]:
+def quiet_datasets() -> Iterator[None]:
     """No progress bars and no log lines: what matters is in our own messages."""
     verbosity = datasets.logging.get_verbosity()
     bars_disabled = datasets.utils.are_progress_bars_disabled()

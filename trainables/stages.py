@@ -180,17 +180,6 @@ def evaluate(
     return confusion.scores(data.class_counts, data.label_names, split)
 
 
-def logits_of_rows(road: Road, data: PreparedData, device: torch.device, split: str, precision: str = "fp32") -> Tensor:
-    """The logits (n, C) of a split's rows in their order, fp32 on the CPU, in eval mode."""
-    road.module.eval()
-    batches = road.evaluation_batches(split)
-    with torch.inference_mode(), _autocast(device, precision):
-        found = torch.cat([road.module(*road.inputs(split, batch)).float().cpu() for batch in batches])
-    logits = torch.empty_like(found)
-    logits[torch.from_numpy(np.concatenate(batches))] = found
-    return logits
-
-
 def _train_span(
     config: StageConfig,
     data: PreparedData,

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,9 @@ def _make(
     described = {}
     for name in SPLITS:
         part = getattr(splits, name)
-        batch, truncated = _tokenise(part["text"], part["label"], tokenizer, max_length)
+        token_ids, offsets, truncated = tokenise(part["text"], tokenizer, max_length)
+        rows = pa.LargeListArray.from_arrays(offsets, token_ids)
+        batch = pa.record_batch([rows, pa.array(np.array(part["label"], dtype=np.int64))], schema=SCHEMA)
         path = partial / f"{name}.arrow"
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
             writer.write_batch(batch)
@@ -148,8 +151,8 @@ def _make(
     partial.rename(folder)
 
 
-def _tokenise(texts: Any, labels: Any, tokenizer: Any, max_length: int) -> tuple[pa.RecordBatch, int]:
-    """All rows of a split as one record batch, and how many were truncated."""
+def tokenise(texts: Sequence[str], tokenizer: Any, max_length: int) -> tuple[NDArray[np.int32], NDArray[np.int64], int]:
+    """The rows' tokens end to end, their offsets (see ``TokenisedRows``), and how many rows were truncated."""
     pieces: list[NDArray[np.int32]] = []
     lengths: list[int] = []
     truncated = 0
@@ -165,8 +168,7 @@ def _tokenise(texts: Any, labels: Any, tokenizer: Any, max_length: int) -> tuple
         lengths.extend(map(len, encoded))
         pieces.append(np.array([token for ids in encoded for token in ids], dtype=np.int32))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    tokens = pa.LargeListArray.from_arrays(offsets, np.concatenate(pieces))
-    return pa.record_batch([tokens, pa.array(np.array(labels, dtype=np.int64))], schema=SCHEMA), truncated
+    return np.concatenate(pieces), offsets, truncated
 
 
 def _input_ids(tokenizer: Any, texts: list[str], max_length: int) -> list[list[int]]:

@@ -148,6 +148,7 @@ def test_loading_leaves_the_presets_as_they_are(load: Any) -> None:
         "data: {train: x}\nsearch: grid\nstage_one: {trains: {grid: [all, {top_layers: 2}]}, epochs: {choice: [1, 2]}}",
         "data: {train: x}\nstage_one: {loss: {name: {choice: [ldam, cross_entropy]}}}",
         "data: {train: x}\nstage_two: {loss: {choice: [{name: ldam, scale: 1}, {name: cross_entropy}]}}",
+        "data: {train: x}\nfinish: {classifier: {kind: lws}, decision: {kind: logit_adjustment}, temperature: true}",
         "data: {train: x}\nmodel: {head: {pooling: cls, dropout: {uniform: [0, 0.5]}}}\nnum_candidates: 3",
     ],
 )
@@ -257,6 +258,19 @@ resources: {stage_two: {workers: 0, gpus_per_worker: 1.5}}
             "data: {train: x}\nasha: {reduction_factor: 1}",
             "asha.reduction_factor: is 1, but must be a whole number >= 2",
         ),
+        (
+            "data: {train: x}\nfinish: {classifier: crt}",
+            'finish.classifier: is "crt", but must be {kind: crt} or',
+        ),
+        (
+            "data: {train: x}\nfinish: {classifier: {kind: tau_normalisation, tau: 11}}",
+            "finish.classifier.tau: is 11, but must be auto or a number >= 0 and <= 10",
+        ),
+        (
+            "data: {train: x}\nfinish: {decision: {tau: 1}}",
+            "finish.decision.kind: missing, but must be one of thresholds",
+        ),
+        ("data: {train: x}\nfinish: {temperature: {choice: [true]}}", "finish.temperature: cannot be swept"),
     ],
 )
 def test_one_mistake_is_told_once_and_plainly(load: Any, text: str, mistake: str) -> None:

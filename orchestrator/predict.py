@@ -1,0 +1,196 @@
+"""Classifies the rows of a file with a model folder: without Ray, on packed rows where the model takes them.
+
+The folder's own class names, length and weights decide; what ``finish`` fitted lies in the weights. Rows keep their
+order and their columns.
+"""
+
+import os
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from orchestrator.mistakes import did_you_mean
+from trainables.errors import InputError, ModelError
+from trainables.model import load_classifier
+from trainables.packing import PackedClassifier, Packing, first_position, unpackable
+from trainables.sources import FILE_TYPES, quiet_datasets, read_file
+from trainables.tokenised import TOKENS_AT_ONCE, TokenisedRows, length_batches
+from trainables.tokens import tokenise
+
+PREDICTION = "prediction"
+CONFIDENCE = "confidence"  # the predicted class's probability
+PROBABILITY = "probability/"  # followed by the class
+
+
+def predict(folder: Path, file: Path, text: str, output: Path | None, probabilities: bool) -> None:
+    """Write ``file`` with the columns above to ``output``, whole or not at all; None: as CSV to standard output.
+
+    A row whose text is missing or blank keeps its place and gets no prediction: nothing can be said of it.
+
+    Raises:
+        InputError: the folder, the file, its columns or the output cannot be used.
+    """
+    if output is not None:
+        _check_output(output, file)
+    with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
+        rows = _read(file, text, Path(temporary))
+        model, tokenizer = load_classifier(folder)
+        names = class_names(model, folder)
+        added = [PREDICTION, CONFIDENCE, *(PROBABILITY + name for name in names if probabilities)]
+        if clashes := [name for name in added if name in rows.column_names]:
+            raise InputError(f'FILE: "{file}" has a column {clashes[0]} already: rename it or drop it')
+
+        texts: list[str | None] = rows.with_format(None)[:][text]
+        told = [row for row, given in enumerate(texts) if given is not None and given.strip()]
+        found = np.full((len(texts), len(names)), np.nan)
+        if told:
+            found[told] = classify(model, tokenizer, [cast(str, texts[row]) for row in told])
+        with quiet_datasets():
+            _write(_with_columns(rows, found, names, probabilities), output)
+    if len(told) < len(texts):
+        print(f"{len(texts) - len(told):,} of {len(texts):,} rows have no text, and no prediction", file=sys.stderr)
+
+
+def classify(model: nn.Module, tokenizer: Any, texts: list[str]) -> NDArray[np.float64]:
+    """Texts, at least one -> probabilities (n, C). The model is moved to a GPU where there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = cast(Any, model.base_model).config
+    tokens, offsets, _ = tokenise(texts, tokenizer, _max_length(model, tokenizer))
+    pad_token_id = config.pad_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    labels = np.zeros(len(texts), np.int64)  # of which nothing is known
+    rows = TokenisedRows(tokens, offsets, labels, 0 if pad_token_id is None else int(pad_token_id))
+    run = _runner(model.to(device), rows, device)
+    logits: NDArray[np.float64] | None = None
+    try:
+        with torch.inference_mode():
+            for batch in length_batches(rows.lengths, TOKENS_AT_ONCE[device.type]):
+                found = run(batch).double().softmax(dim=1).cpu().numpy()
+                logits = np.empty((len(texts), found.shape[1])) if logits is None else logits
+                logits[batch] = found
+    except (TypeError, ValueError) as error:  # an architecture that wants more than token ids and a mask
+        raise ModelError(f"{type(model).__name__} cannot classify rows of text: {error}") from error
+    assert logits is not None
+    return logits
+
+
+def class_names(model: nn.Module, folder: Path) -> list[str]:
+    """In the order of the logits.
+
+    Raises:
+        ModelError: the model does not tell one class of several.
+    """
+    config = cast(Any, model.base_model).config
+    kind = getattr(config, "problem_type", None)
+    names = [str(config.id2label[index]) for index in range(len(config.id2label))]
+    if len(names) < 2 or kind not in (None, "single_label_classification"):
+        what = f"its problem_type is {kind}" if kind else "it has one output"
+        raise ModelError(f'the model in "{folder}" does not choose one class of several: {what}')
+    if len(set(names)) < len(names):
+        raise ModelError(f'the model in "{folder}" has two classes of one name: mend id2label in its config.json')
+    return names
+
+
+def _runner(model: nn.Module, rows: TokenisedRows, device: torch.device) -> Callable[[NDArray[np.int64]], torch.Tensor]:
+    """From some of the rows to their logits: packed where a probe agrees, else padded."""
+    if unpackable(model, rows, device, "fp32") is None:
+        packed = PackedClassifier(model).eval()
+
+        def run_packed(batch: NDArray[np.int64]) -> torch.Tensor:
+            ids = torch.from_numpy(rows.tokens[rows.positions(batch)].astype(np.int64)).to(device)
+            logits: torch.Tensor = packed(ids, Packing.of(rows.lengths[batch], device))
+            return logits
+
+        return run_packed
+
+    def run_padded(batch: NDArray[np.int64]) -> torch.Tensor:
+        input_ids, attention_mask = (torch.from_numpy(array).to(device) for array in rows.padded(batch))
+        logits: torch.Tensor = model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+    return run_padded
+
+
+def _max_length(model: nn.Module, tokenizer: Any) -> int:
+    """The tokenizer's, which in a folder of ours is what the model was trained with; at most what the model takes."""
+    positions = getattr(cast(Any, model.base_model).config, "max_position_embeddings", None)
+    own = int(tokenizer.model_max_length)  # 10**30 where none is known
+    return own if not positions else min(own, int(positions) - first_position(model))
+
+
+def _read(file: Path, text: str, cache_dir: Path) -> datasets.Dataset:
+    if not file.is_file():
+        raise InputError(f'FILE: there is no file "{file}"')
+    with quiet_datasets():
+        rows = read_file(file, "FILE", cache_dir)
+    if text not in rows.column_names:
+        raise InputError(f'--text is "{text}", but "{file}" has no such column{did_you_mean(text, rows.column_names)}')
+    kind = getattr(rows.features[text], "dtype", "")
+    if kind not in ("string", "large_string", "null"):
+        raise InputError(f'--text: the column "{text}" of "{file}" holds {kind or "no text"}, but must hold text')
+    return rows
+
+
+def _check_output(output: Path, file: Path) -> None:
+    """Refuse what could not be written, before the time for predicting is spent."""
+    if output.suffix.lower() not in FILE_TYPES:
+        raise InputError(f'--output: the type of "{output}" must be one of {", ".join(FILE_TYPES)}')
+    if output.exists() and file.exists() and output.samefile(file):
+        raise InputError(f'--output is "{output}", which is FILE: name another file')
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        what = "is a folder" if output.is_dir() else "lies in no folder that there is"
+        raise InputError(f'--output: "{output}" {what}: name a file in an existing folder')
+
+
+def _with_columns(
+    rows: datasets.Dataset, found: NDArray[np.float64], names: list[str], probabilities: bool
+) -> datasets.Dataset:
+    """The file's columns and ours; None where nothing was found."""
+    known = ~np.isnan(found[:, 0])
+    best = np.where(known, found.argmax(axis=1), 0)
+
+    def numbers(values: NDArray[np.float64]) -> list[float | None]:
+        return [value if given else None for value, given in zip(values.tolist(), known, strict=True)]
+
+    columns: dict[str, tuple[list[Any], str]] = {
+        PREDICTION: ([names[i] if given else None for i, given in zip(best, known, strict=True)], "string"),
+        CONFIDENCE: (numbers(found[np.arange(len(found)), best]), "float64"),
+    }
+    if probabilities:
+        columns |= {PROBABILITY + name: (numbers(found[:, i]), "float64") for i, name in enumerate(names)}
+    for name, (values, dtype) in columns.items():
+        rows = rows.add_column(name, values, feature=datasets.Value(dtype))
+    return rows
+
+
+def _write(rows: datasets.Dataset, output: Path | None) -> None:
+    if output is None:
+        try:
+            rows.to_csv(sys.stdout.buffer, index=False)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head`; nobody is left to be told
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    kind = FILE_TYPES[output.suffix.lower()]
+    aside = output.with_name(f".{output.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with aside.open("wb") as file:
+            if kind == "parquet":
+                rows.to_parquet(file)
+            elif kind == "json":
+                rows.to_json(file, force_ascii=False)
+            else:
+                rows.to_csv(file, index=False, sep="\t" if output.suffix.lower() == ".tsv" else ",")
+        os.replace(aside, output)
+    except OSError as error:
+        raise InputError(f'--output: cannot write "{output}": {error.strerror or error}') from error
+    finally:
+        aside.unlink(missing_ok=True)

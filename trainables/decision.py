@@ -1,0 +1,116 @@
+"""Which class to say, given logits: a shift of each class's logit, fitted on held-out rows to raise a chosen score.
+
+Thresholds t_c on probabilities and logit adjustment are both such shifts, since argmax_c p_c / t_c is
+argmax_c (z_c - log t_c). Few rows are easily overfitted: where several decisions score the same, the one nearest to no
+change is taken. Plain arrays in and out.
+
+n rows, C classes; logits are (n, C), labels (n,) in [0, C), counts (C, C) are rows by [true, predicted].
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Score = Callable[[NDArray[np.int64]], float]  # counts -> what is to be as large as possible
+
+TAUS = tuple(number / 10 for number in range(21))  # the grid of Kang et al. 2020's code, 0 to 2
+MAX_PASSES = 20  # over the classes; the score hardly ever rises in more than five
+MAX_CUTS = 256  # places tried for one class's threshold: all that differ on so many rows, evenly chosen ones of more
+MIN_GAP = 1e-5  # between logits that a threshold may part: the shift has to survive float32
+
+
+def counts_of(logits: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows by [true, predicted], (C, C)."""
+    num_classes = logits.shape[1]
+    return _counts(labels, logits.argmax(axis=1), num_classes)
+
+
+def chosen_tau(
+    tau: float | Literal["auto"], logits_at: Callable[[float], Floats], labels: NDArray[np.int64], score: Score
+) -> float:
+    """``tau`` itself, or for ``auto`` the one of the grid whose logits score best; of equals the smallest."""
+    if tau != "auto":
+        return tau
+    return max(TAUS, key=lambda one: _rounded(score(counts_of(logits_at(one), labels))))
+
+
+def adjustment(class_counts: NDArray[np.int64], tau: float) -> Floats:
+    """Post-hoc logit adjustment (Menon et al. 2021, arXiv 2007.07314): -tau * log(prior), (C,).
+
+    Args:
+        class_counts: (C,) training rows of each class, at least 1.
+    """
+    assert class_counts.min() >= 1, class_counts
+    shift: Floats = -tau * np.log(class_counts / class_counts.sum())
+    return shift
+
+
+def fitted_thresholds(logits: Floats, labels: NDArray[np.int64], score: Score) -> Floats:
+    """t (C,), all > 0, so that the decisions argmax_c p_c / t_c score as high as coordinate ascent takes them.
+
+    One class after the other is given its best threshold, found exactly (up to ``MAX_CUTS``) from the rows' logits,
+    the others held; until a pass over all classes raises the score no more, or after ``MAX_PASSES``. A threshold is
+    moved only if that raises the score; of equally good places the one nearest to 1 is taken. A class without rows
+    keeps 1: nothing is known of it.
+    """
+    shift = np.zeros(logits.shape[1])  # -log t
+    best = _rounded(score(counts_of(logits, labels)))
+    for _ in range(MAX_PASSES):
+        before = best
+        for label in np.unique(labels):
+            shift[label], best = _best_shift(logits, labels, score, shift, label, best)
+        if best == before:
+            break
+    return np.exp(-shift)
+
+
+def _best_shift(
+    logits: Floats, labels: NDArray[np.int64], score: Score, shift: Floats, label: int, best: float
+) -> tuple[float, float]:
+    """The shift of one class that scores best, and its score: the shift it has and ``best`` unless one is better."""
+    num_classes = logits.shape[1]
+    others = logits + shift
+    others[:, label] = -np.inf
+    rivals = others.argmax(axis=1)
+    needed = others.max(axis=1) - logits[:, label]  # a row is said to be of the class if its shift is above this
+    order = np.argsort(needed, kind="stable")
+    needed, rivals, true = needed[order], rivals[order], labels[order]
+    # Cut k: the first k rows are said to be of the class, all others are their rivals'.
+    cuts = np.concatenate([[0], 1 + np.flatnonzero(np.diff(needed) > MIN_GAP), [len(needed)]])
+    if len(cuts) > MAX_CUTS:
+        cuts = cuts[np.linspace(0, len(cuts) - 1, MAX_CUTS).round().astype(np.int64)]
+    counts = _counts(true, rivals, num_classes)
+    found = (best, 0.0, float(shift[label]))  # score, minus the distance to no change, shift
+    done = 0
+    for cut in cuts.tolist():
+        part = slice(done, cut)
+        counts += _counts(true[part], np.full(cut - done, label), num_classes)
+        counts -= _counts(true[part], rivals[part], num_classes)
+        done = cut
+        reached = _rounded(score(counts))
+        if reached > best:
+            place = _nearest_to_zero(needed, cut)
+            found = max(found, (reached, -abs(place), place))
+    return found[2], found[0]
+
+
+def _nearest_to_zero(needed: Floats, cut: int) -> float:
+    """A shift that takes exactly the first ``cut`` rows: 0 where that does, else midway between two rows."""
+    low = needed[cut - 1] if cut > 0 else needed[0] - 2.0
+    high = needed[cut] if cut < len(needed) else needed[-1] + 2.0
+    if low + MIN_GAP / 2 < 0 < high - MIN_GAP / 2:
+        return 0.0
+    return float(low + high) / 2
+
+
+def _rounded(score: float) -> float:
+    """Without the rounding errors that would make equal scores of different decisions differ."""
+    return round(score, 12)
+
+
+def _counts(true: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
+    flat = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
+    return flat.astype(np.int64).reshape(num_classes, num_classes)
