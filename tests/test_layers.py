@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = {
     "trainables": (
         "keys", "errors", "locations", "memory", "config", "finish_config", "methods", "early_stopping",
-        "class_balance", "losses", "samplers", "metrics", "demo_rows", "imbalance", "sources", "data", "tokenised", "tokens", "model", "packing",
-        "cut", "features", "roads", "vocabulary", "optimizer", "runtime", "checkpoint", "stages",
+        "class_balance", "losses", "samplers", "metrics", "demo_rows", "imbalance", "sources", "data", "tokenised",
+        "tokens", "model", "packing", "cut", "features", "roads", "vocabulary", "optimizer", "runtime", "checkpoint", "stages",
         "last_layer", "rebalancing", "decision", "calibration", "finish", "warm", "mailbox", "ray_trial",
     ),
     "orchestrator": (

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from trainables import tokens
 from trainables.tokenised import PreparedData, TokenisedRows
-from trainables.tokens import _tokenise
 
 MAX_LENGTH = 128  # tokens, special tokens included
 # Of the logarithm of a row's words: SST-2's spread, and a mean of 14.6 tokens with the two special ones.
@@ -87,9 +87,8 @@ def prepared(texts: Sequence[str], labels: NDArray[np.int64], tokenizer: Any, or
 
 def tokenise(texts: Sequence[str], labels: NDArray[np.int64], tokenizer: Any) -> TokenisedRows:
     """By the project's own tokenising, a thousand rows at once."""
-    batch, _ = _tokenise(texts, labels, tokenizer, max_length(tokenizer))
-    rows = batch.column("tokens")
-    return TokenisedRows(rows.values.to_numpy(), rows.offsets.to_numpy(), labels, int(tokenizer.pad_token_id))
+    ids, offsets, _ = tokens.tokenise(texts, tokenizer, max_length(tokenizer))
+    return TokenisedRows(ids, offsets, labels, int(tokenizer.pad_token_id))
 
 
 def max_length(tokenizer: Any) -> int:

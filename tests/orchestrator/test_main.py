@@ -19,7 +19,7 @@ def test_run_takes_a_sweep_file_and_overrides() -> None:
         ["run", "a b.yaml", "--set", "data.train=x=y#.csv", "--set", "stage_two.epochs=2", "--storage", "s3://b/runs"]
     )
     assert parsed.verb == "run"
-    assert parsed.sweep == Path("a b.yaml")
+    assert parsed.file == Path("a b.yaml")
     assert parsed.overrides == ["data.train=x=y#.csv", "stage_two.epochs=2"]
     assert (parsed.storage, parsed.address) == ("s3://b/runs", None)
 

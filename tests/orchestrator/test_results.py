@@ -314,8 +314,10 @@ def test_each_failure_is_told_with_its_reason() -> None:
 def test_a_run_without_a_model_says_so(run: RunDirectory) -> None:
     records = five_states()
     text = describe_run(run, records, result_rows(records, METRIC), METRIC)
-    assert "no candidate has been chosen, so there is no model" in text
+    assert f"best by {METRIC}: c000; no model has been made of it" in text
     assert "c004 failed: TrainingDiverged" in text
+    unfinished = [row | {"state": "running"} for row in result_rows(records, METRIC)]
+    assert "no candidate has been chosen, so there is no model" in describe_run(run, records, unfinished, METRIC)
     assert text.endswith(f"results  {run.path}/results.parquet, {run.path}/history.parquet, {run.path}/report.html")
 
 
