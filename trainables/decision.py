@@ -1,8 +1,9 @@
 """Which class to say, given logits: a shift of each class's logit, fitted on held-out rows to raise a chosen score.
 
 Thresholds t_c on probabilities and logit adjustment are both such shifts, since argmax_c p_c / t_c is
-argmax_c (z_c - log t_c). Few rows are easily overfitted: where several decisions score the same, the one nearest to no
-change is taken. Plain arrays in and out.
+argmax_c (z_c - log t_c). Few rows are easily overfitted: thresholds are averaged over resamples of the rows and drawn
+back towards no change as far as the rows left out ask for, and where several decisions score the same, the one nearest
+to no change is taken. Plain arrays in and out.
 
 n rows, C classes; logits are (n, C), labels (n,) in [0, C), counts (C, C) are rows by [true, predicted].
 """
@@ -17,6 +18,8 @@ Floats = NDArray[np.float64]
 Score = Callable[[NDArray[np.int64]], float]  # counts -> what is to be as large as possible
 
 TAUS = tuple(number / 10 for number in range(21))  # the grid of Kang et al. 2020's code, 0 to 2
+RESAMPLES = 10
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the fitted shift that may be kept
 MAX_PASSES = 20  # over the classes; the score hardly ever rises in more than five
 MAX_CUTS = 256  # places tried for one class's threshold: all that differ on so many rows, evenly chosen ones of more
 MIN_GAP = 1e-5  # between logits that a threshold may part: the shift has to survive float32
@@ -48,7 +51,32 @@ def adjustment(class_counts: NDArray[np.int64], tau: float) -> Floats:
     return shift
 
 
-def fitted_thresholds(logits: Floats, labels: NDArray[np.int64], score: Score) -> Floats:
+def fitted_thresholds(logits: Floats, labels: NDArray[np.int64], score: Score) -> tuple[Floats, float]:
+    """t (C,), all > 0, that make argmax_c p_c / t_c score well on other rows of the kind; and the share kept.
+
+    Thresholds that are the best for a few rows are often worse than none for the next. So they are fitted to bootstrap
+    resamples of each class's rows (Breiman 1996), and the mean of their logarithms is taken. Of this a share is kept:
+    that with which each resample's thresholds score best on the rows it left out, all of these together; of equals the
+    smallest, so that nothing is changed unless it is better for rows not fitted to. A class without rows keeps 1.
+    """
+    rng = np.random.default_rng(0)
+    rows_by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    shifts = []
+    left_out = {share: np.zeros((logits.shape[1], logits.shape[1]), np.int64) for share in SHARES}
+    for _ in range(RESAMPLES):
+        drawn = np.concatenate([rng.choice(rows, len(rows)) for rows in rows_by_class])
+        shift = -np.log(best_thresholds(logits[drawn], labels[drawn], score))
+        shifts.append(shift)
+        others = np.setdiff1d(np.arange(len(labels)), drawn)
+        for share, counts in left_out.items():
+            counts += counts_of(logits[others] + share * shift, labels[others])
+    if left_out[0.0].sum() == 0:  # one row of each class: none was ever left out
+        return np.ones(logits.shape[1]), 0.0
+    kept = max(SHARES, key=lambda share: _rounded(score(left_out[share])))
+    return np.exp(-kept * np.mean(shifts, axis=0)), kept
+
+
+def best_thresholds(logits: Floats, labels: NDArray[np.int64], score: Score) -> Floats:
     """t (C,), all > 0, so that the decisions argmax_c p_c / t_c score as high as coordinate ascent takes them.
 
     One class after the other is given its best threshold, found exactly (up to ``MAX_CUTS``) from the rows' logits,

@@ -131,8 +131,9 @@ def finish_classifier(
 
     logits = layer.logits(inputs)
     if isinstance(config.decision, Thresholds):
-        thresholds = fitted_thresholds(logits, rows.labels, rows.score)
-        take(config.decision.kind, layer.shifted(-np.log(thresholds)), {"thresholds": by_class(thresholds)})
+        thresholds, kept = fitted_thresholds(logits, rows.labels, rows.score)
+        fitted = {"thresholds": by_class(thresholds), "share_kept": kept}
+        take(config.decision.kind, layer.shifted(-np.log(thresholds)), fitted)
     elif config.decision is not None:
         tau = chosen_tau(
             config.decision.tau, lambda one: logits + adjustment(data.class_counts, one), rows.labels, rows.score
@@ -166,8 +167,7 @@ class _ValidationRows:
 
         def of(counts: NDArray[np.int64]) -> float:
             value = metrics.score(name, counts, self.class_counts)
-            assert value is not None, f"{self.metric} was defined when candidates were ranked by it"
-            return value
+            return 0.0 if value is None else value  # None: too few of the rows to tell one decision from another
 
         return of
 

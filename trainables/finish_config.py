@@ -36,7 +36,7 @@ class LearnableWeightScaling(Section):
 
 
 class Thresholds(Section):
-    """The class is argmax_c p_c / t_c; the t_c are those of the best ``metric`` on validation rows."""
+    """The class is argmax_c p_c / t_c; the t_c are fitted to ``metric`` on validation rows, see decision.py."""
 
     kind: Literal["thresholds"]
 
