@@ -187,18 +187,20 @@ def _raise_any(mistakes: Sequence[Mistake], source: str) -> None:
 
 
 def _on_preset(tree: Tree) -> Tree:
-    """The method's stages beneath those of the file."""
+    """The method's stages beneath those of the file, and its way of augmenting rows."""
     method = tree.get("method", SweepConfig.model_fields["method"].default)
     preset = METHODS.get(method, {}) if isinstance(method, str) else {}
     stages = {stage: _overlaid(preset.get(stage, {}), tree.get(stage, {})) for stage in STAGES}
-    return tree | {"model": tree.get("model", {})} | stages
+    data = {"data": _overlaid(preset.get("data", {}), tree["data"])} if "data" in tree else {}
+    return tree | data | {"model": tree.get("model", {})} | stages
 
 
 def _overlaid(preset: Any, written: Any) -> Any:
-    """``written`` over ``preset``, field by field; a loss of another name takes the preset's whole place."""
+    """``written`` over ``preset``, field by field; a loss of another name, or an augmentation of another kind, takes
+    the preset's whole place."""
     if not isinstance(preset, Mapping) or not isinstance(written, dict) or is_distribution(written):
         return written
-    if "name" in preset and written.get("name", preset["name"]) != preset["name"]:
+    if any(tag in preset and written.get(tag, preset[tag]) != preset[tag] for tag in ("name", "kind")):
         return written
     below = {name: _overlaid(preset.get(name), value) for name, value in written.items()}
     return below | {name: deepcopy(value) for name, value in preset.items() if name not in written}

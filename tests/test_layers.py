@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = {
     "trainables": (
         "keys", "errors", "locations", "memory", "config", "methods", "class_balance", "losses", "samplers", "metrics",
-        "demo_rows", "imbalance", "sources", "data", "tokenised", "tokens", "model", "packing", "cut", "features",
-        "roads", "vocabulary", "runtime", "checkpoint", "stages", "warm", "mailbox", "ray_trial",
+        "demo_rows", "imbalance", "sources", "data", "tokenised", "model", "lexicon", "eda", "back_translation",
+        "paraphrases", "augment", "tokens", "packing", "cut", "features", "roads", "vocabulary", "runtime",
+        "checkpoint", "stages", "warm", "mailbox", "ray_trial",
     ),
     "orchestrator": (
         "mistakes", "sweep_file", "search_space", "sweep_schema", "sweep_rules", "config", "records", "scheduler",

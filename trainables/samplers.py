@@ -11,14 +11,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-Rows = Literal["original", "oversampled", "class_balanced"]
+Rows = Literal["original", "oversampled", "class_balanced", "augmented"]
 
 
 def epoch_rows(kind: Rows, labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """The rows of one epoch, in the order of their visit.
 
     Args:
-        kind: ``original``: every row once. ``oversampled``: every class as often as the largest one, its rows repeated.
+        kind: ``original``: every row once. ``augmented``: the same; it is the rows that differ, see
+            ``StageConfig.training_split``. ``oversampled``: every class as often as the largest one, its rows repeated.
             ``class_balanced``: as many visits as there are rows, the classes as equal as that allows (the left-over
             visits go to classes drawn anew each epoch). The visits of two rows of one class differ by one at most.
         labels: (n,) class of each row.
@@ -29,7 +30,7 @@ def epoch_rows(kind: Rows, labels: np.ndarray, seed: int, epoch: int) -> np.ndar
         int64 indices into ``labels``, shuffled; ``num_rows`` of them.
     """
     rng = np.random.default_rng((seed, epoch))
-    if kind == "original":
+    if kind in ("original", "augmented"):
         return rng.permutation(len(labels))
     class_counts = np.unique(labels, return_counts=True)[1]  # of the classes with rows
     rows_by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(class_counts)[:-1])
