@@ -1,4 +1,7 @@
-"""What this machine's cache holds, tokenised rows and features, and its removal. All sweeps of a user share it."""
+"""What this machine's cache holds, tokenised rows, features and translations, and its removal.
+
+All sweeps of a user share it.
+"""
 
 import json
 import shutil
@@ -10,10 +13,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from orchestrator.results import aligned
+from trainables import keys
 from trainables.errors import InputError
 from trainables.tokenised import META_FILE, default_cache_dir
 
-KINDS = ("tokens", "features")
+KINDS = ("tokens", "features", "translations")
 SHOWN_OF_KEY = 12  # characters; as many as tell entries apart are enough to name one
 
 
@@ -101,8 +105,12 @@ def _what(kind: str, folder: Path) -> str:
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         if kind == "features":
             return f"{meta['cut']}, {meta['dtype']}"
-        rows = sum(split["rows"] for split in meta["splits"].values())
-        return f"{rows:,} rows, {len(meta['label_names'])} classes"
+        if kind == "translations":
+            return f"by {meta['model']}, {meta['decoding']['kind'].replace('_', ' ')}"
+        rows = {name: split["rows"] for name, split in meta["splits"].items()}
+        made = rows.pop(keys.AUGMENTED, 0)
+        told = f"{sum(rows.values()):,} rows" + (f" and {made - rows[keys.TRAIN]:,} augmented" if made else "")
+        return f"{told}, {len(meta['label_names'])} classes"
     except (OSError, ValueError, KeyError, TypeError):
         return "damaged: made again when it is next needed"
 

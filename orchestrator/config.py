@@ -198,10 +198,11 @@ def _on_preset(tree: Tree) -> Tree:
 
 
 def laid_over(preset: Any, written: Any) -> Any:
-    """``written`` over ``preset``, field by field; a loss of another name takes the preset's whole place."""
+    """``written`` over ``preset``, field by field; a loss of another name, or an augmentation of another kind, takes
+    the preset's whole place."""
     if not all(isinstance(tree, dict) and not is_distribution(tree) for tree in (preset, written)):
         return written
-    if "name" in preset and written.get("name", preset["name"]) != preset["name"]:
+    if any(tag in preset and written.get(tag, preset[tag]) != preset[tag] for tag in ("name", "kind")):
         return written
     below = {name: laid_over(preset.get(name), value) for name, value in written.items()}
     return below | {name: deepcopy(value) for name, value in preset.items() if name not in written}

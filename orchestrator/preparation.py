@@ -74,10 +74,11 @@ def prepare_trials(
         if made_of(dumped) in parts:
             continue
         trial = TrialConfig.model_validate(dumped)
-        source = json.dumps([dumped["data"], trial.model.name], sort_keys=True)
+        source = json.dumps([dumped["data"], trial.model.name, trial.needs_augmented_rows], sort_keys=True)
         if source not in key_by_source:
             say(f"reading and tokenising {trial.data.train}")
-            prepared = prepare(trial.data, resolve(trial.model.name), default_cache_dir())
+            tokenizer = resolve(trial.model.name)
+            prepared = prepare(trial.data, tokenizer, default_cache_dir(), trial.needs_augmented_rows, say)
             _check_metric(metric, prepared)
             key_by_source[source] = prepared.key
             data[prepared.key] = prepared

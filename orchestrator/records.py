@@ -133,6 +133,8 @@ def made_of(trial: Mapping[str, Any]) -> str:
     """A key of all in a dumped TrialConfig that its rows and its features depend on."""
     one = trial[keys.STAGE_ONE]
     about = [trial["data"], trial["model"], one["trains"], one["frozen_dropout"], one["epochs"] > 0]
+    if on_made := [stage for stage in keys.STAGES if trial[stage]["rows"] == "augmented"]:
+        about.append(on_made)
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -102,7 +102,10 @@ def _written(distribution: Distribution) -> str:
 
 def decides_features(field: str) -> bool:
     """Whether rows or features depend on a field, see ``records.made_of``."""
-    within = ("data.", "model.", "stage_one.trains", "stage_one.frozen_dropout", "stage_one.epochs")
+    within = (
+        "data.", "model.", "stage_one.trains", "stage_one.frozen_dropout", "stage_one.epochs", "stage_one.rows",
+        "stage_two.rows",
+    )  # fmt: skip
     return field.startswith(within)
 
 
@@ -228,6 +231,8 @@ def notes(config: SweepConfig, distributions: Mapping[str, Distribution], trials
             )
         if any(one.layer_decay < 1 for one in stages) and all(one.trains in ("head", "pooler") for one in stages):
             found.append(f"{stage}.layer_decay changes nothing: no encoder layer trains in {stage.replace('_', ' ')}")
+    if trials[0].data.augmentation is not None and not any(trial.needs_augmented_rows for trial in trials):
+        found.append("data.augmentation has no effect: no stage has rows: augmented")
     if config.promote == "all" and config.resources.stage_one != StageResources():
         found.append(
             "resources.stage_one has no effect with promote: all; both stages run on the workers of resources.stage_two"

@@ -12,8 +12,9 @@ ORDER = {
     "trainables": (
         "keys", "errors", "locations", "memory", "config", "finish_config", "methods", "early_stopping",
         "class_balance", "losses", "samplers", "metrics", "demo_rows", "imbalance", "sources", "data", "tokenised",
-        "tokens", "model", "packing", "cut", "features", "roads", "vocabulary", "optimizer", "runtime", "checkpoint",
-        "stages", "last_layer", "rebalancing", "decision", "calibration", "finish", "warm", "mailbox", "ray_trial",
+        "model", "lexicon", "eda", "back_translation", "paraphrases", "augment", "tokens", "packing", "cut", "features",
+        "roads", "vocabulary", "optimizer", "runtime", "checkpoint", "stages", "last_layer", "rebalancing", "decision",
+        "calibration", "finish", "warm", "mailbox", "ray_trial",
     ),
     "orchestrator": (
         "mistakes", "sweep_file", "search_space", "sweep_schema", "sweep_rules", "config", "records", "scheduler",

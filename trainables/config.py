@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from trainables.keys import EPOCH_DECIMALS
+from trainables.keys import AUGMENTED, EPOCH_DECIMALS, TRAIN
 
 
 class Section(BaseModel):
@@ -59,6 +59,82 @@ class Downsample(Section):
 
 ImbalanceConfig = Annotated[Step | LongTailed | Downsample, Field(discriminator="kind")]
 Share = Annotated[float, Field(gt=0, lt=1)]
+WordShare = Annotated[float, Field(ge=0, le=1)]
+
+
+class AugmentationSection(Section):
+    """What every way of making rows has; see ``augment.py`` for the rules they share."""
+
+    # Every class gets as many rows as bring it to this share of the largest one; the papers' 1.0: as large as that.
+    up_to: float = Field(1.0, gt=0, le=1)
+    seed: NonNegativeInt = 42  # which rows are copied more often than others, and what is random in a copy
+
+
+class EDA(AugmentationSection):
+    """Easy data augmentation (Wei & Zou 2019, arXiv 1901.11196): a copy of a row with some of its words changed by one
+    of four operations; each alpha is the share of words it changes, 0 leaves the operation out."""
+
+    kind: Literal["eda"]
+    alpha_sr: WordShare = 0.1  # synonym replacement
+    alpha_ri: WordShare = 0.1  # random insertion of synonyms
+    alpha_rs: WordShare = 0.1  # random swap
+    alpha_rd: WordShare = 0.1  # random deletion: the probability of each word
+    lexicon: Literal["built_in", "wordnet"] = "built_in"  # of synonyms; wordnet: through nltk and its corpus
+
+    @model_validator(mode="after")
+    def _some_operation(self) -> "EDA":
+        if not any((self.alpha_sr, self.alpha_ri, self.alpha_rs, self.alpha_rd)):
+            raise ValueError("alpha_sr, alpha_ri, alpha_rs and alpha_rd are all 0, but one of them must be above 0")
+        return self
+
+
+class Pivot(Section):
+    """Two translation models: hub names, or folders that ``AutoModelForSeq2SeqLM`` and ``AutoTokenizer`` load."""
+
+    to: str  # from the rows' language to another
+    back: str
+
+
+class Sampling(Section):
+    """Every token is drawn, so that one text has as many translations as are asked for."""
+
+    kind: Literal["sampling"]
+    temperature: PositiveFloat = 0.8  # towards 0: always the likeliest token; 1: as the model has it
+
+
+class BeamSearch(Section):
+    """The likeliest translation, as far as a search finds it: one of each text."""
+
+    kind: Literal["beam_search"]
+    num_beams: PositiveInt = 4
+
+
+class BackTranslation(AugmentationSection):
+    """A row translated to another language and back (Shi et al. 2022, PMLR 183). A row's copies come from one pivot
+    after the other; by beam search it has one from each, by sampling as many as its class needs."""
+
+    kind: Literal["back_translation"]
+    pivots: list[Pivot] = Field(
+        default=[
+            Pivot(to="Helsinki-NLP/opus-mt-en-de", back="Helsinki-NLP/opus-mt-de-en"),
+            Pivot(to="Helsinki-NLP/opus-mt-en-ru", back="Helsinki-NLP/opus-mt-ru-en"),
+        ],
+        min_length=1,
+    )
+    decoding: Annotated[Sampling | BeamSearch, Field(discriminator="kind")] = Sampling(kind="sampling")
+
+
+class Paraphrases(AugmentationSection):
+    """Rows that somebody has written or had written, as ``aug.csv`` of the official two-stage fine-tuning code."""
+
+    kind: Literal["paraphrases"]
+    file: str  # a source, as data.train
+    text: str | None = None  # name of the column with the paraphrase; null: as data.text
+    label: str | None = None  # name of the column with its class; null: as data.label
+    source: str = "source"  # name of the column with the text of the training row it paraphrases, if there is one
+
+
+AugmentationConfig = Annotated[EDA | BackTranslation | Paraphrases, Field(discriminator="kind")]
 
 
 class Fold(Section):
@@ -86,6 +162,7 @@ class DataConfig(Section):
     label: str = "label"  # name of the column with the class: strings, integers or ClassLabel
     max_length: int = Field(128, ge=3)  # tokens kept of a row, special tokens included
     imbalance: ImbalanceConfig | None = None  # made of the training rows only
+    augmentation: AugmentationConfig | None = None  # how the rows of stages with rows: augmented are made
     split_seed: int = 42  # which rows are split off; apart from the trial's seed, so that seeds share their splits
     max_dropped: float = Field(0.05, ge=0, lt=1)  # share of empty or non-string texts above which a source is refused
 
@@ -195,7 +272,8 @@ class StageConfig(Section):
     """One stage of fine-tuning: what trains, on which rows, with which loss and optimiser settings."""
 
     trains: Trains = "all"
-    rows: Literal["original", "oversampled", "class_balanced", "sqrt", "progressive"] = "original"  # see samplers.py
+    # See samplers.py; augmented: the training rows and those that data.augmentation makes of them
+    rows: Literal["original", "oversampled", "class_balanced", "sqrt", "progressive", "augmented"] = "original"
     loss: LossConfig = CrossEntropy(name="cross_entropy")
     learning_rate: PositiveFloat = 3e-5  # at the first step; falls linearly to 0 over the stage
     # Of each encoder layer over that of the layer above it; head and pooler have learning_rate itself, the embeddings
@@ -225,6 +303,11 @@ class StageConfig(Section):
             )
         return self
 
+    @property
+    def training_split(self) -> str:
+        """Which rows of the data the stage trains on: ``train``, or ``augmented``."""
+        return AUGMENTED if self.rows == "augmented" else TRAIN
+
 
 class TrialConfig(Section):
     """Everything a trial needs to know; the same values give the same trial."""
@@ -240,3 +323,18 @@ class TrialConfig(Section):
         if self.stage_one.epochs + self.stage_two.epochs == 0:
             raise ValueError("stage_one.epochs and stage_two.epochs are both 0, but one of them must be at least 1")
         return self
+
+    @model_validator(mode="after")
+    def _augmented_rows_are_made(self) -> "TrialConfig":
+        if self.needs_augmented_rows and self.data.augmentation is None:
+            stage = "stage_one" if self.stage_one.rows == "augmented" else "stage_two"
+            raise ValueError(
+                f"{stage}.rows is augmented, but data.augmentation is null: say how rows are made, such as "
+                "data: {augmentation: {kind: eda}}, or choose other rows"
+            )
+        return self
+
+    @property
+    def needs_augmented_rows(self) -> bool:
+        """Whether a stage trains on them."""
+        return AUGMENTED in (self.stage_one.training_split, self.stage_two.training_split)

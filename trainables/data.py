@@ -81,7 +81,7 @@ def load_splits(config: DataConfig, cache_dir: Path | None = None) -> Splits:
 
     label_names = _label_order(rows["train"])
     for role in ("validation", "test"):
-        _check_labels_seen(rows[role], role, label_names)
+        check_labels_seen(rows[role], role, label_names)
     if config.imbalance is not None:
         rows["train"] = _imbalanced(rows["train"], config.imbalance)
     _note_duplicates(rows, notes)
@@ -95,8 +95,24 @@ def _read(config: DataConfig, role: Role, source: str, cache_dir: Path | None, n
     dataset = read_source(source, role, cache_dir)
     if source == DEMO:
         notes.append(DEMO_NOTE)
-    texts = _column(dataset, config.text, "text", role)
-    names, label_order = _label_names(_column(dataset, config.label, "label", role), dataset, config.label, role)
+    columns = {"text": config.text, "label": config.label}
+    return usable_rows(dataset, role, source, columns, config.max_dropped, notes)[0]
+
+
+def usable_rows(
+    dataset: datasets.Dataset, role: Role, source: str, columns: dict[str, str], max_dropped: float, notes: list[str]
+) -> tuple[_Rows, list[int]]:
+    """Those of a source's rows that have a text and a label, and their numbers in it.
+
+    Args:
+        columns: the fields of ``data`` that name the columns of texts and labels, in this order, each with its value.
+
+    Raises:
+        DataError: a column is missing or of a type that cannot be used, or too many rows are unusable.
+    """
+    (text_setting, text), (label_setting, label) = columns.items()
+    texts = column_of(dataset, text, text_setting, role)
+    names, label_order = _label_names(column_of(dataset, label, label_setting, role), dataset, label, role)
 
     has_text = [isinstance(text, str) and bool(text.strip()) for text in texts]
     kept = [row for row, (good, name) in enumerate(zip(has_text, names, strict=True)) if good and name is not None]
@@ -111,16 +127,17 @@ def _read(config: DataConfig, role: Role, source: str, cache_dir: Path | None, n
         told = ", ".join(f"{count:,} with {fault}" for fault, count in faults.items() if count)
         if not kept:
             raise DataError(f'data.{role}: none of the {len(texts):,} rows of "{source}" can be used: {told}')
-        if dropped / len(texts) > config.max_dropped:
+        if dropped / len(texts) > max_dropped:
             raise DataError(
                 f'data.{role}: {dropped:,} of {len(texts):,} rows of "{source}" cannot be used ({told}), but at most '
-                f"data.max_dropped = {config.max_dropped:g} of them may be dropped: mend the file, or raise max_dropped"
+                f"data.max_dropped = {max_dropped:g} of them may be dropped: mend the file, or raise max_dropped"
             )
         notes.append(f"data.{role}: {dropped:,} of {len(texts):,} rows were dropped: {told}")
-    return _Rows([texts[row] for row in kept], [name for row in kept if (name := names[row]) is not None], label_order)
+    labels = [name for row in kept if (name := names[row]) is not None]
+    return _Rows([texts[row] for row in kept], labels, label_order), kept
 
 
-def _column(dataset: datasets.Dataset, name: str, setting: str, role: Role) -> list[Any]:
+def column_of(dataset: datasets.Dataset, name: str, setting: str, role: Role) -> list[Any]:
     """A column as Python values; ``setting`` is the field of ``data`` that names it."""
     if name not in dataset.column_names:
         near = difflib.get_close_matches(name, dataset.column_names, n=1)
@@ -232,7 +249,7 @@ def _split_off(train: _Rows, shares: dict[Role, float], seed: int, notes: list[s
     if too_small:
         notes.append(
             f"too few rows to split {' and '.join(shares)} off these classes, which stay in train as a whole: "
-            f"{_listed(too_small)}; no score on {' or '.join(shares)} covers them"
+            f"{listed(too_small)}; no score on {' or '.join(shares)} covers them"
         )
     for role in shares:
         if not parts[role]:
@@ -250,13 +267,13 @@ def _label_order(train: _Rows) -> tuple[str, ...]:
     return tuple(sorted(occurring))
 
 
-def _check_labels_seen(rows: _Rows, role: Role, label_names: tuple[str, ...]) -> None:
+def check_labels_seen(rows: _Rows, role: Role, label_names: tuple[str, ...]) -> None:
     unseen = {name: count for name, count in sorted(Counter(rows.labels).items()) if name not in label_names}
     if unseen:
-        told = _listed([f'"{name}" ({count:,})' for name, count in unseen.items()])
+        told = listed([f'"{name}" ({count:,})' for name, count in unseen.items()])
         raise DataError(
             f"data.{role}: {sum(unseen.values()):,} rows have labels that no row of train has: {told}; "
-            f"the classes of train are {_listed(label_names)}"
+            f"the classes of train are {listed(label_names)}"
         )
 
 
@@ -286,6 +303,6 @@ def _dataset(rows: _Rows, index: dict[str, int]) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features=features)
 
 
-def _listed(names: Sequence[str], most: int = 10) -> str:
+def listed(names: Sequence[str], most: int = 10) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""A frozen trunk's outputs for the rows of train and validation: made once, content-addressed, memory-mapped.
+"""A frozen trunk's outputs for a stage's training rows and validation: made once, content-addressed, memory-mapped.
 
 An entry ``<cache>/features/<key>`` holds one file of numbers per split and ``meta.json``. Its key says what it was made
 of: the trunk's weights, the rows, the tokenizer, the length, the cut and the number format. It appears whole or not at
@@ -22,6 +22,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainables import keys
 from trainables.config import StageConfig
 from trainables.cut import TOLERANCE, Cut, TokenTop, VectorTop, find_cut, trunk_outputs
 from trainables.errors import DataError
@@ -47,7 +48,7 @@ from trainables.tokenised import (
 )
 
 FORMAT_VERSION = 1  # of the entry; part of its key
-SPLITS = ("train", "validation")
+SPLITS = ("train", "validation")  # "train": whatever the stage trains on
 SHARE_OF_GPU = 0.25  # of its free memory, that features may take
 ROWS_AT_ONCE = 2048  # that a part is made of: enough to find rows of one length in, few enough for memory
 CHECKSUM = ".xxh3"  # the file beside a part's that says what it holds
@@ -70,6 +71,7 @@ class FeaturePlan:
     num_rows: int
     counts: tuple[int, int]  # vectors of train and of validation: rows, or tokens where the cut is at tokens
     packed: bool  # False: the architecture takes padded batches only
+    training_split: str = keys.TRAIN  # which rows those of "train" are, see StageConfig
 
     def dump(self) -> dict[str, Any]:
         """As plain values, for records and for travelling."""
@@ -93,6 +95,7 @@ class Features:
     packed: bool
     train: Tensor
     validation: Tensor
+    training_split: str = keys.TRAIN  # which rows those of ``train`` are
 
     @property
     def dtype(self) -> str:
@@ -110,7 +113,8 @@ class Features:
 
     def take(self, split: str, indices: NDArray[np.int64], device: torch.device) -> Tensor:
         """Vectors (B, H), fp32, contiguous, on the device."""
-        held: Tensor = getattr(self, split)
+        assert split in (self.training_split, keys.VALIDATION), split
+        held = self.validation if split == keys.VALIDATION else self.train
         taken = held.index_select(0, torch.from_numpy(indices).to(held.device))
         return taken.to(device, non_blocking=True).float()
 
@@ -128,14 +132,16 @@ def plan_features(
     cut = find_cut(model, stage.trains)
     if cut is None:
         return "everything trains"
-    packed = unpackable(model, data.train, device, "fp32") is None
-    if (reason := _uncuttable(model, cut, data.train, dtype, packed, device)) is not None:
+    split = stage.training_split
+    rows, validation = data.rows_of(split), data.validation
+    packed = unpackable(model, rows, device, "fp32") is None
+    if (reason := _uncuttable(model, cut, rows, dtype, packed, device)) is not None:
         return reason
-    width, identity = _identity(model, cut, data, dtype)
-    counts = [getattr(data, split).offsets[-1] if cut.per_token else len(getattr(data, split)) for split in SPLITS]
+    width, identity = _identity(model, cut, data.key_of(split), dtype)
+    counts = [int(part.offsets[-1]) if cut.per_token else len(part) for part in (rows, validation)]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    num_rows = sum(len(getattr(data, split)) for split in SPLITS)
-    return FeaturePlan(key, cut, dtype, width, num_rows, (int(counts[0]), int(counts[1])), packed)
+    num_rows = len(rows) + len(validation)
+    return FeaturePlan(key, cut, dtype, width, num_rows, (counts[0], counts[1]), packed, split)
 
 
 def make_features(
@@ -192,7 +198,7 @@ def make_part(
     filesystem, path = open_location(location)
     model = model.to(device).eval()
     for split in SPLITS:
-        rows: TokenisedRows = getattr(data, split)
+        rows = data.rows_of(plan.training_split if split == keys.TRAIN else split)
         first, last = np.linspace(0, len(rows), num_parts + 1).round().astype(int)[part : part + 2].tolist()
         name = f"{path}/{_part_name(split, part, num_parts)}"
         digest = xxhash.xxh3_128()
@@ -210,7 +216,7 @@ def open_features(folder: Path, plan: FeaturePlan) -> Features:
     train, validation = (
         _map(folder / f"{split}.bin", count, plan) for split, count in zip(SPLITS, plan.counts, strict=True)
     )
-    return Features(plan.key, plan.cut, plan.packed, train, validation)
+    return Features(plan.key, plan.cut, plan.packed, train, validation, plan.training_split)
 
 
 def is_whole(folder: Path, plan: FeaturePlan) -> bool:
@@ -287,7 +293,7 @@ def _trunk_batches(
             yield batch, outputs
 
 
-def _identity(model: nn.Module, cut: Cut, data: PreparedData, dtype: Dtype) -> tuple[int, list[Any]]:
+def _identity(model: nn.Module, cut: Cut, data_key: str, dtype: Dtype) -> tuple[int, list[Any]]:
     """The vectors' width, and what the entry's key is made of. The data's key stands for rows, tokenizer, length."""
     digest = hashlib.sha256()
     config: Any = model.base_model.config  # type: ignore[union-attr]
@@ -299,7 +305,7 @@ def _identity(model: nn.Module, cut: Cut, data: PreparedData, dtype: Dtype) -> t
             digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     weights = digest.hexdigest()
     pooling = getattr(model, "pooling", None) if cut.kind == "pooled" else None  # whose vector it is
-    return int(config.hidden_size), [FORMAT_VERSION, weights, data.key, cut.kind, cut.layer, pooling, dtype]
+    return int(config.hidden_size), [FORMAT_VERSION, weights, data_key, cut.kind, cut.layer, pooling, dtype]
 
 
 # Of a model's configuration: what names its classes and where it came from.

@@ -22,6 +22,7 @@ ROAD = "road"  # how the logits were computed, and why so (roads.py)
 SECONDS = "seconds"  # wall seconds since the last report, this one's evaluation included
 
 TRAIN = "train"
+AUGMENTED = "augmented"  # the training rows, followed by rows made of them
 VALIDATION = "validation"
 TEST = "test"
 

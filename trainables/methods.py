@@ -20,6 +20,7 @@ SKIPPED = {"epochs": 0}
 TOP_RATES = {"choice": [1e-4, 3e-4, 1e-3, 3e-3]}  # of a few layers; (a) and (b) have 1e-4, too low for few rows
 HEAD_RATES = {"choice": [1e-3, 3e-3, 1e-2, 3e-2]}  # a head alone bears higher ones
 ALL_RATES = {"choice": [1e-5, 2e-5, 5e-5, 1e-4, 2e-4]}  # base models at the lower end, small ones at the higher
+TOP_LAYERS = {"choice": [{"top_layers": 1}, {"top_layers": 2}]}
 TOP_EPOCHS = {"choice": [1, 3, 6]}
 ONLY_EPOCHS = {"choice": [2, 3, 4]}  # where there is no stage one: Devlin et al. 2019, as the two batch sizes
 LAST_EPOCHS = {"choice": [1, 2, 3]}
@@ -56,10 +57,10 @@ METHODS: Final[Mapping[str, Preset]] = {
         "stage_one": PAPER_TOP | {"rows": "original", "loss": LDAM},
         "stage_two": PAPER_ALL | {"epochs": 1},
     },
-    # (a) 2024: the top layer first, on paraphrases that make every class as large as the largest.
+    # (a) 2024: one or more top layers first, on paraphrases that make every class as large as the largest.
     "two_stage_augmented": {
         "data": {"augmentation": {"kind": "eda"}},
-        "stage_one": TOP | {"rows": "augmented", "loss": CROSS_ENTROPY},
+        "stage_one": TOP | {"trains": TOP_LAYERS, "rows": "augmented", "loss": CROSS_ENTROPY},
         "stage_two": LAST,
     },
     "two_stage_augmented/paper": {

@@ -96,7 +96,7 @@ def build_classifier(config: ModelConfig, label_names: tuple[str, ...], seed: in
     """
     torch.manual_seed(seed)
     source = resolve(config.name)
-    with _quiet_transformers(), _model_errors(config.name):
+    with quiet_transformers(), _model_errors(config.name):
         if config.head == "native":
             return cast(
                 nn.Module,
@@ -255,7 +255,7 @@ def save_classifier(
     model: nn.Module, tokenizer: Any, folder: Path, head: Literal["native"] | HeadConfig, label_names: tuple[str, ...]
 ) -> None:
     """Write a folder that :func:`load_classifier` opens; with the native head, plain ``transformers`` opens it too."""
-    with _quiet_transformers():
+    with quiet_transformers():
         if head == "native":
             cast(Any, model).save_pretrained(folder)
         else:
@@ -287,7 +287,7 @@ def load_classifier(folder: str | Path) -> tuple[nn.Module, Any]:
             "one that save_pretrained wrote"
         )
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             return _open_classifier(folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ModelError):
@@ -337,7 +337,7 @@ def _sha256(path: Path, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _quiet_transformers:
+class quiet_transformers:
     """No progress bars and no list of freshly initialised weights: a fresh head is what fine-tuning means."""
 
     def __enter__(self) -> None:

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainables import keys
 from trainables.cut import TokenTop, VectorTop
 from trainables.features import Features
 from trainables.packing import (
@@ -27,7 +26,7 @@ from trainables.packing import (
     probing,
     unpackable,
 )
-from trainables.tokenised import TOKENS_AT_ONCE, PreparedData, TokenisedRows, length_batches
+from trainables.tokenised import TOKENS_AT_ONCE, PreparedData, length_batches
 
 CPU_ROWS_AT_ONCE = 8  # padded on a CPU, see PaddedRoad.parts
 EVALUATION_VECTORS = 4096
@@ -68,9 +67,10 @@ def cached_road(
     if asked in _agreed.setdefault(model, set()):
         return road
     live = live_road(model, data, device, precision)
-    few = probe_rows(data.train, 2)
+    split = features.training_split
+    few = probe_rows(data.rows_of(split), 2)
     with probing(model), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        expected, found = (r.module(*r.inputs(keys.TRAIN, few)).float() for r in (live, road))
+        expected, found = (r.module(*r.inputs(split, few)).float() for r in (live, road))
     lowered = "bf16" in (precision, features.dtype)
     if (off := difference(found, expected)) <= (BF16_TOLERANCE if lowered else TOLERANCE):
         _agreed[model].add(asked)
@@ -100,14 +100,14 @@ class PaddedRoad:
         self.device = device
 
     def inputs(self, split: str, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        input_ids, attention_mask = _split(self.data, split).padded(rows)
+        input_ids, attention_mask = self.data.rows_of(split).padded(rows)
         return _to(input_ids, self.device), _to(attention_mask, self.device)
 
     def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        return _parts_to_pad(rows, _split(self.data, split).lengths, self.device)
+        return _parts_to_pad(rows, self.data.rows_of(split).lengths, self.device)
 
     def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
-        return length_batches(_split(self.data, split).lengths, TOKENS_AT_ONCE[self.device.type])
+        return length_batches(self.data.rows_of(split).lengths, TOKENS_AT_ONCE[self.device.type])
 
 
 class PackedRoad:
@@ -120,15 +120,15 @@ class PackedRoad:
         self.device = device
 
     def inputs(self, split: str, rows: NDArray[np.int64]) -> tuple[Tensor, Packing]:
-        of = _split(self.data, split)
+        of = self.data.rows_of(split)
         input_ids = of.tokens[of.positions(rows)].astype(np.int64)
         return _to(input_ids, self.device), Packing.of(of.lengths[rows], self.device)
 
     def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        return [_by_length(rows, _split(self.data, split).lengths)]
+        return [_by_length(rows, self.data.rows_of(split).lengths)]
 
     def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
-        return length_batches(_split(self.data, split).lengths, TOKENS_AT_ONCE[self.device.type])
+        return length_batches(self.data.rows_of(split).lengths, TOKENS_AT_ONCE[self.device.type])
 
 
 class CachedVectorsRoad:
@@ -146,11 +146,11 @@ class CachedVectorsRoad:
 
     def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """In the live road's order and sizes: the head's dropout is then the same."""
-        lengths = _split(self.data, split).lengths
+        lengths = self.data.rows_of(split).lengths
         return [_by_length(rows, lengths)] if self.features.packed else _parts_to_pad(rows, lengths, self.device)
 
     def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
-        rows = np.arange(len(_split(self.data, split)))
+        rows = np.arange(len(self.data.rows_of(split)))
         return np.split(rows, range(EVALUATION_VECTORS, len(rows), EVALUATION_VECTORS))
 
 
@@ -166,7 +166,7 @@ class CachedTokensRoad:
         self.device = device
 
     def inputs(self, split: str, rows: NDArray[np.int64]) -> tuple[Tensor, Packing | Tensor]:
-        of = _split(self.data, split)
+        of = self.data.rows_of(split)
         states = self.features.take(split, of.positions(rows), self.device)
         packing = Packing.of(of.lengths[rows], self.device)
         if self.features.packed:
@@ -177,11 +177,11 @@ class CachedTokensRoad:
         return padded.view(batch, longest, -1), mask.view(batch, longest)
 
     def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        lengths = _split(self.data, split).lengths
+        lengths = self.data.rows_of(split).lengths
         return [_by_length(rows, lengths)] if self.features.packed else _parts_to_pad(rows, lengths, self.device)
 
     def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
-        return length_batches(_split(self.data, split).lengths, TOKENS_AT_ONCE[self.device.type])
+        return length_batches(self.data.rows_of(split).lengths, TOKENS_AT_ONCE[self.device.type])
 
 
 class _Padded(nn.Module):
@@ -192,11 +192,6 @@ class _Padded(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits
-
-
-def _split(data: PreparedData, split: str) -> TokenisedRows:
-    rows: TokenisedRows = getattr(data, split)
-    return rows
 
 
 def _by_length(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-Rows = Literal["original", "oversampled", "class_balanced", "sqrt", "progressive"]
+Rows = Literal["original", "oversampled", "class_balanced", "sqrt", "progressive", "augmented"]
 
 
 def epoch_rows(kind: Rows, labels: np.ndarray, seed: int, epoch: int, num_epochs: int = 1) -> np.ndarray:
@@ -21,7 +21,8 @@ def epoch_rows(kind: Rows, labels: np.ndarray, seed: int, epoch: int, num_epochs
     again before all have come.
 
     Args:
-        kind: ``original``: every row once. ``oversampled``: every class as often as the largest one, its rows repeated.
+        kind: ``original``: every row once. ``augmented``: the same; it is the rows that differ, see
+            ``StageConfig.training_split``. ``oversampled``: every class as often as the largest one, its rows repeated.
             The others make as many visits as there are rows. ``class_balanced``: the classes as equal as that allows
             (the left-over visits go to classes drawn anew each epoch). ``sqrt``: a class of n rows in proportion to
             n^(1/2). ``progressive``: from ``original`` in the first epoch to ``class_balanced`` in the last, in between
@@ -38,7 +39,7 @@ def epoch_rows(kind: Rows, labels: np.ndarray, seed: int, epoch: int, num_epochs
     way = 1.0 if epoch + 1 >= num_epochs else epoch / (num_epochs - 1)  # that progressive has gone
     if kind == "progressive" and way in (0, 1):
         kind = "original" if way == 0 else "class_balanced"
-    if kind == "original":
+    if kind in ("original", "augmented"):
         return rng.permutation(len(labels))
     class_counts = np.unique(labels, return_counts=True)[1]  # of the classes with rows
     rows_by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(class_counts)[:-1])

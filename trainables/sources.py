@@ -1,4 +1,5 @@
-"""Reading a *source* (the value of ``data.train``, ``data.validation`` or ``data.test``): its rows, as they are.
+"""Reading a *source* (the value of ``data.train``, ``.validation``, ``.test`` or ``.augmentation.file``): its rows, as
+they are.
 
 Everything goes through ``datasets``. Whatever a user's file makes its readers raise leaves here as a
 :class:`DataError`. What the rows mean (text, label, splits) is ``data.py``'s business.
@@ -22,7 +23,7 @@ import pyarrow.parquet
 from trainables.demo_rows import DEMO_NUM_ROWS, DEMO_SEED, demo_rows
 from trainables.errors import DataError
 
-Role = Literal["train", "validation", "test"]
+Role = Literal["train", "validation", "test", "augmentation.file"]
 
 DEMO = "demo://drug-labels"
 DEMO_NOTE = f"{DEMO} is synthetic: its texts are made up, and no score on them says anything about real drug labels"
@@ -37,7 +38,8 @@ def read_source(source: str, role: Role, cache_dir: Path | None) -> datasets.Dat
         source: a CSV, TSV, JSON(-lines) or Parquet file, a folder written by ``datasets.save_to_disk``, a hub name
             (``name`` or ``name:config``) or ``demo://drug-labels``. CSV and TSV are read as strings, so that "NA",
             "None" and "01" stay what they are.
-        role: names the split to take where a source has several, and the setting in messages (``data.<role>``).
+        role: names the setting in messages (``data.<role>``), and the split to take where a source has several: of
+            paraphrases that is train.
         cache_dir: where ``datasets`` keeps a file's Arrow conversion; None: its own cache.
 
     Raises:
@@ -64,7 +66,8 @@ def _read_demo(source: str, role: Role) -> datasets.Dataset:
     if source != DEMO:
         raise DataError(f'data.{role}: there is no "{source}"; the only rows made here are {DEMO}')
     if role != "train":
-        raise DataError(f"data.{role} is {DEMO}, but those are the rows of data.train: give a share, such as 0.2")
+        remedy = "name a file" if role == "augmentation.file" else "give a share, such as 0.2"
+        raise DataError(f"data.{role} is {DEMO}, but those are the rows of data.train: {remedy}")
     texts, labels = demo_rows(DEMO_NUM_ROWS, DEMO_SEED)
     return datasets.Dataset.from_dict({"text": texts, "label": labels})
 
@@ -79,12 +82,17 @@ def _read_folder(path: Path, role: Role) -> datasets.Dataset:
         ) from error
     if not isinstance(found, datasets.DatasetDict):
         return found
-    if role not in found:
+    split = _split_for(role)
+    if split not in found:
         raise DataError(
-            f'data.{role}: the folder "{path}" has the splits {", ".join(found)}, but none called {role}'
-            + ("" if role == "train" else ": give a share, such as 0.2, or another source")
+            f'data.{role}: the folder "{path}" has the splits {", ".join(found)}, but none called {split}'
+            + ("" if split == "train" else ": give a share, such as 0.2, or another source")
         )
-    return found[role]
+    return found[split]
+
+
+def _split_for(role: Role) -> str:
+    return "train" if role == "augmentation.file" else role
 
 
 def read_file(path: Path, called: str, cache_dir: Path | None) -> datasets.Dataset:
@@ -145,7 +153,7 @@ def _read_hub(source: str, role: Role) -> datasets.Dataset:
         )
     try:
         # The hub's own cache, not ours: what the user has downloaded before is there, also without a network.
-        return datasets.load_dataset(parts["name"], parts["config"], split=role)
+        return datasets.load_dataset(parts["name"], parts["config"], split=_split_for(role))
     except Exception as error:  # any: see _cause
         raise DataError(
             f'data.{role}: there is no file or folder "{source}", and as a name on the hub it cannot be loaded: '

@@ -121,21 +121,23 @@ def run_stage(
         The progress at the stage's end, with every report.
     """
     stage_index = keys.STAGES.index(progress.stage)
-    words = OccurringWords(model, road, data)
+    split = config.training_split
+    labels, class_counts = data.rows_of(split).labels, data.class_counts_of(split)
+    words = OccurringWords(model, road, data, split)
     with words.alone():  # what is made here is made for the parameters as the steps will find them
         optimizer = adamw(model, config)
         if start is not None and progress.epoch > 0:
             load_optimizer(start, optimizer)
         wrapped = runtime.wrap(road.module)
-    num_steps = math.ceil(num_rows(config.rows, data.class_counts) / config.batch_size)  # of an epoch
-    losses = build_losses(config.loss, data.class_counts, config.epochs * num_steps)
+    num_steps = math.ceil(num_rows(config.rows, class_counts) / config.batch_size)  # of an epoch
+    losses = build_losses(config.loss, class_counts, config.epochs * num_steps)
     schedule = LinearSchedule(config.learning_rate, config.epochs * num_steps, config.warmup)
     rows_seed = _seed(seed, stage_index)
     for span in stage_spans(config.epochs, num_steps, config.evaluations_per_epoch, progress.epoch):
         began = time.perf_counter()
         later = [span.after] if span.after else []  # the first span draws what a whole epoch would
         torch.manual_seed(_seed(seed, stage_index, span.epoch, runtime.rank, *later))
-        rows = epoch_rows(config.rows, data.train.labels, rows_seed, span.epoch, config.epochs)
+        rows = epoch_rows(config.rows, labels, rows_seed, span.epoch, config.epochs)
         span_steps = steps(rows, config.batch_size)[span.steps]
         where = f"{progress.stage} epoch {keys.shown_epochs(span.done)}"
         set_train_mode(model, config.frozen_dropout)
@@ -195,7 +197,8 @@ def _train_span(
 ) -> float:
     """An epoch or a span of it; returns the mean over its steps of the step's global weighted mean loss."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    labels = data.train.labels
+    split = config.training_split
+    labels = data.rows_of(split).labels
     total = torch.zeros((), device=runtime.device)
     for number, step_rows in enumerate(span_steps):
         set_learning_rate(optimizer, schedule(first_step + number))
@@ -205,14 +208,14 @@ def _train_span(
         # the sum over workers and micro-batches is the weighted mean over the step, whoever computes it.
         step_weight = float(class_weights[labels[step_rows]].sum())
         micro_batches = shares(step_rows, runtime.rank, runtime.world_size, config.gradient_accumulation)
-        parts = [part for micro_batch in micro_batches for part in road.parts(keys.TRAIN, micro_batch)]
+        parts = [part for micro_batch in micro_batches for part in road.parts(split, micro_batch)]
         for index, part in enumerate(parts):
             share = float(class_weights[labels[part]].sum()) / step_weight
             if len(part) == 0:  # a worker without rows still takes part in the exchange of gradients
                 part = step_rows[:1]
             with _gradients_exchanged(model, last=index + 1 == len(parts)):
                 with _autocast(runtime.device, config.precision):
-                    logits = model(*road.inputs(keys.TRAIN, part))
+                    logits = model(*road.inputs(split, part))
                 part_loss = loss.function(logits.float(), _labels(labels, part, runtime.device)) * share
                 # Data-parallel training takes the mean of the workers' gradients; the shares want their sum.
                 (part_loss * runtime.world_size).backward()  # type: ignore[no-untyped-call]

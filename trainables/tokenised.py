@@ -1,8 +1,9 @@
 """A folder of tokenised rows, opened: Arrow files that every trial of the machine memory-maps.
 
-``<cache>/tokens/<key>`` holds one Arrow file per split and ``meta.json``. It appears whole or not at all, and is never
-changed. ``tokens.py`` makes it; this module needs neither a tokenizer nor ``datasets``, which take seconds to import in
-every worker.
+``<cache>/tokens/<key>`` holds one Arrow file per split and ``meta.json``; where rows were made (``augment.py``), also
+one of the training rows with those after them, and ``augmented.parquet``: what was made, for people to read. It appears
+whole or not at all, and is never changed. ``tokens.py`` makes it; this module needs neither a tokenizer nor
+``datasets``, which take seconds to import in every worker.
 """
 
 import hashlib
@@ -19,15 +20,18 @@ import numpy as np
 import platformdirs
 import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from trainables import keys
 from trainables.errors import DataError
 from trainables.locations import open_location
 
 FORMAT_VERSION = 1  # of the folder; part of the key
 META_FILE = "meta.json"
-SPLITS = ("train", "validation", "test")
+MADE_FILE = "augmented.parquet"  # text, label, source (number of the training row; null: not known), kind
+SPLITS = (keys.TRAIN, keys.VALIDATION, keys.TEST)
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 65536}  # without gradients; on a CPU more than fit its caches gain nothing
 # large_list: 64-bit offsets, which map straight to NumPy and do not end at 2**31 tokens
 SCHEMA = pa.schema({"tokens": pa.large_list(pa.int32()), "label": pa.int64()})
@@ -86,6 +90,28 @@ class PreparedData:
     train: TokenisedRows
     validation: TokenisedRows
     test: TokenisedRows
+    augmented: TokenisedRows | None = None  # the training rows, followed by those made of them; None: none were made
+    key_without_made: str | None = None  # where some were: of the same rows without them
+
+    def rows_of(self, split: str) -> TokenisedRows:
+        rows: TokenisedRows | None = getattr(self, split)
+        assert rows is not None, f"no {split} rows were made"
+        return rows
+
+    def class_counts_of(self, split: str) -> NDArray[np.int64]:
+        """(C,), rows of each class in a split."""
+        if split == keys.TRAIN:
+            return self.class_counts
+        return np.bincount(self.rows_of(split).labels, minlength=len(self.label_names))
+
+    def key_of(self, split: str) -> str:
+        """Fingerprint of the rows that a stage trained on ``split`` has to do with."""
+        return self.key if split == keys.AUGMENTED else self.key_without_made or self.key
+
+    def sources(self) -> NDArray[np.int64]:
+        """Of each row of ``augmented`` the training row that it is, or that it was made of; -1: not known."""
+        made = pyarrow.parquet.read_table(self.folder / MADE_FILE, columns=["source"])["source"]
+        return np.concatenate([np.arange(len(self.train)), made.fill_null(-1).to_numpy()])
 
 
 def open_prepared(folder: Path) -> PreparedData:
@@ -97,7 +123,8 @@ def open_prepared(folder: Path) -> PreparedData:
     try:
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         pad_token_id = int(meta["pad_token_id"])
-        parts = {name: _open_split(folder, name, meta["splits"][name], pad_token_id) for name in SPLITS}
+        names = [*SPLITS, *(name for name in meta["splits"] if name not in SPLITS)]
+        parts = {name: _open_split(folder, name, meta["splits"][name], pad_token_id) for name in names}
         return PreparedData(
             folder=folder,
             key=meta["key"],
@@ -105,6 +132,7 @@ def open_prepared(folder: Path) -> PreparedData:
             class_counts=np.array(meta["class_counts"], dtype=np.int64),
             notes=tuple(meta["notes"]),
             pad_token_id=pad_token_id,
+            key_without_made=meta.get("key_without_made"),
             **parts,
         )
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
@@ -180,8 +208,11 @@ def cache_errors(cache_dir: Path) -> Iterator[None]:
 def is_whole(folder: Path) -> bool:
     """Whether the entry is there and holds the very bytes that were written."""
     try:
-        described = json.loads((folder / META_FILE).read_text(encoding="utf-8"))["splits"]
-        if any(file_sha256(folder / f"{name}.arrow") != described[name]["sha256"] for name in SPLITS):
+        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        written = {f"{name}.arrow": described["sha256"] for name, described in meta["splits"].items()}
+        if "made_sha256" in meta:
+            written[MADE_FILE] = meta["made_sha256"]
+        if any(file_sha256(folder / file) != sha256 for file, sha256 in written.items()):
             return False
         open_prepared(folder)
     except (DataError, OSError, ValueError, KeyError, TypeError):

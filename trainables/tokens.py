@@ -1,28 +1,33 @@
 """Rows -> tokens, once per (rows, tokenizer, length), in Arrow files that every trial of the machine memory-maps.
 
-A folder ``<cache>/tokens/<key>`` holds one Arrow file per split and ``meta.json``. It appears whole or not at all, and
-is never changed. Nothing here knows of models or batches' order in training.
+A folder ``<cache>/tokens/<key>`` holds one Arrow file per split and ``meta.json``, and what was made of the training
+rows, if asked for (see ``tokenised.py``). It appears whole or not at all, and is never changed. Nothing here knows of
+models or batches' order in training.
 """
 
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import transformers
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from trainables import keys
+from trainables.augment import MadeRows, made_rows
 from trainables.config import DataConfig
 from trainables.data import Splits, load_splits
 from trainables.errors import DataError
 from trainables.tokenised import (
     FORMAT_VERSION,
+    MADE_FILE,
     META_FILE,
     SCHEMA,
     SPLITS,
@@ -37,7 +42,13 @@ from trainables.tokenised import (
 ROWS_AT_ONCE = 1000  # given to the tokenizer
 
 
-def prepare(config: DataConfig, tokenizer_path: str, cache_dir: Path) -> PreparedData:
+def prepare(
+    config: DataConfig,
+    tokenizer_path: str,
+    cache_dir: Path,
+    augmented: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> PreparedData:
     """Load and check the rows, and tokenise them unless that was done before.
 
     Safe to call from several processes at once: one does the work. An entry that is damaged is made again.
@@ -45,9 +56,12 @@ def prepare(config: DataConfig, tokenizer_path: str, cache_dir: Path) -> Prepare
     Args:
         tokenizer_path: folder or hub name for ``AutoTokenizer``.
         cache_dir: the project's cache, see :func:`default_cache_dir`.
+        augmented: whether to make rows of the training rows, as ``config.augmentation`` says.
+        say: told how that goes, where it takes long.
 
     Raises:
         DataError: the rows cannot be used, the tokenizer cannot be loaded, or the cache cannot be written.
+        InputError: rows cannot be made as asked.
     """
     with cache_errors(cache_dir):
         (cache_dir / "tokens").mkdir(parents=True, exist_ok=True)
@@ -60,6 +74,12 @@ def prepare(config: DataConfig, tokenizer_path: str, cache_dir: Path) -> Prepare
     # The notes are kept in the entry, so they are part of what it is known by.
     identity = [FORMAT_VERSION, rows_fingerprint, tokenizer_fingerprint, max_length, notes]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    made, of_made = None, {}
+    if augmented:
+        made = made_rows(splits, config, cache_dir, say)
+        of_made = {"key_without_made": key}
+        notes += made.notes
+        key = hashlib.sha256(json.dumps([key, _made_fingerprint(made), made.notes]).encode()).hexdigest()
 
     folder = cache_dir / "tokens" / key
     with cache_errors(cache_dir), FileLock(f"{folder}.lock"):
@@ -73,8 +93,9 @@ def prepare(config: DataConfig, tokenizer_path: str, cache_dir: Path) -> Prepare
                 "pad_token_id": 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
                 "label_names": splits.label_names,
                 "class_counts": np.bincount(splits.train["label"], minlength=len(splits.label_names)).tolist(),
+                **of_made,
             }
-            _make(folder, splits, tokenizer, max_length, meta, notes)
+            _make(folder, splits, made, tokenizer, max_length, meta, notes)
     return open_prepared(folder)
 
 
@@ -112,25 +133,48 @@ def _rows_fingerprint(splits: Splits) -> str:
         part = getattr(splits, name)
         digest.update(f"\n{name} {len(part)}\n".encode())
         digest.update(np.array(part["label"], dtype="<i8").tobytes())
-        for text in part["text"]:
-            written = text.encode()
-            digest.update(len(written).to_bytes(8, "little") + written)
+        _update(digest, part["text"])
     return digest.hexdigest()
 
 
+def _made_fingerprint(made: MadeRows) -> str:
+    digest = hashlib.sha256(f"{made.kind} {len(made.texts)}\n".encode())
+    digest.update(made.labels.astype("<i8").tobytes() + made.sources.astype("<i8").tobytes())
+    _update(digest, made.texts)
+    return digest.hexdigest()
+
+
+def _update(digest: Any, texts: Iterable[str]) -> None:
+    for text in texts:
+        written = text.encode()
+        digest.update(len(written).to_bytes(8, "little") + written)
+
+
 def _make(
-    folder: Path, splits: Splits, tokenizer: Any, max_length: int, meta: dict[str, Any], notes: list[str]
+    folder: Path,
+    splits: Splits,
+    made: MadeRows | None,
+    tokenizer: Any,
+    max_length: int,
+    meta: dict[str, Any],
+    notes: list[str],
 ) -> None:
     """Write the entry beside its place and rename it there. The caller holds its lock."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir()
-    described = {}
+    parts = {}
     for name in SPLITS:
         part = getattr(splits, name)
-        token_ids, offsets, truncated = tokenise(part["text"], tokenizer, max_length)
-        rows = pa.LargeListArray.from_arrays(offsets, token_ids)
-        batch = pa.record_batch([rows, pa.array(np.array(part["label"], dtype=np.int64))], schema=SCHEMA)
+        parts[name] = _as_batch(part["text"], part["label"], tokenizer, max_length)
+    if made is not None:
+        train, truncated_of_train = parts[keys.TRAIN]
+        added, truncated_of_added = _as_batch(made.texts, made.labels, tokenizer, max_length)
+        parts[keys.AUGMENTED] = pa.concat_batches([train, added]), truncated_of_train + truncated_of_added
+        _write_made(partial / MADE_FILE, made, splits.label_names)
+        meta = {**meta, "made_sha256": file_sha256(partial / MADE_FILE)}
+    described = {}
+    for name, (batch, truncated) in parts.items():
         path = partial / f"{name}.arrow"
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
             writer.write_batch(batch)
@@ -151,9 +195,26 @@ def _make(
     partial.rename(folder)
 
 
+def _write_made(path: Path, made: MadeRows, label_names: Sequence[str]) -> None:
+    columns = {
+        "text": made.texts,
+        "label": [label_names[label] for label in made.labels],
+        "source": pa.array(made.sources, pa.int64(), mask=made.sources < 0),
+        "kind": [made.kind] * len(made.texts),
+    }
+    pyarrow.parquet.write_table(pa.table(columns), path)
+
+
+def _as_batch(texts: Sequence[str], labels: Any, tokenizer: Any, max_length: int) -> tuple[pa.RecordBatch, int]:
+    """All rows of a split as one record batch, and how many were truncated."""
+    token_ids, offsets, truncated = tokenise(texts, tokenizer, max_length)
+    rows = pa.LargeListArray.from_arrays(offsets, token_ids)
+    return pa.record_batch([rows, pa.array(np.array(labels, dtype=np.int64))], schema=SCHEMA), truncated
+
+
 def tokenise(texts: Sequence[str], tokenizer: Any, max_length: int) -> tuple[NDArray[np.int32], NDArray[np.int64], int]:
     """The rows' tokens end to end, their offsets (see ``TokenisedRows``), and how many rows were truncated."""
-    pieces: list[NDArray[np.int32]] = []
+    pieces = [np.empty(0, np.int32)]
     lengths: list[int] = []
     truncated = 0
     for start in range(0, len(texts), ROWS_AT_ONCE):

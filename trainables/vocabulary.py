@@ -37,14 +37,16 @@ class OccurringWords:
         model: on its device; what trains has been set, and its parameters are those that the stage starts from.
         road: how the stage computes its logits.
         data: whose training rows those are.
+        split: which of them the stage trains on.
     """
 
-    def __init__(self, model: nn.Module, road: Road, data: PreparedData) -> None:
+    def __init__(self, model: nn.Module, road: Road, data: PreparedData, split: str = keys.TRAIN) -> None:
         self._embedding = word_embedding(model)
         if self._embedding is None:
             return
         self._whole = self._embedding.weight  # (W, H)
-        words = _occurring(data.train, self._embedding)
+        rows = data.rows_of(split)
+        words = _occurring(rows, self._embedding)
         if len(words) > MOST_WORDS * len(self._whole):
             self._embedding = None
             return
@@ -55,7 +57,7 @@ class OccurringWords:
         self._places = torch.full((len(self._whole),), len(words), device=device)  # (W,)
         self._places[self._words] = torch.arange(len(words), device=device)
         self._decay = 1.0  # of the other words, since they were last written
-        if not self._looked_up_only(model, road, data.train):
+        if not self._looked_up_only(model, road, split, rows):
             self._embedding = None
 
     @contextmanager
@@ -97,9 +99,9 @@ class OccurringWords:
             if any(parameter is self._weight for parameter in group["params"]):
                 self._decay *= 1 - group["lr"] * group["weight_decay"]
 
-    def _looked_up_only(self, model: nn.Module, road: Road, rows: TokenisedRows) -> bool:
+    def _looked_up_only(self, model: nn.Module, road: Road, split: str, rows: TokenisedRows) -> bool:
         """Whether the model, with this table, gives a few rows the logits that it gives them with its own."""
-        few = road.inputs(keys.TRAIN, probe_rows(rows))
+        few = road.inputs(split, probe_rows(rows))
         try:
             with probing(model):
                 expected = road.module(*few)

@@ -1,14 +1,19 @@
 """A comparison file becomes one sweep per method with one budget, or all its mistakes at once."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import orchestrator
 from orchestrator.comparison import Comparison, comparison_of, load_comparison
 from orchestrator.mistakes import SweepConfigError
 from orchestrator.sweep_file import parse_yaml
+from trainables.imbalance import imbalance_rows
+from trainables.methods import METHODS
 
+SWEEPS = Path(orchestrator.__file__).parent / "sweeps"
 SWEPT = "stage_two: {learning_rate: {loguniform: [1e-5, 1e-4]}}"
 LEAST = f"data: {{train: rows.csv}}\n{SWEPT}\nmethods: [vanilla, two_stage]\n"
 
@@ -145,3 +150,66 @@ def test_folds_and_given_test_rows_exclude_each_other(load: Any) -> None:
 
 def test_the_file_is_a_mapping_as_a_sweep_s_is() -> None:
     assert comparison_of(parse_yaml(LEAST) | {"name": "mine"}, "mine").config.name == "mine"
+
+
+# --- the comparisons that come with the project
+
+
+@pytest.mark.parametrize("file", ["methods", "papers/sst2", "papers/newsgroups_step", "papers/newsgroups_long_tailed",
+                                  "papers/imdb", "papers/adme"])  # fmt: skip
+def test_the_example_comparisons_hold_all_seven_methods_and_open_with_their_command(file: str) -> None:
+    path = SWEEPS / f"{file}.yaml"
+    comparison = load_comparison(path)
+    text = path.read_text(encoding="utf-8")
+    assert f"tailsweep compare orchestrator/sweeps/{file}.yaml" in text.split("\n\n")[0]
+    assert set(comparison.config.methods) == {name for name in METHODS if not name.endswith("/paper")}
+    small = load_comparison(path, ["model.name=sentence-transformers/all-MiniLM-L6-v2"])  # as each file says
+    for method in comparison.config.methods:
+        assert small.search(method, None).config.model["name"] == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+# Shi et al. 2022, their table of settings: batch, length, epochs of vanilla, epochs of stage two after a stage one.
+@pytest.mark.parametrize(
+    ("file", "batch", "length", "alone", "after"),
+    [("imdb", 8, 512, 3, 2), ("newsgroups_step", 8, 512, 5, 5), ("newsgroups_long_tailed", 8, 512, 5, 5),
+     ("adme", 16, 128, 3, 3), ("sst2", 16, 128, 1, 1)],
+)  # fmt: skip
+def test_the_papers_comparisons_have_the_papers_settings(
+    file: str, batch: int, length: int, alone: int, after: int
+) -> None:
+    comparison = load_comparison(SWEEPS / "papers" / f"{file}.yaml")
+    assert comparison.config.seeds == [7, 42, 106, 190, 191]
+    for method in comparison.config.methods:
+        (candidate,) = comparison.search(method, None).candidates()
+        trial = candidate.trial
+        assert (trial.model.name, trial.data.max_length) == ("bert-base-uncased", length)
+        assert (trial.stage_two.batch_size, trial.stage_two.learning_rate) == (batch, 1e-5)
+        single = method in ("vanilla", "reweighting", "oversampling")
+        assert (trial.stage_one.epochs, trial.stage_two.epochs) == ((0, alone) if single else (1, after)), method
+        if not single:
+            assert (trial.stage_one.batch_size, trial.stage_one.learning_rate) == (batch, 1e-4)
+            assert trial.stage_one.frozen_dropout
+
+
+# The rows of each class before, as the sets are published, and after, as the papers print them.
+NEWSGROUPS = [600, 599, 598, 597, 595, 594, 594, 593, 593, 591, 480, 584, 591, 590, 578, 585, 546, 564, 465, 377]
+TAIL = [600, 531, 470, 417, 369, 327, 289, 256, 227, 201, 178, 158, 140, 124, 109, 97, 86, 76, 67, 60]
+
+
+@pytest.mark.parametrize(
+    ("file", "published", "printed"),
+    [
+        ("sst2", [37569, 29780], [37569, 3756]),
+        ("imdb", [12500, 12500], [12500, 1250]),
+        ("newsgroups_step", NEWSGROUPS, [*NEWSGROUPS[:10], *[60] * 10]),
+        ("newsgroups_long_tailed", NEWSGROUPS, TAIL),
+    ],
+)
+def test_the_papers_comparisons_generate_the_papers_counts(file: str, published: list[int], printed: list[int]) -> None:
+    config = load_comparison(SWEEPS / "papers" / f"{file}.yaml").search("vanilla", None).candidates()[0].trial.data
+    assert config.imbalance is not None
+    names = config.imbalance.order
+    assert names is not None
+    labels = [name for name, count in zip(names, published, strict=True) for _ in range(count)]
+    kept = Counter(labels[row] for row in imbalance_rows(labels, config.imbalance))
+    assert [kept[name] for name in names] == printed

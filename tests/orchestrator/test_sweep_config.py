@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 import orchestrator
 from orchestrator.config import AshaConfig, Sweep, SweepConfigError, load_sweep, to_yaml
-from trainables.config import DataConfig
 from trainables.methods import METHODS
 
 SWEEPS = Path(orchestrator.__file__).parent / "sweeps"
@@ -68,15 +67,7 @@ def holds(resolved: Any, preset: Any) -> bool:
     return all(name in resolved and holds(resolved[name], value) for name, value in preset.items())
 
 
-# Until there is augmentation to configure.
-KNOWN = [
-    name
-    for name, preset in METHODS.items()
-    if "augmentation" in DataConfig.model_fields or "augmentation" not in preset.get("data", {})
-]
-
-
-@pytest.mark.parametrize("method", KNOWN)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_method_makes_a_valid_sweep_that_holds_all_it_says(load: Any, method: str) -> None:
     # The paraphrases of two_stage_augmented/paper are a file of the user's.
     files = ["data.augmentation.file=aug.csv"] if method == "two_stage_augmented/paper" else []

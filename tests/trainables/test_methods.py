@@ -4,15 +4,9 @@ from typing import Any
 
 import pytest
 
-from trainables.config import DataConfig, TrialConfig
+from trainables.config import TrialConfig
 from trainables.methods import METHODS
 
-# Until there is augmentation to configure.
-KNOWN = [
-    name
-    for name, preset in METHODS.items()
-    if "augmentation" in DataConfig.model_fields or "augmentation" not in preset.get("data", {})
-]
 SEVEN = {"two_stage", "two_stage_augmented", "pre_finetuning", "vanilla", "reweighting", "oversampling", "lp_ft"}
 
 LDAM = {"name": "ldam", "max_margin": 0.5, "scale": 1.0, "beta": 0.9999, "defer": 0.0}
@@ -43,7 +37,7 @@ def test_every_method_has_its_ranges_and_its_papers_settings() -> None:
 
 
 @pytest.mark.parametrize("place", [0, -1])
-@pytest.mark.parametrize("method", KNOWN)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_preset_makes_a_valid_trial_that_ends_with_all_parameters(method: str, place: int) -> None:
     made = trial(method, place)
     assert made.stage_two.trains == "all"
@@ -68,8 +62,6 @@ def test_every_preset_makes_a_valid_trial_that_ends_with_all_parameters(method: 
 def test_paper_variants_have_the_papers_settings_field_by_field(
     method: str, trains: Any, rows: Any, loss: Any, last_rows: str, last_loss: Any, last_epochs: int, head: Any
 ) -> None:
-    if f"{method}/paper" not in KNOWN:
-        pytest.skip("its augmentation cannot be configured yet")
     made = trial(f"{method}/paper").model_dump()
     assert made["model"] == {"name": "bert-base-uncased", "head": head}
     assert made["data"]["max_length"] == 128
