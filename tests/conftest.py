@@ -48,6 +48,20 @@ FORKING = (
 )  # fmt: skip
 
 
+# What plain `pytest` leaves to `make test`: the same facts for more architectures, and tests that start processes.
+MORE_ARCHITECTURES = {"roberta", "distilbert", "electra", "albert", "mpnet"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before markers are selected by
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        names = {name for given in parameters for name in (given if isinstance(given, tuple) else (given,))
+                 if isinstance(name, str)}  # fmt: skip
+        if item.name.startswith(FORKING) or item.path.name in WHOLE_FILES or names & MORE_ARCHITECTURES:
+            item.add_marker(pytest.mark.thorough)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling

@@ -18,7 +18,9 @@ from trainables.methods import METHODS
 SWEEPS = Path(orchestrator.__file__).parent / "sweeps"
 FIXED = "method: two_stage/paper\n"  # sweeps nothing of its own
 SMALL = "data: {train: rows.csv}\nnum_candidates: 2\nstage_one: {learning_rate: {loguniform: [1e-5, 1e-2]}}\n"
-in_one_folder = hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+in_one_folder = hypothesis_settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
+)
 
 
 @pytest.fixture
