@@ -19,9 +19,12 @@ from orchestrator.search_space import (
     substitute,
 )
 from orchestrator.sweep_schema import AshaConfig, RoundTwoConfig, StageResources, SweepConfig
-from trainables.config import TrialConfig
+from trainables.config import LDAM, LossConfig, TrialConfig
 from trainables.keys import EPOCH_DECIMALS, STAGE_ONE, STAGE_TWO, STAGES, shown_epochs
 from trainables.methods import METHODS
+
+LARGEST_PLAIN_SCALE = 10.0
+SMALLEST_TELLING_BETA = 0.999
 
 
 def count_mistakes(config: SweepConfig) -> list[Mistake]:
@@ -203,6 +206,24 @@ def candidate_mistakes(config: SweepConfig) -> list[Mistake]:
     return [Mistake(mistake.path, f"{mistake.text} ({where})") for mistake, where in found.items()]
 
 
+def _loss_notes(losses: Sequence[LossConfig]) -> list[str]:
+    """Settings that are right elsewhere, and do little or harm here."""
+    found = []
+    scale = max((loss.scale for loss in losses if isinstance(loss, LDAM)), default=0)
+    if scale > LARGEST_PLAIN_SCALE:
+        found.append(
+            f"ldam's scale is {scale:g}, which goes with a normalised head, whose logits are cosines; the heads here "
+            "are plain, and want about 1"
+        )
+    betas = [beta for loss in losses if 0 < (beta := getattr(loss, "beta", 0)) < SMALLEST_TELLING_BETA]
+    if betas:
+        found.append(
+            f"beta {min(betas):g} tells classes apart up to about {1 / (1 - min(betas)):.0f} rows; larger ones all "
+            "weigh the same"
+        )
+    return found
+
+
 def notes(config: SweepConfig, distributions: Mapping[str, Distribution], trials: Sequence[TrialConfig]) -> list[str]:
     """For the user: what is allowed, but may not be what was meant."""
     found = []
@@ -231,6 +252,7 @@ def notes(config: SweepConfig, distributions: Mapping[str, Distribution], trials
             )
         if any(one.layer_decay < 1 for one in stages) and all(one.trains in ("head", "pooler") for one in stages):
             found.append(f"{stage}.layer_decay changes nothing: no encoder layer trains in {stage.replace('_', ' ')}")
+        found += [f"{stage}.loss: {text}" for text in _loss_notes([one.loss for one in stages if one.epochs > 0])]
     if trials[0].data.augmentation is not None and not any(trial.needs_augmented_rows for trial in trials):
         found.append("data.augmentation has no effect: no stage has rows: augmented")
     if config.promote == "all" and config.resources.stage_one != StageResources():

@@ -39,9 +39,12 @@ SHARED_WORDS = (
 ROWS = {"absorption": 55, "excretion": 30, "metabolism": 10}  # of the CSV, by class
 
 
-# Tests that run sweeps stay in one process of the two, and share one Ray there; those whose own processes take seconds
-# to start stay together. (xdist has marks for that, but pytest 9.2 does not tell it of them.)
-RAY_FILES = ("test_compare.py", "test_feature_cache.py", "test_launch.py", "test_resume.py", "test_tournament.py")
+# Tests that go on from one sweep stay in one process of the two; those whose own processes take seconds to start stay
+# together. (xdist has marks for that, but pytest 9.2 does not tell it of them.)
+RAY_FILES = (
+    ("test_launch.py", "test_resume.py"),
+    ("test_compare.py", "test_feature_cache.py", "test_tournament.py"),
+)  # fmt: skip
 WHOLE_FILES = ("test_clusters.py", "test_tracking.py")
 FORKING = (
     "test_two_workers_", "test_of_several_processes_", "test_what_a_killed_process_", "test_a_file_that_cannot_be_",
@@ -69,8 +72,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Together(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::", 1)[0]
-            if file.endswith(RAY_FILES):
-                return "ray"
+            for group in RAY_FILES:
+                if file.endswith(group):
+                    return group[0]
             if any(f"::{name}" in nodeid for name in FORKING):
                 return "forking"
             return file if file.endswith(WHOLE_FILES) else nodeid

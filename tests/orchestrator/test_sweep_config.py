@@ -162,6 +162,23 @@ def test_the_example_sweeps_load_and_open_with_their_command(name: str) -> None:
     assert f"tailsweep run orchestrator/sweeps/{name}.yaml" in path.read_text(encoding="utf-8").split("method:")[0]
 
 
+@pytest.mark.parametrize(
+    ("loss", "note"),
+    [
+        ("{name: ldam, scale: 30}", "stage_two.loss: ldam's scale is 30, which goes with a normalised head"),
+        ("{choice: [{name: cross_entropy}, {name: ldam, scale: 30}]}", "stage_two.loss: ldam's scale is 30"),
+        ("{name: weighted_cross_entropy, beta: 0.99}", "stage_two.loss: beta 0.99 tells classes apart up to about 100"),
+        ("{name: focal, beta: 0.9}", "stage_two.loss: beta 0.9 tells classes apart up to about 10 rows"),
+        ("{name: ldam, scale: 10, beta: 0.999}", None),
+        ("{name: weighted_cross_entropy, beta: 0}", None),
+    ],
+)  # fmt: skip
+def test_a_loss_that_does_little_or_harm_here_is_noted(load: Any, loss: str, note: str | None) -> None:
+    found = [one for one in load(f"data: {{train: x}}\nstage_two: {{loss: {loss}}}").notes if ".loss:" in one]
+    assert len(found) == (note is not None)
+    assert note is None or found[0].startswith(note)
+
+
 def test_all_mistakes_come_at_once_in_file_order_with_field_value_rule_and_remedy(load: Any) -> None:
     text = """
 name: my run
