@@ -67,11 +67,18 @@ def run_comparison(comparison: Comparison, address: str | None, console: Console
     _say(console, f"comparison {run.name}: {', '.join(comparison.config.methods)}")
     for note in comparison.notes:
         _say(console, f"note: {note}")
+    said: set[str] = set()
+
+    def say_once(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            _say(console, text)
+
     for method in comparison.config.methods:  # what a sweep would refuse is refused before anything is written
         sweep = comparison.search(method, comparison.folds[0])
         trials = [c.trial for c in sweep.candidates()] or sweep.representatives()
         dumps = [trial.model_dump(mode="json") for trial in trials]
-        prepare_trials(dumps, sweep.config.metric, sweep.config.features, lambda text: None, sweep.config.finish)
+        prepare_trials(dumps, sweep.config.metric, sweep.config.features, say_once, sweep.config.finish)
     with ray_session(address):
         run.create()
         run.write_text(COMPARISON_FILE, write_yaml(comparison.tree()))

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from orchestrator.config import Sweep, apply_override, default_name, laid_over, sweep_of
-from orchestrator.mistakes import SweepConfigError, did_you_mean, find_mistakes, show
+from orchestrator.config import Sweep, laid_over, sweep_of, with_overrides
+from orchestrator.mistakes import Mistake, SweepConfigError, did_you_mean, find_mistakes, show
 from orchestrator.search_space import find_distributions, num_different
 from orchestrator.sweep_file import Tree, read_sweep_file
 from orchestrator.sweep_schema import FolderName
@@ -68,11 +68,7 @@ class ComparisonConfig(Section):
     @field_validator("methods", mode="before")
     @classmethod
     def _list_or_mapping(cls, methods: Any) -> Any:
-        if isinstance(methods, list):
-            methods = {name if isinstance(name, str) else show(name): None for name in methods}
-        if isinstance(methods, Mapping):
-            return {name: {} if written is None else written for name, written in methods.items()}
-        return methods
+        return _as_mapping(methods)
 
     @field_validator("seeds", mode="after")
     @classmethod
@@ -91,6 +87,15 @@ class ComparisonConfig(Section):
                 f"{did_you_mean(self.reference, self.methods)}"
             )
         return self
+
+
+def _as_mapping(methods: Any) -> Any:
+    """``[vanilla]`` and ``{vanilla: }`` are ``{vanilla: {}}``; what is neither stays for the check to refuse."""
+    if isinstance(methods, list):
+        methods = {name if isinstance(name, str) else show(name): None for name in methods}
+    if isinstance(methods, Mapping):
+        return {name: {} if written is None else written for name, written in methods.items()}
+    return methods
 
 
 @dataclass(frozen=True)
@@ -131,25 +136,16 @@ def load_comparison(path: Path, overrides: Sequence[str] = (), storage: str | No
         SweepConfigError: with all mistakes.
     """
     tree = read_sweep_file(path)
-    malformed = []
-    for override in overrides:
-        try:
-            apply_override(tree, override)
-        except ValueError as error:
-            malformed.append(str(error))
-    if storage is not None:
-        tree["storage"] = storage
-    if tree.get("name") is None:
-        tree["name"] = default_name(path)
-    return comparison_of(tree, str(path), malformed)
+    tree["methods"] = _as_mapping(tree.get("methods"))  # an override may say more of one
+    return comparison_of(tree, str(path), with_overrides(tree, path, overrides, storage))
 
 
-def comparison_of(tree: Tree, source: str, malformed: Sequence[str] = ()) -> Comparison:
+def comparison_of(tree: Tree, source: str, malformed: Sequence[Mistake] = ()) -> Comparison:
     """``tree`` checked as a whole."""
     fields = ComparisonConfig.model_fields
     own = {name: value for name, value in tree.items() if name in fields}
     shared = {name: value for name, value in tree.items() if name not in fields}
-    mistakes = [*malformed, *map(str, find_mistakes(ComparisonConfig, own))]
+    mistakes = [*map(str, malformed), *map(str, find_mistakes(ComparisonConfig, own))]
     mistakes += [
         f"{name}: is not for a comparison: {remedy}"
         for name, remedy in (

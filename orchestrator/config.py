@@ -108,17 +108,26 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), storage: str | None = 
     characters. ``storage`` overrides the field of that name. Raises :class:`SweepConfigError` with all mistakes.
     """
     tree = read_sweep_file(path)
+    return sweep_of(tree, str(path), with_overrides(tree, path, overrides, storage))
+
+
+def with_overrides(tree: Tree, path: Path, overrides: Sequence[str], storage: str | None) -> list[Mistake]:
+    """Lays over ``tree``, in place, what the command line says, and a name made of the file's where there is none.
+
+    Returns:
+        What of the overrides is malformed.
+    """
     malformed = []
     for override in overrides:
         try:
-            apply_override(tree, override)
+            _apply(tree, override)
         except ValueError as error:
             malformed.append(Mistake((), str(error)))
     if storage is not None:
         tree["storage"] = storage
     if tree.get("name") is None:
-        tree["name"] = default_name(path)
-    return sweep_of(tree, str(path), malformed)
+        tree["name"] = _default_name(path)
+    return malformed
 
 
 def to_yaml(sweep: Sweep) -> str:
@@ -126,7 +135,7 @@ def to_yaml(sweep: Sweep) -> str:
     return write_yaml(sweep.config.model_dump())
 
 
-def apply_override(tree: Tree, override: str) -> None:
+def _apply(tree: Tree, override: str) -> None:
     """Sets the field of ``dotted.field=value`` in ``tree``, in place; ValueError where it is malformed."""
     path, text = split_override(override)
     schema: type[Section] = TrialConfig if path[0] in SECTIONS else SweepConfig
@@ -151,7 +160,7 @@ def apply_override(tree: Tree, override: str) -> None:
     tree[name] = value
 
 
-def default_name(path: Path) -> str:
+def _default_name(path: Path) -> str:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)[:100].lstrip("-._") or "sweep"
     return f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 

@@ -107,6 +107,7 @@ def test_overrides_are_those_of_a_sweep(load: Any) -> None:
     config = comparison.search("vanilla", None).config
     assert config.data["train"] == "other rows.csv"
     assert config.stage_two["epochs"] == 9
+    assert list(comparison.config.methods) == ["vanilla", "two_stage"]  # the other is still there
     assert comparison.config.seeds == [3]
 
 
