@@ -18,7 +18,7 @@ EPOCH_DECIMALS = 3  # two reports of a stage differ by as much: enough to name, 
 TRAIN_LOSS = "train/loss"  # the stage's own (weighted) loss, mean of the steps since the last report; lower is better
 LEARNING_RATE = "train/learning_rate"  # of the last optimiser step, at the head (see StageConfig.layer_decay)
 ROWS = "train/rows"  # rows visited since the last report, over all workers
-ROAD = "road"  # how the logits were computed, and why so (roads.py)
+ROAD = "road"  # how the logits were computed, and why so (roads.py, vocabulary.py)
 SECONDS = "seconds"  # wall seconds since the last report, this one's evaluation included
 
 TRAIN = "train"

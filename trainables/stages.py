@@ -152,7 +152,7 @@ def run_stage(
             keys.TRAIN_LOSS: train_loss,
             keys.LEARNING_RATE: schedule(first_step + len(span_steps) - 1),
             keys.ROWS: sum(map(len, span_steps)),
-            keys.ROAD: road.description,
+            keys.ROAD: road.description + words.told,
             **evaluate(road, data, runtime, keys.VALIDATION, config.precision),
         }
         _check_finite(report, where, config)

@@ -60,6 +60,13 @@ class OccurringWords:
         if not self._looked_up_only(model, road, split, rows):
             self._embedding = None
 
+    @property
+    def told(self) -> str:
+        """For the log and the history, after the road: what of the table trains; nothing where all of it does."""
+        if self._embedding is None:
+            return ""
+        return f", {len(self._words):,} of {len(self._whole):,} word embeddings"
+
     @contextmanager
     def alone(self, optimizer: torch.optim.Optimizer | None = None) -> Iterator[None]:
         """Within it the model has only these words; afterwards its own table again, as training has left it.

@@ -1,6 +1,7 @@
 """A tournament on a Ray in this process: many in round one, warm and on cached features; the best in round two."""
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -154,7 +155,8 @@ def test_round_one_trains_on_cached_features_where_the_trunk_is_a_function_of_th
     tournament: Tournament,
 ):
     history = pq.read_table(tournament.run / "history.parquet").to_pylist()
-    roads = {(row["candidate"], row[keys.STAGE]): row[keys.ROAD] for row in history}
+    # Stage two trains the embeddings of the words that occur, and says how many those are.
+    roads = {(row["candidate"], row[keys.STAGE]): re.sub(r", \d+ of \d+ word.*", "", row[keys.ROAD]) for row in history}
     assert roads == {
         ("c000", "stage_one"): "cached tokens entering layer 1, packed",
         ("c001", "stage_one"): "packed",

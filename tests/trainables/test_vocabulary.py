@@ -150,7 +150,9 @@ def test_a_trial_is_the_one_that_trains_the_whole_table(
     assert whole_runtime.at_wrapping == [words_of(whole)] * 2
     assert runtime.at_reports == whole_runtime.at_reports == [words_of(whole)] * 3
     torch.testing.assert_close(dict(model.state_dict()), dict(whole.state_dict()), atol=1e-9, rtol=0)
+    told = f", {len(occurring(data, padding))} of {words_of(whole)} word embeddings"
     for found, expected in zip(without_seconds(runtime.reports), without_seconds(whole_runtime.reports), strict=True):
+        assert str(found.pop(keys.ROAD)) == str(expected.pop(keys.ROAD)) + told
         assert found == pytest.approx(expected, abs=1e-9)
 
 
