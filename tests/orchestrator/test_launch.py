@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -115,8 +116,9 @@ def test_inline_gives_what_the_trial_gives_without_ray(finished: Path):
 def test_a_tournament_gives_what_the_trial_gives_without_ray(
     finished: Path, tiny_model: Callable[..., Path], small_sweep: Callable[..., Path]
 ):
-    """Its stage one trains in another kind of process, on cached features, and stage two goes on from there. It
-    reports within its epoch. An adaptive search draws the candidates: a point that is given, and one of its own."""
+    """Its stage one trains in another kind of process, on cached features, reports within its epochs and ends early, on
+    which two processes and the promotion between them have to agree; stage two goes on from there. An adaptive search
+    draws the candidates: a point that is given, and one of its own."""
     sweep = small_sweep(
         model={"name": str(tiny_model("bert", 0.1))},
         search="optuna",
@@ -127,8 +129,9 @@ def test_a_tournament_gives_what_the_trial_gives_without_ray(
         stage_one={
             "trains": {"top_layers": 1},
             "learning_rate": {"loguniform": [1e-5, 1e-2]},
-            "epochs": 1,
+            "epochs": 6,
             "evaluations_per_epoch": 2,
+            "patience": 1,
             "batch_size": 8,
         },
         stage_two={"learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
@@ -141,7 +144,13 @@ def test_a_tournament_gives_what_the_trial_gives_without_ray(
     (chosen,) = [row["candidate"] for row in rows if row["state"] == "completed"]
     history = pq.read_table(finished.parent / "tournament/history.parquet").to_pylist()
     history = [row for row in history if row["candidate"] == chosen]
-    assert [row[keys.EPOCH] for row in history] == [0.5, 1, 1]
+    *stage_one, stage_two = history
+    assert [row[keys.EPOCH] for row in stage_one] == [(number + 1) / 2 for number in range(len(stage_one))]
+    assert 2 <= len(stage_one) < 12
+    scores = [row[METRIC] for row in stage_one]
+    assert scores[-1] <= max(scores[:-1])
+    assert all(later > earlier for earlier, later in pairwise(scores[:-1]))
+    assert (stage_two[keys.STAGE], stage_two[keys.EPOCH]) == ("stage_two", 1)
     assert history[0][keys.ROAD] == "cached tokens entering layer 3, packed"
     reports, parameters = without_ray(finished.parent / "tournament", chosen)
     assert_same(history, reports, 1e-6)
@@ -149,33 +158,6 @@ def test_a_tournament_gives_what_the_trial_gives_without_ray(
     assert exported.keys() == parameters.keys()
     for parameter, value in parameters.items():
         assert (exported[parameter] - value).abs().max() <= 1e-6, parameter
-
-
-def test_a_stage_one_that_ends_early_goes_on_to_stage_two(
-    finished: Path, tiny_model: Callable[..., Path], small_sweep: Callable[..., Path]
-):
-    """Nothing moves in stage one, so that its second evaluation is no better; ASHA's first rung it does not reach. In a
-    tournament, where two processes and the promotion between them have to agree on it."""
-    sweep = small_sweep(
-        model={"name": str(tiny_model("bert", 0.1))},
-        promote=1,
-        asha={"grace_epochs": 4, "reduction_factor": 2},
-        stage_one={
-            "trains": {"top_layers": 1},
-            "learning_rate": {"grid": [1e-30]},
-            "epochs": 9,
-            "patience": 1,
-            "batch_size": 8,
-        },
-        stage_two={"learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
-    )
-    name = "early"
-    assert main(["run", str(sweep), "--storage", str(finished.parent), "--set", f"name={name}"]) == 0
-    (row,) = pq.read_table(finished.parent / name / "results.parquet").to_pylist()
-    assert (row["state"], row["stage_one_epochs"], row["stage_two_epochs"]) == ("completed", 2, 1)
-    assert row["reason"] == f"stage one ended after epoch 2 of 9, with no better {METRIC} in 1 evaluation"
-    history = pq.read_table(finished.parent / name / "history.parquet").to_pylist()
-    assert_same(history, without_ray(finished.parent / name, "c000")[0], 1e-6)
 
 
 def test_resources_no_node_can_give_are_refused_before_anything_is_written(
