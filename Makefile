@@ -6,13 +6,24 @@ BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test slow soak hosts bench lint format clean
 
 demo: .venv/demo-installed
 	$(BIN)/tailsweep run orchestrator/sweeps/demo.yaml $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest -m "not gpu and not slow and not network and not soak" $(ARGS)
+
+# Several nodes on this machine, an object store, job scripts with a real Ray.
+slow: .venv/test-installed
+	$(BIN)/python -m pytest -m "slow and not soak" $(ARGS)
+
+soak: .venv/test-installed
+	$(BIN)/python -m pytest -n 0 -m soak -s $(ARGS)
+
+# Needs root: a head and two hosts in network namespaces, a sweep there, and one that loses a host.
+hosts: .venv/test-installed
+	$(BIN)/python -m pytest -n 0 -m network -s $(ARGS)
 
 bench: .venv/test-installed
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)

@@ -5,11 +5,17 @@ Exit status: 0 done, 1 the work failed or was interrupted, 2 the user's input is
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from trainables.errors import InputError
+from orchestrator.arguments import add_overrides
+from orchestrator.cluster_verbs import DESCRIPTION as CLUSTER_DESCRIPTION
+from orchestrator.cluster_verbs import add_cluster_verbs, run_cluster_verb
+from trainables.errors import InputError, StorageError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,6 +27,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = verbs.add_parser("run", help="run a new sweep", description="Run a new sweep to its end.")
     run.add_argument("file", metavar="SWEEP.yaml", type=Path, help="the sweep file")
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run directory where it is there already, for jobs that are started again; needs a name",
+    )
     compare = verbs.add_parser(
         "compare",
         help="compare methods on the same rows",
@@ -28,15 +39,17 @@ def build_parser() -> argparse.ArgumentParser:
         "differences on the test rows are more than noise.",
     )
     compare.add_argument("file", metavar="COMPARISON.yaml", type=Path, help="the comparison file")
-    for verb in (run, compare):
-        verb.add_argument(
-            "--set",
-            dest="overrides",
-            metavar="KEY=VALUE",
-            action="append",
-            default=[],
-            help="set a dotted field, e.g. --set data.train=rows.csv --set stage_two.epochs=2; may be repeated",
-        )
+    doctor = verbs.add_parser(
+        "doctor",
+        help="look whether a sweep can start",
+        description="Look at this machine, at every node of the Ray that `run` would use and, where a sweep file is "
+        "given, at what it needs: versions, State API, authentication, storage, disk, GPUs, rows, models, W&B. A line "
+        "for each; exit status 2 where something must be mended first.",
+    )
+    doctor.add_argument("file", metavar="SWEEP.yaml", type=Path, nargs="?", help="the sweep file")
+    doctor.add_argument("--json", action="store_true", help="one JSON document in place of the lines")
+    for verb in (run, compare, doctor):
+        add_overrides(verb)
         verb.add_argument("--storage", metavar="URI", help="folder or pyarrow URI that run directories are made in")
         _add_address(verb)
 
@@ -53,11 +66,15 @@ def build_parser() -> argparse.ArgumentParser:
         description="Classify the rows of a CSV, TSV, JSON-lines or Parquet file: its columns, then `prediction` and "
         "`confidence`. A row without a text keeps its place and gets neither.",
     )
-    predict.add_argument("model", metavar="DIR", type=Path, help="best/ of a run directory, or a Hugging Face folder")
+    predict.add_argument("model", metavar="DIR", help="best/ of a run directory, or a Hugging Face folder; or a URI")
     predict.add_argument("file", metavar="FILE", type=Path, help="the rows")
     predict.add_argument("--text", metavar="COLUMN", default="text", help="the column with the text; default: text")
     predict.add_argument("--output", metavar="FILE", type=Path, help="by its suffix; default: CSV to standard output")
     predict.add_argument("--probabilities", action="store_true", help="add a column for each class's probability")
+
+    cluster = verbs.add_parser("cluster", help="sweeps as jobs of a Ray cluster", description=CLUSTER_DESCRIPTION)
+    of_cluster = cluster.add_subparsers(dest="cluster_verb", required=True, metavar="VERB")
+    add_cluster_verbs(of_cluster)
 
     cache = verbs.add_parser("cache", help="what the cache of rows and features holds, and its removal")
     of_cache = cache.add_subparsers(dest="cache_verb", required=True, metavar="VERB")
@@ -77,23 +94,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        return _dispatch(parsed)
+        with _terminated_as_interrupted():
+            return _dispatch(parsed)
     except InputError as error:
         print(f"tailsweep: {error}", file=sys.stderr)
         return 2
+    except (StorageError, KeyboardInterrupt) as error:
+        print(f"tailsweep: {str(error) or 'interrupted'}", file=sys.stderr)
+        return 1
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Within it, SIGTERM (of a job scheduler, or a node about to go) does what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: object) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background of a script, where Ctrl-C is not
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)  # Tune has a handler of its own while it runs
 
 
 def _dispatch(parsed: argparse.Namespace) -> int:
     # Imported by verb: `report` needs no Ray and no torch, and a mistake in a sweep file is told without either.
     if parsed.verb == "run":
-        from orchestrator.config import load_sweep
+        from orchestrator.config import is_named, load_sweep
 
         sweep = load_sweep(parsed.file, parsed.overrides, parsed.storage)
+        if parsed.resume and not is_named(parsed.file, parsed.overrides):
+            raise InputError("--resume goes on with the run of the sweep's name: give it one, as `--set name=rare-1`")
         from rich.console import Console
 
         from orchestrator.launch import run_sweep
 
-        return run_sweep(sweep, parsed.address, Console())
+        return run_sweep(sweep, parsed.address, Console(), resume=parsed.resume)
+    if parsed.verb == "doctor":
+        from orchestrator.config import load_sweep
+
+        if parsed.file is None and parsed.overrides:
+            raise InputError("--set changes a field of a sweep file: name one, as `tailsweep doctor SWEEP.yaml`")
+        looked_at = None if parsed.file is None else load_sweep(parsed.file, parsed.overrides, parsed.storage)
+        from rich.console import Console
+
+        from orchestrator.doctor import doctor
+
+        return doctor(looked_at, parsed.storage, parsed.address, parsed.json, Console(stderr=True))
     if parsed.verb == "compare":
         from orchestrator.comparison import load_comparison
 
@@ -104,9 +157,10 @@ def _dispatch(parsed: argparse.Namespace) -> int:
 
         return run_comparison(comparison, parsed.address, Console())
     if parsed.verb == "resume":
-        from orchestrator.records import COMPARISON_FILE, RunDirectory, open_run
+        from orchestrator.run_directory import COMPARISON_FILE, RunDirectory, open_run
 
-        if RunDirectory(parsed.run).exists(COMPARISON_FILE):
+        run = RunDirectory(parsed.run)
+        if run.reach() and run.exists(COMPARISON_FILE):
             from rich.console import Console
 
             from orchestrator.compare import resume_comparison
@@ -131,9 +185,12 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         else:
             print(remove_from_cache(parsed.keys, parsed.everything, parsed.dir))
         return 0
-    from orchestrator.records import COMPARISON_FILE, RunDirectory
+    if parsed.verb == "cluster":
+        return run_cluster_verb(parsed)
+    from orchestrator.run_directory import COMPARISON_FILE, RunDirectory
 
-    if RunDirectory(parsed.run).exists(COMPARISON_FILE):
+    run = RunDirectory(parsed.run)
+    if run.reach() and run.exists(COMPARISON_FILE):
         from orchestrator.comparison_results import report_comparison
 
         print(report_comparison(parsed.run))

@@ -65,6 +65,7 @@ class AdaptiveSearch(Searcher):  # type: ignore[misc]
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         name, study_id = self._asked.pop(trial_id)
+        error = error or name in self.bookkeeping.failures
         score = self._score(name)
         if study_id is not None:
             self._tell(study_id, None if error else score)

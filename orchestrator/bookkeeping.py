@@ -1,8 +1,9 @@
 """Tune's callback in the sweep's driver: writes the records, feeds W&B and the progress table."""
 
+import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,17 @@ from orchestrator.records import (
     HistoryWriter,
     Outcome,
     Records,
-    RunDirectory,
     best_epoch,
     is_over,
     last_stage,
     write_drawn,
     write_outcome,
 )
+from orchestrator.run_directory import RunDirectory
 from orchestrator.scheduler import StageASHA, describe
 from orchestrator.tracking import Tracker, settings_of
 from trainables import keys
+from trainables.errors import StorageError
 
 
 class Bookkeeping(tune.Callback):  # type: ignore[misc]
@@ -35,6 +37,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         records: what was known when the sweep (re)started.
         scheduler: asked why it stopped a trial; None without pruning.
         metric: the key candidates are judged by.
+        max_failures: in a row and of one cause, after which ``stopped`` says so.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         metric: str,
         tracker: Tracker,
         progress: Progress,
+        max_failures: int = 5,
     ) -> None:
         self.run = run
         self.records = records
@@ -53,10 +57,17 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         self.tracker = tracker
         self.progress = progress
         self.history = HistoryWriter(run)
+        self.failures: dict[str, str] = {}  # of candidates that have said they cannot go on, the reason
+        self.given_up: dict[str, str] = {}  # by Tune, before they began, and why; whoever plays the round clears it
+        self.stopped: str | None = None  # why the sweep is to stop before its end
+        self.storage_error: StorageError | None = None
+        self._same_failures = SameFailures(max_failures)
         self._began: dict[str, float] = {}
         self._seconds_before: defaultdict[str, float] = defaultdict(float)
         for row in records.history:
             self._seconds_before[row["candidate"]] += row[keys.SECONDS]
+        for name, outcome in records.outcomes.items():  # which knows of its processes' starts, too
+            self._seconds_before[name] = outcome.seconds - self._seconds_of_parent(name)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks into a file of its own that nothing here reads: give it nothing."""
@@ -70,6 +81,14 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
         name = trial.config["of"]["candidate"]
+        if keys.NOTICE in result:
+            self.progress.noticed(name, result[keys.NOTICE])
+        if keys.FAILURE in result:
+            self.failures[name] = result[keys.FAILURE]
+        if keys.STAGE in result and not self.records.has_heard(name, result):
+            self._or_stop(lambda: self._hear(name, result))
+
+    def _hear(self, name: str, result: Mapping[str, Any]) -> None:
         row = {"candidate": name, **{key: value for key, value in result.items() if _is_reported(key)}}
         self.history.append(row)
         self.records.hear(row)
@@ -82,13 +101,28 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         name = trial.config["of"]["candidate"]
         verdict = settled(self.records, self.scheduler, self.metric, name)
-        if verdict is not None:
-            self.end(name, *verdict)
-        else:  # Tune was interrupted, or this was a first round
+        if verdict is None and name in self.failures:
+            verdict = "failed", self.failures[name]
+        if verdict is None:  # Tune was interrupted, or this was a first round
             self._pause(name)
+        else:
+            self._or_stop(lambda: self.end(name, *verdict))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.end(trial.config["of"]["candidate"], "failed", _failure_reason(trial.error_file))
+        name, reason = trial.config["of"]["candidate"], _failure_reason(trial.error_file)
+        if trial.should_recover() or _is_told_twice(trial.error_file):
+            # Where a process that is handed on dies before the next candidate has begun in it, Tune (2.60) hears of it
+            # twice, from the process and from what it was to do, and gives the candidate up whatever its retries: it
+            # starts again what runs, and this one is yet to.
+            self._pause(name)
+            self.given_up[name] = reason
+            self.progress.noticed(name, f"{reason} before it had begun; is started again")
+            return
+        self._or_stop(lambda: self.end(name, "failed", reason))
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        name = trial.config["of"]["candidate"]
+        self.progress.noticed(name, f"{_failure_reason(trial.error_file)}; goes on from its last checkpoint")
 
     @property
     def seconds(self) -> float:
@@ -102,30 +136,58 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         self.records.draw(candidate)
         self.progress.drawn(candidate.name, epochs_of(candidate.trial))
 
-    def recall(self, outcome: Outcome) -> None:
-        """Take up a candidate that had ended before this process began."""
+    def recall(self, outcome: Outcome, track: bool = False) -> None:
+        """Take up a candidate that had ended before this process began.
+
+        Args:
+            track: its W&B run is lost, and is to be made again.
+        """
         best = best_epoch(self.records.history_of(outcome.candidate), self.metric)
+        if track:
+            self._finish_tracking(outcome, best)
         self.progress.recalled(outcome.candidate, outcome.state, best[self.metric] if best else None)
 
     def end(self, name: str, state: EndState, reason: str) -> None:
         """A candidate is at its end: write its outcome, close its W&B run, say so."""
         self._pause(name)
-        parent = self.records.candidate(name).parent
-        seconds = self._seconds_before[name] + (0.0 if parent is None else self.records.outcomes[parent].seconds)
+        seconds = self._seconds_before[name] + self._seconds_of_parent(name)
         outcome = Outcome(name, state, reason, round(seconds, 3))
         write_outcome(self.run, outcome)
         self.records.outcomes[name] = outcome
         best = best_epoch(self.records.history_of(name), self.metric)
+        self._finish_tracking(outcome, best)
+        self.progress.ended(name, state, reason, best[self.metric] if best else None)
+        if (cause := self._same_failures.told(state, reason)) is not None:
+            self.stopped = self.stopped or cause
+
+    def _finish_tracking(self, outcome: Outcome, best: Mapping[str, Any] | None) -> None:
+        name = outcome.candidate
         decision = self.scheduler.decisions.get(name) if self.scheduler is not None else None
         summary = {
-            "state": state,
-            "reason": reason,
+            "state": outcome.state,
+            "reason": outcome.reason,
             "rung": decision.rung if decision else None,
             f"best/{self.metric}": best[self.metric] if best else None,
         }
-        self._track(name)  # not open where a killed sweep had no time to write this end
+        self._track(name)  # not open where an earlier process wrote nothing of it, or had no time to
         self.tracker.finish(name, summary)
-        self.progress.ended(name, state, reason, best[self.metric] if best else None)
+
+    def _seconds_of_parent(self, name: str) -> float:
+        parent = self.records.candidate(name).parent
+        return 0.0 if parent is None else self.records.outcomes[parent].seconds
+
+    def _or_stop(self, write: Callable[[], None]) -> None:
+        """What storage refuses for good ends the sweep, not the candidate: it can be gone on with.
+
+        From then on nothing more is written: every attempt would take its half minute.
+        """
+        if self.storage_error is not None:
+            return
+        try:
+            write()
+        except StorageError as error:
+            self.storage_error = error
+            self.stopped = self.stopped or str(error)
 
     def _pause(self, name: str) -> None:
         """Stop a candidate's clock."""
@@ -136,6 +198,47 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
     def _track(self, name: str) -> None:
         candidate = self.records.candidate(name)
         self.tracker.start(name, settings_of(candidate.trial, candidate.values), self.records.history_of(name))
+
+
+class SameFailures:
+    """Candidates that fail one after another of one cause: what failed five times will fail the sixth.
+
+    Args:
+        most: in a row.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._cause, self._count = "", 0
+
+    def told(self, state: EndState, reason: str) -> str | None:
+        """Hear of a candidate's end; why the sweep is to stop, once it is."""
+        if state != "failed":
+            self._count = 0
+            return None
+        cause = re.sub(r"[-+.\d]*\d\S*", "#", reason)  # whatever the numbers in it, it is the same
+        self._count = self._count + 1 if cause == self._cause else 1
+        self._cause = cause
+        if self._count < self.most:
+            return None
+        return f"{self._count} candidates in a row failed of one cause, the last with: {reason}"
+
+
+class StopWhenAsked(tune.Stopper):  # type: ignore[misc]
+    """Tune's question whether a sweep is to stop, answered by its :class:`Bookkeeping`."""
+
+    def __init__(self, bookkeeping: Bookkeeping) -> None:
+        self.bookkeeping = bookkeeping
+
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.bookkeeping.stopped is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles it into a file that nothing here reads: give it nothing."""
+        return {}
 
 
 def settled(records: Records, scheduler: StageASHA | None, metric: str, name: str) -> tuple[EndState, str] | None:
@@ -176,8 +279,20 @@ def _is_reported(key: str) -> bool:
 
 
 def _failure_reason(error_file: str | None) -> str:
-    """The last line of the traceback Tune wrote, which is the worker's own message (see ``CandidateFailed``)."""
-    if error_file is None or not Path(error_file).exists():
-        return "its process died without a word (killed, or its node lost)"
-    lines = [line for line in Path(error_file).read_text(encoding="utf-8").splitlines() if line.strip()]
-    return lines[-1].strip().split("CandidateFailed: ", 1)[-1] if lines else "unknown"
+    """Why Tune says that a trial's process ended: the last line it wrote."""
+    died = "its process died (killed, or its node lost)"
+    text = _read(error_file)
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines or "ActorDiedError" in text or "ActorUnavailableError" in text or "died unexpectedly" in text:
+        return died
+    return lines[-1].strip()
+
+
+def _is_told_twice(error_file: str | None) -> bool:
+    """Whether the last two failures are of one process."""
+    last_two = re.findall(r"actor_id: (\w+)", _read(error_file))[-2:]
+    return len(last_two) == 2 and len(set(last_two)) == 1
+
+
+def _read(error_file: str | None) -> str:
+    return "" if error_file is None or not Path(error_file).exists() else Path(error_file).read_text(encoding="utf-8")

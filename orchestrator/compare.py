@@ -5,10 +5,13 @@ finished stays finished when a comparison is gone on with. No search sees the te
 once per seed.
 """
 
+import functools
 import io
 import json
+import operator
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -26,30 +29,24 @@ from orchestrator.comparison_results import (
     write_comparison_report,
 )
 from orchestrator.config import Sweep
-from orchestrator.export import predict_test
+from orchestrator.doctor import Needs, folder_of_runs, needs_of, refuse_unready
+from orchestrator.export import predict_test, rows_of_run
 from orchestrator.launch import resume_sweep, run_sweep, to_be_a_model
 from orchestrator.preparation import prepare_trials
-from orchestrator.ray_session import ray_session
-from orchestrator.records import (
-    CANDIDATES_FILE,
-    COMPARISON_FILE,
-    DATA_FOLDER,
-    ENVIRONMENT_FILE,
-    METRICS_FILE,
-    CandidateRecord,
-    Records,
-    RunDirectory,
-    read_records,
-    read_sweep,
-)
+from orchestrator.ray_session import ray_session, result_of
+from orchestrator.records import CandidateRecord, Records, read_records, read_sweep
 from orchestrator.results import chosen_row, result_rows
 from orchestrator.rounds import placement
+from orchestrator.run_directory import CANDIDATES_FILE, COMPARISON_FILE, ENVIRONMENT_FILE, METRICS_FILE, RunDirectory
+from orchestrator.run_lock import held
 from orchestrator.search_space import Candidate
 from orchestrator.sweep_file import write_yaml
 from orchestrator.sweep_schema import RoundTwoConfig
 from trainables import keys
 from trainables.config import TrialConfig
-from trainables.tokenised import PreparedData, default_cache_dir, fetch_prepared
+from trainables.errors import StorageError
+from trainables.locations import join_location
+from trainables.tokenised import PreparedData
 
 
 class Interrupted(Exception):
@@ -74,15 +71,19 @@ def run_comparison(comparison: Comparison, address: str | None, console: Console
             said.add(text)
             _say(console, text)
 
+    needs = []
     for method in comparison.config.methods:  # what a sweep would refuse is refused before anything is written
         sweep = comparison.search(method, comparison.folds[0])
         trials = [c.trial for c in sweep.candidates()] or sweep.representatives()
         dumps = [trial.model_dump(mode="json") for trial in trials]
-        prepare_trials(dumps, sweep.config.metric, sweep.config.features, say_once, sweep.config.finish)
-    with ray_session(address):
+        prepared = prepare_trials(dumps, sweep.config.metric, sweep.config.features, say_once, sweep.config.finish)
+        needs.append(needs_of(sweep, dumps, prepared))
+    with ray_session(address) as started_here:
+        refuse_unready(_in_one(run, needs), started_here, say_once)
         run.create()
-        run.write_text(COMPARISON_FILE, write_yaml(comparison.tree()))
-        return _to_the_end(run, comparison, console)
+        with held(run):
+            run.write_text(COMPARISON_FILE, write_yaml(comparison.tree()))
+            return _to_the_end(run, comparison, console)
 
 
 def resume_comparison(location: str, address: str | None, console: Console) -> int:
@@ -90,8 +91,15 @@ def resume_comparison(location: str, address: str | None, console: Console) -> i
     run = RunDirectory(location)
     comparison = read_comparison(run)
     _say(console, f"comparison {run.name}: going on")
-    with ray_session(address):
+    needs = [needs_of(comparison.search(method, comparison.folds[0]), [], None) for method in comparison.config.methods]
+    with held(run), ray_session(address) as started_here:
+        refuse_unready(_in_one(run, needs), started_here, lambda text: _say(console, text))
         return _to_the_end(run, comparison, console)
+
+
+def _in_one(run: RunDirectory, needs: Sequence[Needs]) -> Needs:
+    """What the sweeps of all methods need; they lie below the comparison's own folder."""
+    return replace(functools.reduce(operator.or_, needs), storage=folder_of_runs(run))
 
 
 def _to_the_end(run: RunDirectory, comparison: Comparison, console: Console) -> int:
@@ -101,12 +109,12 @@ def _to_the_end(run: RunDirectory, comparison: Comparison, console: Console) -> 
                 _say(console, f"\n== {of_fold(method, fold)}")
                 _play_method(run, comparison, method, fold, console)
             _fit_baselines(run, comparison, fold, console)
-    except Interrupted as error:
-        _say(console, f"{error}; to go on: tailsweep resume {run.location}")
+        results, text = write_comparison_report(run, comparison)
+        if results.chosen is not None and comparison.config.folds is None:
+            _export(run, results.chosen, console)
+    except (Interrupted, StorageError, KeyboardInterrupt) as error:  # by Ctrl-C between two sweeps, too
+        _say(console, f"{str(error) or 'interrupted'}; to go on: {run.resume_command}")
         return 1
-    results, text = write_comparison_report(run, comparison)
-    if results.chosen is not None and comparison.config.folds is None:
-        _export(run, results.chosen, console)
     _say(console, "\n" + text)
     return 0 if len(results.methods) == len(comparison.config.methods) else 1
 
@@ -153,18 +161,20 @@ def _retraining(
 
 
 def _bring_to_its_end(sweep: Sweep, candidates: Sequence[Candidate] | None, console: Console) -> Records:
-    run = RunDirectory(f"{sweep.config.storage}/{sweep.config.name}")
+    run = RunDirectory(join_location(sweep.config.storage, str(sweep.config.name)))
     if not run.exists(CANDIDATES_FILE):
         run.delete_folder("")  # of a sweep that was cut short before it began
-        run_sweep(sweep, None, console, candidates, export=False)
+        run_sweep(sweep, None, console, candidates, export=False, checked=True)
     elif not _at_its_end(run):
-        resume_sweep(run.location, None, console, export=False)
+        resume_sweep(run.location, None, console, export=False, checked=True)
     if not _at_its_end(run):
         raise Interrupted(f"{run.location} is not at its end")
     return read_records(run)
 
 
 def _at_its_end(run: RunDirectory) -> bool:
+    if not run.has_begun:  # it was interrupted before
+        return False
     records = read_records(run)
     return records.finished and len(records.entered) == read_sweep(run).num_candidates
 
@@ -173,12 +183,12 @@ def _export(run: RunDirectory, method: str, console: Console) -> None:
     """The method to take becomes a model: its best seed by validation rows, in the folder of its retraining."""
     of_seeds = sweep_directory(run, method, SEEDS, None)
     if not of_seeds.exists(METRICS_FILE):
-        resume_sweep(of_seeds.location, None, console)
+        resume_sweep(of_seeds.location, None, console, checked=True)
 
 
 def _predict(run: RunDirectory, sweep: Sweep, records: Records, name: str) -> None:
     """Write the predictions of every seed that was trained to its end and has none."""
-    of_seeds = RunDirectory(f"{sweep.config.storage}/{sweep.config.name}")
+    of_seeds = RunDirectory(join_location(sweep.config.storage, str(sweep.config.name)))
     made = json.loads(of_seeds.read_text(ENVIRONMENT_FILE))
     asked = placement(sweep, keys.STAGE_TWO)
     task = ray.remote(num_cpus=asked["cpus_per_worker"], num_gpus=asked["gpus_per_worker"])(predict_test)
@@ -190,7 +200,7 @@ def _predict(run: RunDirectory, sweep: Sweep, records: Records, name: str) -> No
         chosen = to_be_a_model(of_seeds, sweep, records, made, candidate.name)
         asked_for[task.remote(chosen)] = (file, chosen["data_key"])
     for reference, (file, data_key) in asked_for.items():
-        _write_predictions(run, file, ray.get(reference), _rows(of_seeds, data_key))
+        _write_predictions(run, file, result_of(reference), rows_of_run(of_seeds, data_key))
 
 
 def _fit_baselines(run: RunDirectory, comparison: Comparison, fold: int | None, console: Console) -> None:
@@ -199,7 +209,7 @@ def _fit_baselines(run: RunDirectory, comparison: Comparison, fold: int | None, 
     searched = sweep_directory(run, comparison.reference, SEARCH, fold)
     data_key = next(iter(json.loads(searched.read_text(ENVIRONMENT_FILE))["data"]))
     trial = TrialConfig.model_validate(read_records(searched).candidates[0].trial)
-    data = _rows(searched, data_key)
+    data = rows_of_run(searched, data_key)
     asked = placement(sweep, keys.STAGE_TWO)
     for name in comparison.config.baselines:
         file = predictions_file(of_fold(name, fold), None)
@@ -208,7 +218,7 @@ def _fit_baselines(run: RunDirectory, comparison: Comparison, fold: int | None, 
         _say(console, f"baseline {of_fold(name, fold)}")
         began = time.monotonic()
         task = ray.remote(num_cpus=asked["cpus_per_worker"], num_gpus=asked["gpus_per_worker"])(fit_baseline)
-        fitted = ray.get(task.remote(name, trial.data, trial.model, data, sweep.config.metric))
+        fitted = result_of(task.remote(name, trial.data, trial.model, data, sweep.config.metric))
         said = {
             "strength": fitted.strength,
             sweep.config.metric: fitted.validation,
@@ -216,10 +226,6 @@ def _fit_baselines(run: RunDirectory, comparison: Comparison, fold: int | None, 
         }
         run.write_text(f"{BASELINES_FOLDER}/{of_fold(name, fold)}.json", json.dumps(said) + "\n")
         _write_predictions(run, file, fitted.predicted, data)
-
-
-def _rows(run: RunDirectory, data_key: str) -> PreparedData:
-    return fetch_prepared(data_key, run.uri(f"{DATA_FOLDER}/{data_key}"), default_cache_dir())
 
 
 def _write_predictions(run: RunDirectory, file: str, predicted: Any, data: PreparedData) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -17,15 +17,16 @@ from orchestrator.config import Sweep, laid_over, sweep_of, with_overrides
 from orchestrator.mistakes import Mistake, SweepConfigError, did_you_mean, find_mistakes, show
 from orchestrator.search_space import find_distributions, num_different
 from orchestrator.sweep_file import Tree, read_sweep_file
-from orchestrator.sweep_schema import FolderName
+from orchestrator.sweep_schema import FolderName, Storage
 from trainables.config import Section, TrialConfig
+from trainables.locations import join_location
 from trainables.methods import METHODS
 
-BASELINES = ("tfidf", "tfidf_balanced", "embeddings", "embeddings_balanced")  # what they are: baselines.py
+Baseline = Literal["tfidf", "tfidf_balanced", "embeddings", "embeddings_balanced"]  # what they are: baselines.py
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 # Of a method's own settings: what would make its scores those of other rows, or of another question.
 SHARED = ("name", "storage", "seed", "metric", "num_candidates", "max_seconds", "wandb", "features")
 OWN_OF_DATA = ("augmentation",)  # a method may say how its training rows are augmented; the rows are everybody's
-
 
 MOST_IN_TIME = 100  # candidates of a method whose budget is seconds
 # Every method has a folder; in it its search and its retraining are run directories, one of each per fold.
@@ -54,14 +55,14 @@ class ComparisonConfig(Section):
     """The fields that a comparison has beyond those of a sweep."""
 
     name: FolderName
-    storage: str = Field("runs", min_length=1)
+    storage: Storage = "runs"
     # By name: what the method's sweep has beyond the shared settings; a method's own name may stand alone.
     methods: Annotated[dict[FolderName, dict[str, Any]], Field(min_length=1)]
     reference: str = ""  # the method that the others are set against; default: vanilla, else the first
     budget: Budget = Budget(candidates=8)
     # The chosen settings are trained once with each: initialisation, order and dropout (the papers' five).
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] = Field(default_factory=lambda: [7, 42, 106, 190, 191])
-    baselines: list[Literal[BASELINES]] = Field(default_factory=lambda: list(BASELINES))  # type: ignore[valid-type]
+    baselines: list[Baseline] = Field(default_factory=lambda: list(BASELINES))
     folds: int | None = Field(None, ge=2, le=100)  # stratified folds of all rows, each in turn the test rows
     resamples: int = Field(2000, ge=100, le=100_000)  # of the test rows, for the intervals of differences
 
@@ -108,7 +109,7 @@ class Comparison:
 
     @property
     def location(self) -> str:
-        return f"{self.config.storage.rstrip('/')}/{self.config.name}"
+        return join_location(self.config.storage, str(self.config.name))
 
     @property
     def folds(self) -> list[int | None]:
@@ -200,20 +201,25 @@ def _search(config: ComparisonConfig, shared: Tree, method: str, fold: int | Non
     written = {"method": method} | config.methods[method]
     tree: Tree = laid_over(shared, written)
     tree["name"] = of_fold(SEARCH, fold)
-    tree["storage"] = f"{config.storage.rstrip('/')}/{config.name}/{METHODS_FOLDER}/{method}"
+    tree["storage"] = join_location(config.storage, f"{config.name}/{METHODS_FOLDER}/{method}")
     if fold is not None:
-        tree["data"] = tree.get("data", {}) | {"fold": {"index": fold, "of": config.folds}}
-    tree["wandb"] = tree.get("wandb", {}) | {"group": f"{config.name}-{method}"}
+        tree["data"] = _with(tree.get("data", {}), {"fold": {"index": fold, "of": config.folds}})
+    tree["wandb"] = _with(tree.get("wandb", {}), {"group": f"{config.name}-{method}"})
     free = sweep_of(tree, f"methods.{method}")  # what there is to draw from decides how many can be drawn
     settled = {"num_candidates": _num_candidates(config, free), "max_seconds": config.budget.seconds}
     return sweep_of(tree | settled, f"methods.{method}")
 
 
+def _with(written: Any, fields: Tree) -> Any:
+    """A section with some fields set; what is no mapping stays for the check to refuse."""
+    return written | fields if isinstance(written, dict) else written
+
+
 def _num_candidates(config: ComparisonConfig, sweep: Sweep) -> int:
     different = num_different(find_distributions(sweep.config.drawn_tree))
     if sweep.config.search == "grid":
-        assert different is not None
-        return different
+        rule = "a grid is as large as it is, whatever the budget: say random or optuna, and choice in place of grid"
+        raise SweepConfigError("", [f"search: is grid, but {rule}"])
     # Of a budget of epochs: a candidate has one at least.
     most = config.budget.candidates or config.budget.epochs or MOST_IN_TIME
     most = most if different is None else min(most, different)
@@ -237,6 +243,6 @@ def epochs_of(trial: TrialConfig) -> int:
 
 def _few(config: ComparisonConfig, sweep: Sweep) -> list[str]:
     asked = config.budget.candidates
-    if asked is None or sweep.num_candidates >= asked or sweep.config.search == "grid":
+    if asked is None or sweep.num_candidates >= asked:
         return []
     return [f"has {sweep.num_candidates} different candidate(s), fewer than the budget of {asked}"]

@@ -11,19 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from orchestrator.comparison import METHODS_FOLDER, SEARCH, SEEDS, Comparison, comparison_of, of_fold
-from orchestrator.records import (
-    BEST_FOLDER,
-    COMPARISON_FILE,
-    ENVIRONMENT_FILE,
-    RunDirectory,
-    RunDirectoryError,
-    best_epoch,
-    read_records,
-)
+from orchestrator.records import best_epoch, read_records
 from orchestrator.results import chosen_row, format_cell, result_rows
+from orchestrator.run_directory import BEST_FOLDER, COMPARISON_FILE, ENVIRONMENT_FILE, RunDirectory, RunDirectoryError
 from orchestrator.significance import Difference, Estimate, differences, score_methods
 from orchestrator.sweep_file import parse_yaml
 from trainables import keys
+from trainables.locations import parent_location
 
 RESULTS_FILE = "comparison.json"
 REPORT_FILE = "comparison.md"
@@ -76,7 +70,7 @@ def predictions_file(name: str, seed: int | None) -> str:
 def read_comparison(run: RunDirectory) -> Comparison:
     """The comparison of a run directory, wherever that lies now."""
     tree = parse_yaml(run.read_text(COMPARISON_FILE))
-    storage = run.location.rsplit("/", 1)[0]
+    storage = parent_location(run.location)
     return comparison_of(tree | {"name": run.name, "storage": storage}, run.uri(COMPARISON_FILE))
 
 
@@ -120,7 +114,7 @@ def read_results(run: RunDirectory, comparison: Comparison) -> ComparisonResults
         )
     if labels is None:
         raise RunDirectoryError(
-            f"{run.location} holds no method at its end yet: go on with it by `tailsweep resume {run.location}`"
+            f"{run.location} holds no method at its end yet: go on with it by `{run.resume_command}`"
         )
     for name, test in score_methods(labels, predictions, class_counts, label_names).items():
         found[name].test = test
@@ -228,6 +222,13 @@ def findings(comparison: Comparison, results: ComparisonResults) -> list[str]:
         texts.append(
             f"The model: {METHODS_FOLDER}/{results.chosen}/{SEEDS}/{BEST_FOLDER}, its best seed by validation rows."
         )
+    asked = len(comparison.config.seeds)
+    short = [f"{name} ({r.num_seeds} of {asked})" for name, r in results.methods.items() if r.num_seeds < asked]
+    if short:
+        texts.append(f"Not every seed was trained to its end: {', '.join(short)}; the means are of those that were.")
+    missing = [name for name in comparison.config.methods if name not in results.methods]
+    if missing:
+        texts.append(f"Without a result, since nothing was trained to its end: {', '.join(missing)}.")
     lonely = [name for name, result in results.methods.items() if result.num_seeds < 2]
     if lonely:
         texts.append(f"Trained with fewer than two seeds, so without a standard error: {', '.join(lonely)}.")
@@ -293,8 +294,7 @@ def _predictions(
         file = predictions_file(of_fold(name, fold), seed)
         if not run.exists(file):
             return None
-        with run.filesystem.open_input_file(f"{run.path}/{file}") as source:
-            table = pq.read_table(io.BytesIO(source.read()))
+        table = pq.read_table(io.BytesIO(run.read_bytes(file)))
         for part, column in zip(both, ("label", "prediction"), strict=True):
             part.append(np.array([index[one] for one in table[column].to_pylist()]))
     labels, predicted = map(np.concatenate, both)

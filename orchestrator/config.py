@@ -28,6 +28,7 @@ from orchestrator.search_space import (
     offspring,
     probe_mistakes,
 )
+from orchestrator.secrets import REMEDY, secret_mistakes, secret_set_by
 from orchestrator.sweep_file import Tree, parse_number, parse_yaml, read_sweep_file, split_override, write_yaml
 from orchestrator.sweep_rules import (
     asha_mistakes,
@@ -43,7 +44,17 @@ from orchestrator.sweep_schema import AshaConfig, SweepConfig, WandbConfig
 from trainables.config import Section, TrialConfig
 from trainables.methods import METHODS
 
-__all__ = ["AshaConfig", "Sweep", "SweepConfig", "SweepConfigError", "WandbConfig", "load_sweep", "to_yaml"]
+__all__ = [
+    "AshaConfig",
+    "Sweep",
+    "SweepConfig",
+    "SweepConfigError",
+    "WandbConfig",
+    "folder_name",
+    "is_named",
+    "load_sweep",
+    "to_yaml",
+]
 
 DEFAULT_CANDIDATES = 8
 
@@ -116,8 +127,15 @@ def with_overrides(tree: Tree, path: Path, overrides: Sequence[str], storage: st
 
     Returns:
         What of the overrides is malformed.
+
+    Raises:
+        SweepConfigError: a key or password stands among the settings; the message does not repeat it.
     """
     malformed = []
+    secret = [str(mistake) for mistake in secret_mistakes(tree)]
+    secret += [f"{field}: {REMEDY}" for override in overrides if (field := secret_set_by(override)) is not None]
+    if secret:
+        raise SweepConfigError(str(path), secret)
     for override in overrides:
         try:
             _apply(tree, override)
@@ -160,9 +178,19 @@ def _apply(tree: Tree, override: str) -> None:
     tree[name] = value
 
 
+def is_named(path: Path, overrides: Sequence[str]) -> bool:
+    """Whether the file or an override gives the run directory its name; else it has one of the time."""
+    set_to = [override.partition("=")[2] for override in overrides if override.partition("=")[0] == "name"]
+    return (set_to[-1] if set_to else read_sweep_file(path).get("name")) not in (None, "", "null")
+
+
 def _default_name(path: Path) -> str:
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)[:100].lstrip("-._") or "sweep"
-    return f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    return f"{folder_name(path)}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def folder_name(path: Path) -> str:
+    """What a run directory of the file is called, before what tells it from others."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)[:100].lstrip("-._") or "sweep"
 
 
 def sweep_of(tree: Tree, source: str, malformed: Sequence[Mistake] = ()) -> Sweep:

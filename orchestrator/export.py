@@ -1,6 +1,6 @@
-"""The chosen trial -> a Hugging Face model directory with a card and its test metrics. The only reader of test rows.
+"""The chosen trial -> a Hugging Face model directory with a card and its test metrics.
 
-What the sweep's ``finish`` asks for is done here, before the test rows are scored."""
+In a sweep the only reader of test rows. What its ``finish`` asks for is done here, before the test rows are scored."""
 
 import json
 import tempfile
@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from orchestrator.records import BEST_FOLDER, CHECKPOINTS_FOLDER, DATA_FOLDER, RunDirectory
+from orchestrator.run_directory import BEST_FOLDER, CHECKPOINTS_FOLDER, DATA_FOLDER, METRICS_FILE, RunDirectory
 from trainables import keys
 from trainables.calibration import BINS, expected_calibration_error
 from trainables.checkpoint import checkpoint_name, load_parameters
@@ -24,8 +24,6 @@ from trainables.model import build_classifier, resolve, save_classifier
 from trainables.roads import live_road, split_logits
 from trainables.runtime import SingleProcess
 from trainables.tokenised import PreparedData, default_cache_dir, fetch_prepared
-
-METRICS_NAME = "metrics.json"
 
 
 class Chosen(TypedDict):
@@ -49,7 +47,7 @@ def export_best(chosen: Chosen) -> list[str]:
         What was done to the model after training, a line for each step.
     """
     run, trial = RunDirectory(chosen["location"]), TrialConfig.model_validate(chosen["trial"])
-    data = _rows(run, chosen["data_key"])
+    data = rows_of_run(run, chosen["data_key"])
     model, finished, device = _finished(run, chosen, trial, data)
     best = chosen["best"]
     with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
@@ -72,26 +70,30 @@ def export_best(chosen: Chosen) -> list[str]:
             metrics["finish"] = finished.dump()
         folder = Path(temporary) / BEST_FOLDER
         folder.mkdir()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(resolve(trial.model.name))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            resolve(trial.model.name), trust_remote_code=trial.model.trust_remote_code
+        )
         tokenizer.model_max_length = trial.data.max_length  # what it was trained with is what `truncation=True` means
         save_classifier(model.cpu(), tokenizer, folder, trial.model.head, data.label_names)
-        (folder / METRICS_NAME).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         if finished is not None:
             finished.write(folder)
         (folder / "README.md").write_text(_card(run.name, trial, metrics, data.notes, finished), encoding="utf-8")
         run.upload(folder, BEST_FOLDER)
+    # Last: with it, the folder is whole. On an object store a killed process may leave a part of the others.
+    run.write_text(METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
     return [] if finished is None else [str(step) for step in finished.steps]
 
 
 def predict_test(chosen: Chosen) -> np.ndarray:
     """The class (n,) that a candidate, made a model as :func:`export_best` makes it, predicts for each test row."""
     run, trial = RunDirectory(chosen["location"]), TrialConfig.model_validate(chosen["trial"])
-    data = _rows(run, chosen["data_key"])
+    data = rows_of_run(run, chosen["data_key"])
     model, _, device = _finished(run, chosen, trial, data)
     return split_logits(live_road(model, data, device, "fp32"), keys.TEST).argmax(dim=1).numpy()
 
 
-def _rows(run: RunDirectory, data_key: str) -> PreparedData:
+def rows_of_run(run: RunDirectory, data_key: str) -> PreparedData:
+    """The run's own copy of its tokenised rows, by way of this node's cache."""
     return fetch_prepared(data_key, run.uri(f"{DATA_FOLDER}/{data_key}"), default_cache_dir())
 
 

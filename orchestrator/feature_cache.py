@@ -11,10 +11,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import Progress
 
-from orchestrator.records import DATA_FOLDER, FEATURES_FOLDER, RunDirectory
+from orchestrator.run_directory import DATA_FOLDER, FEATURES_FOLDER, RunDirectory
 from trainables.config import TrialConfig
-from trainables.errors import InputError
-from trainables.features import FeaturePlan, is_whole, make_part
+from trainables.errors import InputError, StorageError
+from trainables.feature_plan import FeaturePlan
+from trainables.features import is_whole, make_part
 from trainables.model import build_classifier, set_trainable
 from trainables.ray_trial import FeatureSource, Placement
 from trainables.tokenised import default_cache_dir, fetch_prepared
@@ -56,6 +57,7 @@ def publish_features(
 
     Raises:
         FeatureError: they cannot be made.
+        StorageError: the run directory goes on refusing them.
     """
     task = ray.remote(num_cpus=placement["cpus_per_worker"], num_gpus=placement["gpus_per_worker"])(_make_one_part)
     sources = {}
@@ -69,16 +71,19 @@ def publish_features(
         )
         if _everywhere(plan, cache_dir):
             continue
-        run.filesystem.create_dir(f"{run.path}/{folder}", recursive=True)
+        run.make_folder(folder)
         rows = (entry.data_key, run.uri(f"{DATA_FOLDER}/{entry.data_key}"))
         tasks = [task.remote(entry.trial, *rows, plan.dump(), run.uri(folder), part, parts) for part in range(parts)]
         what = f"making features: {plan.cut}, {plan.num_bytes / 1e6:,.0f} MB"
         try:
             _wait(tasks, what, console)
         except ray.exceptions.RayError as error:
-            cause = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, StorageError):
+                raise cause from None
+            reason = str(cause).strip().splitlines()[-1]
             raise FeatureError(
-                f"{what}: {cause}; mend that and go on by `tailsweep resume {run.location}`, or start again with "
+                f"{what}: {reason}; mend that and go on by `{run.resume_command}`, or start again with "
                 "`--set features.cache=off`"
             ) from None
     return sources

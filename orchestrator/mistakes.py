@@ -10,18 +10,17 @@ import types
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from trainables.config import Section
 from trainables.errors import InputError
 
 Path = tuple[str | int, ...]  # ("stage_one", "loss", "scale"); a number is a place in a list
 
 
 class SweepConfigError(InputError):
-    """Everything found wrong with one sweep, at once.
+    """Everything found wrong with one file of settings, at once.
 
     ``source`` is the file, ``mistakes`` has one line each.
     """
@@ -47,7 +46,7 @@ class Mistake(NamedTuple):
         return self.path[: len(path)] == path
 
 
-def find_mistakes(model: type[Section], tree: object) -> list[Mistake]:
+def find_mistakes(model: type[BaseModel], tree: object) -> list[Mistake]:
     """All that ``model`` has against ``tree``, at most one mistake per field. Types are strict: ``"3"`` is text."""
     try:
         model.model_validate(tree, strict=True)
@@ -75,7 +74,7 @@ def in_file_order(mistakes: Iterable[Mistake], tree: object) -> list[Mistake]:
         for depth, step in enumerate(mistake.path):
             stated = _value(tree, mistake.path[:depth])
             names = list(stated) if isinstance(stated, dict) else []
-            places.append(names.index(step) if step in names else len(names))
+            places.append(step if isinstance(step, int) else names.index(step) if step in names else len(names))
         return places
 
     return sorted(mistakes, key=place)
@@ -95,13 +94,13 @@ def show(value: object) -> str:
 
 
 class Alternative(NamedTuple):
-    """One member of a field's union: ``Literal["all"]``, a ``Section``, ``float`` ..."""
+    """One member of a field's union: ``Literal["all"]``, a section, ``float`` ..."""
 
     type: Any
     constraints: tuple[Any, ...] = ()  # objects with gt, ge, lt, le, min_length
 
 
-def alternatives(model: type[Section], path: Path, tree: object) -> list[Alternative]:
+def alternatives(model: type[BaseModel], path: Path, tree: object) -> list[Alternative]:
     """What may stand at ``path``, empty where there is no such field.
 
     ``tree`` decides where it must: below a loss named ``ldam`` only LDAM's fields exist.
@@ -116,6 +115,8 @@ def alternatives(model: type[Section], path: Path, tree: object) -> list[Alterna
 def _below(alternative: Alternative, step: str | int, written: object) -> list[Alternative]:
     if get_origin(alternative.type) is list:
         return _members(get_args(alternative.type)[0]) if isinstance(step, int) else []
+    if get_origin(alternative.type) is dict:
+        return _members(get_args(alternative.type)[1])
     if not _is_section(alternative.type) or not _is_meant(alternative.type, written):
         return []
     field = alternative.type.model_fields.get(step)
@@ -123,10 +124,10 @@ def _below(alternative: Alternative, step: str | int, written: object) -> list[A
 
 
 def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section)
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _is_meant(section: type[Section], written: object) -> bool:
+def _is_meant(section: type[BaseModel], written: object) -> bool:
     """Not where a name written in the mapping contradicts the section's own (``name: ldam``)."""
     if not isinstance(written, dict):
         return True
@@ -191,7 +192,7 @@ def _is_meant_by_another(mistake: Mistake, errors_at: dict[Path, list[ErrorDetai
     return bool(difflib.get_close_matches(str(name), unknown))
 
 
-def _words(model: type[Section], tree: object, path: Path, errors: Sequence[ErrorDetails]) -> str:
+def _words(model: type[BaseModel], tree: object, path: Path, errors: Sequence[ErrorDetails]) -> str:
     kinds = {error["type"] for error in errors}
     if kinds == {"extra_forbidden"}:
         parents = alternatives(model, path[:-1], tree)
@@ -252,7 +253,7 @@ def _kind(member: Alternative) -> str:
     return " ".join([words, " and ".join(bounds)]) if bounds else words
 
 
-def _form(section: type[Section]) -> str:
+def _form(section: type[BaseModel]) -> str:
     """``{top_layers: k}``; of a tagged section the tag, ``{name: ldam}``; one of many fields is only "a mapping"."""
     tags = {name: field for name, field in section.model_fields.items() if _is_fixed(field)}
     if tags:

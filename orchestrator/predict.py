@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from orchestrator.mistakes import did_you_mean
+from orchestrator.secrets import REMEDY, has_a_secret
 from trainables.errors import InputError, ModelError
+from trainables.locations import copy_here, first_line, open_location
 from trainables.model import load_classifier
 from trainables.packing import PackedClassifier, Packing, first_position, unpackable
 from trainables.sources import FILE_TYPES, quiet_datasets, read_file
@@ -31,8 +33,11 @@ CONFIDENCE = "confidence"  # the predicted class's probability
 PROBABILITY = "probability/"  # followed by the class
 
 
-def predict(folder: Path, file: Path, text: str, output: Path | None, probabilities: bool) -> None:
+def predict(model_folder: str | Path, file: Path, text: str, output: Path | None, probabilities: bool) -> None:
     """Write ``file`` with the columns above to ``output``, whole or not at all; None: as CSV to standard output.
+
+    Args:
+        model_folder: a folder or pyarrow URI.
 
     A row whose text is missing or blank keeps its place and gets no prediction: nothing can be said of it.
 
@@ -43,13 +48,14 @@ def predict(folder: Path, file: Path, text: str, output: Path | None, probabilit
         _check_output(output, file)
     with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
         rows = _read(file, text, Path(temporary))
+        folder = _folder_here(str(model_folder), Path(temporary) / "model")
         model, tokenizer = load_classifier(folder)
         names = class_names(model, folder)
         added = [PREDICTION, CONFIDENCE, *(PROBABILITY + name for name in names if probabilities)]
         if clashes := [name for name in added if name in rows.column_names]:
             raise InputError(f'FILE: "{file}" has a column {clashes[0]} already: rename it or drop it')
 
-        texts: list[str | None] = rows.with_format(None)[:][text]
+        texts = _texts(rows, text, file)
         told = [row for row, given in enumerate(texts) if given is not None and given.strip()]
         found = np.full((len(texts), len(names)), np.nan)
         if told:
@@ -99,6 +105,19 @@ def class_names(model: nn.Module, folder: Path) -> list[str]:
     return names
 
 
+def _folder_here(location: str, copy: Path) -> Path:
+    """A local folder itself, of a URI a copy."""
+    if "://" not in location:
+        return Path(location)
+    if has_a_secret(location):
+        raise InputError(f"DIR: {REMEDY}")
+    try:
+        copy_here(*open_location(location), copy)
+    except (OSError, ValueError) as error:
+        raise InputError(f'DIR: "{location}" cannot be read: {first_line(error)}') from None
+    return copy
+
+
 def _runner(model: nn.Module, rows: TokenisedRows, device: torch.device) -> Callable[[NDArray[np.int64]], torch.Tensor]:
     """From some of the rows to their logits: packed where a probe agrees, else padded."""
     if unpackable(model, rows, device, "fp32") is None:
@@ -137,6 +156,14 @@ def _read(file: Path, text: str, cache_dir: Path) -> datasets.Dataset:
     if kind not in ("string", "large_string", "null"):
         raise InputError(f'--text: the column "{text}" of "{file}" holds {kind or "no text"}, but must hold text')
     return rows
+
+
+def _texts(rows: datasets.Dataset, text: str, file: Path) -> list[str | None]:
+    try:
+        texts: list[str | None] = rows.select_columns([text]).with_format(None)[:][text]
+    except UnicodeDecodeError as error:  # Parquet that is not what it says
+        raise InputError(f'--text: the column "{text}" of "{file}" holds bytes that are not UTF-8') from error
+    return texts
 
 
 def _check_output(output: Path, file: Path) -> None:

@@ -6,20 +6,21 @@ import json
 import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from orchestrator.forecast import CheckpointBytes, checkpoint_bytes
 from orchestrator.records import made_of
 from orchestrator.sweep_schema import FeaturesConfig
 from trainables import keys
 from trainables.class_balance import groups
 from trainables.config import TrialConfig
 from trainables.errors import DataError
-from trainables.features import FeaturePlan, plan_features
+from trainables.feature_plan import FeaturePlan, plan_features
 from trainables.finish_config import FinishConfig
 from trainables.last_layer import last_layer
 from trainables.model import check_model, resolve
@@ -39,6 +40,7 @@ class PreparedTrials:
     plans: dict[str, FeaturePlan]  # by their keys
     made_of: dict[str, dict[str, str | None]]  # by records.made_of: the keys of "data" and "features" (None: live)
     live: list[str]  # why some trunk is run live
+    checkpoints: CheckpointBytes
 
     @property
     def notes(self) -> list[str]:
@@ -69,7 +71,7 @@ def prepare_trials(
     parts: dict[str, dict[str, str | None]] = {}
     live: list[str] = []
     key_by_source: dict[str, str] = {}
-    models = _check_models(trials)
+    models, checkpoints = _check_models(trials)
     for dumped in trials:
         if made_of(dumped) in parts:
             continue
@@ -78,7 +80,14 @@ def prepare_trials(
         if source not in key_by_source:
             say(f"reading and tokenising {trial.data.train}")
             tokenizer = resolve(trial.model.name)
-            prepared = prepare(trial.data, tokenizer, default_cache_dir(), trial.needs_augmented_rows, say)
+            prepared = prepare(
+                trial.data,
+                tokenizer,
+                default_cache_dir(),
+                trial.needs_augmented_rows,
+                say,
+                trial.model.trust_remote_code,
+            )
             _check_metric(metric, prepared)
             key_by_source[source] = prepared.key
             data[prepared.key] = prepared
@@ -92,7 +101,7 @@ def prepare_trials(
         elif plan is not None:
             live.append(f"stage one runs its trunk live: {plan}")
         parts[made_of(dumped)] = {"data": rows.key, "features": plan.key if isinstance(plan, FeaturePlan) else None}
-    return PreparedTrials(data, plans, parts, live)
+    return PreparedTrials(data, plans, parts, live, checkpoints)
 
 
 def environment(prepared: PreparedTrials, nodes: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -111,23 +120,27 @@ def environment(prepared: PreparedTrials, nodes: Sequence[dict[str, Any]]) -> di
         },
         "features": {key: plan.dump() for key, plan in prepared.plans.items()},
         "made_of": prepared.made_of,
+        "checkpoint_bytes": asdict(prepared.checkpoints),
     }
 
 
-def _check_models(trials: Sequence[Mapping[str, Any]]) -> dict[str, nn.Module]:
-    """Every different model once, with everything that some trial wants trained in it; by their dumped configs."""
-    checked: set[str] = set()
+def _check_models(trials: Sequence[Mapping[str, Any]]) -> tuple[dict[str, nn.Module], CheckpointBytes]:
+    """Every different model once, with everything that some trial wants trained in it; by their dumped configs.
+    And what their checkpoints will take."""
+    checked: dict[str, CheckpointBytes] = {}
     models: dict[str, nn.Module] = {}
     for dumped in trials:
         trains = {stage: dumped[stage]["trains"] for stage in keys.STAGES}
         decayed = [stage for stage in keys.STAGES if dumped[stage]["layer_decay"] < 1]
-        what = json.dumps([dumped["model"], trains, decayed], sort_keys=True)
+        run = [stage for stage in keys.STAGES if dumped[stage]["epochs"] > 0]
+        what = json.dumps([dumped["model"], trains, decayed, run], sort_keys=True)
         if what not in checked:
             trial = TrialConfig.model_validate(dumped)
             trains = {stage: getattr(trial, stage).trains for stage in keys.STAGES}
-            models[trial.model.model_dump_json()] = check_model(trial.model, trains, decayed)
-            checked.add(what)
-    return models
+            model = check_model(trial.model, trains, decayed)
+            models[trial.model.model_dump_json()] = model
+            checked[what] = checkpoint_bytes(model, trial)
+    return models, CheckpointBytes.largest(checked.values())
 
 
 def _plan(trial: TrialConfig, model: nn.Module, rows: PreparedData, config: FeaturesConfig) -> FeaturePlan | str | None:

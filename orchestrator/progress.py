@@ -73,6 +73,11 @@ class Progress:
         self.scores[candidate] = report[self.metric]
         self._line(f"{candidate}  {stage} epoch {epoch}/{total}  {self.metric} {report[self.metric]:.4f}")
 
+    def noticed(self, candidate: str, notice: str) -> None:
+        """What happened to a candidate that goes on. Told above a live table, too: it must not be lost."""
+        text = f"{time.strftime('%H:%M:%S')}  {candidate}  {notice}"
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def ended(self, candidate: str, state: str, reason: str, score: float | None) -> None:
         self.states[candidate] = state
         self.places.pop(candidate, None)
@@ -98,7 +103,7 @@ class Progress:
             parts.append(f"best {self.best[0]} {self.best[1]:.4f}")
         left = self.seconds_left()
         if left is not None:
-            parts.append(f"about {_duration(left)} left")
+            parts.append(f"about {duration(left)} left")
         return "; ".join(parts)
 
     def seconds_left(self) -> float | None:
@@ -125,11 +130,11 @@ class Progress:
             score = self.scores.get(candidate)
             table.add_row(candidate, place, "" if score is None else f"{score:.4f}")
         rungs = "  ".join(f"epoch {keys.shown_epochs(epoch)}: {count}" for epoch, count in self.rungs)
-        elapsed = _duration(time.monotonic() - self._began)
+        elapsed = duration(time.monotonic() - self._began)
         return Group(table, Text(f"rungs  {rungs}" if rungs else ""), Text(f"{elapsed}  {self.summary()}"))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -2,12 +2,18 @@
 
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray._private import ray_constants
 
-from trainables.errors import InputError
+from clusters.definition import DRIVER_RESOURCE
+from clusters.growth import grown_nodes, workers_on
+from trainables.errors import InputError, StorageError
 from trainables.ray_trial import Placement
 
 
@@ -16,44 +22,98 @@ class ClusterError(InputError):
 
 
 @contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
+def ray_session(address: str | None) -> Iterator[bool]:
     """Within it, Ray is connected: to ``address``, else ``$RAY_ADDRESS``, else to one started here and ended after.
 
-    A Ray that somebody has initialised in this process already is used as it is and left running.
+    A Ray that somebody has initialised in this process already is used as it is and left running. Yields whether it was
+    started here: then its one node is this machine, with this environment.
 
     Raises:
         ClusterError: there is no Ray at the address.
     """
     if ray.is_initialized():
-        yield
+        yield False
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         else:
-            # The dashboard stays on: without it, Ray Train 2.60 does not free what a pruned trial held.
-            ray.init(
-                address="local",
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            start_ray_here()
+    except Exception as error:  # a process of Ray's that does not start is a bare Exception (Ray 2.60)
+        cause = " ".join(str(error).split())[:500] or type(error).__name__  # versions that differ take several lines
+        if not address:
+            raise ClusterError(
+                f"cannot start Ray here: {cause}; see the logs in /tmp/ray/session_latest/logs, or name a running Ray "
+                "by --address"
+            ) from None
         raise ClusterError(
-            f'cannot connect to Ray at "{address or "local"}": {first}; check the address, and that '
+            f'cannot connect to Ray at "{address}": {cause}; check the address, and that '
             "RAY_AUTH_MODE=token is exported where the cluster was started with token authentication"
         ) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put one in its place that ends the process at once
     try:
-        yield
+        yield not address
     finally:
         ray.shutdown()
 
 
+def start_ray_here(**settings: Any) -> None:
+    """Start a Ray of this machine alone and connect to it. It listens on 127.0.0.1 only: whoever reaches Ray's ports
+    can run programs.
+
+    Args:
+        settings: of ``ray.init``, beyond those of every sweep.
+    """
+    with _no_cluster():
+        # The dashboard stays on: without it, Ray Train 2.60 does not free what a pruned trial held.
+        ray.init(
+            address="local",
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level="ERROR",
+            **settings,
+        )
+
+
+@contextmanager
+def _no_cluster() -> Iterator[None]:
+    """A Ray started within is for this machine alone.
+
+    Ray 2.60 listens on every interface, whatever address it is given, except on platforms where it makes no clusters
+    (Windows, macOS). Its own variable decides which those are; this process has read it when it imported Ray, the
+    processes that Ray starts will read it.
+    """
+    variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    if variable in os.environ:  # the user has decided
+        yield
+        return
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[variable] = "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[variable]
+
+
+def result_of(task: Any) -> Any:
+    """What a task has returned. What the user or storage is to blame for is raised as the task raised it, without the
+    traceback that Ray makes part of its message."""
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError | StorageError):
+            raise error.cause from None
+        raise
+
+
 def trial_slots(placement: Placement, stage: str = "stage_two") -> int:
-    """How many trials the cluster's nodes can hold at once, at least 1.
+    """How many trials the cluster's nodes can hold at once, at least 1; where it grows by itself, once it has grown.
 
     Args:
         stage: whose resources these are, for the message.
@@ -61,25 +121,38 @@ def trial_slots(placement: Placement, stage: str = "stage_two") -> int:
     Raises:
         ClusterError: not even one; says what is missing.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = grown_nodes(os.environ) or _resources_of_nodes()
     workers_that_fit = sum(_workers_on(node, placement) for node in nodes)
-    if workers_that_fit < placement["workers"]:
+    if workers_that_fit < placement["min_workers"]:
         largest_cpu = max(node.get("CPU", 0) for node in nodes)
         largest_gpu = max(node.get("GPU", 0) for node in nodes)
         raise ClusterError(
-            f"resources.{stage} asks for {placement['workers']} worker(s) of {placement['cpus_per_worker']:g} CPU "
+            f"resources.{stage} asks for {placement['min_workers']} worker(s) of {placement['cpus_per_worker']:g} CPU "
             f"and {placement['gpus_per_worker']:g} GPU each, but the cluster's {len(nodes)} node(s) hold "
             f"{workers_that_fit} of these (the largest has {largest_cpu:g} CPU and {largest_gpu:g} GPU): ask for "
             "less, or add nodes"
         )
-    return workers_that_fit // placement["workers"]
+    return max(1, workers_that_fit // placement["workers"])
+
+
+def driver_bundle() -> dict[str, float]:
+    """What the driver of a Train run asks for, which only waits: a byte costs its workers nothing, where a CPU would.
+
+    Where some nodes are there for drivers, because others may be taken away, it goes to one of these.
+    """
+    apart = any(DRIVER_RESOURCE in node for node in _resources_of_nodes())
+    return {"memory": 1, **({DRIVER_RESOURCE: 1} if apart else {})}
+
+
+def driver_slots() -> float:
+    """How many drivers of Train runs there can be at once; infinite where no node is there for them."""
+    slots = [node[DRIVER_RESOURCE] for node in _resources_of_nodes() if DRIVER_RESOURCE in node]
+    return sum(slots) if slots else math.inf
+
+
+def _resources_of_nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _workers_on(node: dict[str, float], placement: Placement) -> int:
-    cpus, gpus = placement["cpus_per_worker"], placement["gpus_per_worker"]
-    by_cpu = math.floor(node.get("CPU", 0) / cpus)
-    if not gpus:
-        return by_cpu
-    # A share lies on one GPU: three GPUs hold nine workers of 0.3, not ten.
-    whole = math.floor(node.get("GPU", 0))
-    return min(by_cpu, whole * math.floor(1 / gpus) if gpus < 1 else math.floor(whole / gpus))
+    return workers_on(node, placement["cpus_per_worker"], placement["gpus_per_worker"])

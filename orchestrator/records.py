@@ -7,48 +7,33 @@ these is not stored: a candidate with history and no outcome was running; ASHA's
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.fs as pafs
-
 from orchestrator.config import Sweep, SweepConfig, SweepConfigError
-from orchestrator.mistakes import find_mistakes
+from orchestrator.mistakes import find_mistakes, show
+from orchestrator.run_directory import (
+    CANDIDATES_FILE,
+    DRAWN_FOLDER,
+    HISTORY_FOLDER,
+    OUTCOMES_FOLDER,
+    SWEEP_FILE,
+    RunDirectory,
+    RunDirectoryError,
+)
 from orchestrator.search_space import Candidate
 from orchestrator.sweep_file import parse_yaml
 from trainables import keys
 from trainables.early_stopping import stage_is_over
-from trainables.errors import InputError
-from trainables.locations import open_location
+from trainables.locations import first_line
 
-SWEEP_FILE = "sweep.yaml"
-COMPARISON_FILE = "comparison.yaml"  # of a comparison, whose sweeps have run directories below its own
-ENVIRONMENT_FILE = "environment.json"
-RESULTS_FILE = "results.parquet"
-HISTORY_FILE = "history.parquet"
-REPORT_FILE = "report.html"
-BEST_FOLDER = "best"
-METRICS_FILE = "best/metrics.json"
-WANDB_FOLDER = "wandb"
-CHECKPOINTS_FOLDER = "state/checkpoints"  # one folder per candidate, written by its Ray Train run
-FEATURES_FOLDER = "state/features"  # parts of features, while the sweep runs
-DATA_FOLDER = "state/data"  # the tokenised rows, for nodes that lack them
-CANDIDATES_FILE = "state/candidates.json"  # those known before the start
-DRAWN_FOLDER = "state/drawn"  # those drawn since, by an adaptive search or at promotion, a file each
-HISTORY_FOLDER = "state/history"
-OUTCOMES_FOLDER = "state/outcomes"
+CHECKSUM = "checksum"  # key of a record in its file
 
 # "promoted" is the end of a candidate that goes on as several, each with other settings of stage two.
 EndState = Literal["pruned", "not_promoted", "promoted", "completed", "failed"]
-
-
-class RunDirectoryError(InputError):
-    """A run directory that is not there, is there already, or cannot be used; says which and what to do."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +47,11 @@ class CandidateRecord:
     values: dict[str, Any]
     trial: dict[str, Any]
     parent: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in (self.name, self.parent):
+            if name is not None:
+                _check_name(name)
 
     @property
     def number(self) -> tuple[int, ...]:
@@ -77,6 +67,9 @@ class Outcome:
     state: EndState
     reason: str
     seconds: float
+
+    def __post_init__(self) -> None:
+        _check_name(self.candidate)
 
 
 @dataclass
@@ -114,6 +107,11 @@ class Records:
         self.history.append(row)
         self._by_candidate.setdefault(row["candidate"], []).append(row)
 
+    def has_heard(self, name: str, report: Mapping[str, Any]) -> bool:
+        """Whether this report of a candidate is in the history: a trial that is started again makes some again."""
+        place = (report[keys.STAGE], report[keys.EPOCH])
+        return any((row[keys.STAGE], row[keys.EPOCH]) == place for row in self.history_of(name))
+
     @property
     def finished(self) -> bool:
         """Whether every candidate is at its end."""
@@ -138,122 +136,6 @@ def made_of(trial: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class RunDirectory:
-    """A run directory: ``<storage>/<name>`` on a local folder or any filesystem pyarrow opens by URI."""
-
-    def __init__(self, location: str) -> None:
-        try:
-            self.filesystem, self.path = open_location(location.rstrip("/"))
-        except (ValueError, OSError) as error:
-            raise RunDirectoryError(f'storage "{location}" cannot be used: {_first_line(error)}') from None
-        self.location = location.rstrip("/") if "://" in location else self.path
-
-    @property
-    def name(self) -> str:
-        return self.path.rsplit("/", 1)[-1]
-
-    @property
-    def local(self) -> Path | None:
-        """The folder itself where storage is local, else None."""
-        return Path(self.path) if isinstance(self.filesystem, pafs.LocalFileSystem) else None
-
-    def uri(self, relative: str) -> str:
-        return f"{self.location}/{relative}"
-
-    def exists(self, relative: str = "") -> bool:
-        info = self.filesystem.get_file_info(self._at(relative))
-        return bool(info.type != pafs.FileType.NotFound)
-
-    def refuse_existing(self) -> None:
-        """Raise :class:`RunDirectoryError` if the directory is there."""
-        if self.exists():
-            raise RunDirectoryError(
-                f"the run directory {self.location} is there already: go on with it by `tailsweep resume "
-                f"{self.location}`, or choose another name (`--set name=...`)"
-            )
-
-    def create(self) -> None:
-        """Make the directory, which must not be there.
-
-        Raises:
-            RunDirectoryError: it is there already, or storage refuses a file.
-        """
-        self.refuse_existing()
-        try:
-            self.filesystem.create_dir(self.path, recursive=True)
-            self.write_text("state/.writable", "")
-            self.filesystem.delete_file(self._at("state/.writable"))
-        except OSError as error:
-            raise RunDirectoryError(f"storage {self.location} cannot be written: {_first_line(error)}") from None
-
-    def read_text(self, relative: str) -> str:
-        with self.filesystem.open_input_stream(self._at(relative)) as stream:
-            return str(stream.read(), "utf-8")
-
-    def write_text(self, relative: str, text: str) -> None:
-        self.write_bytes(relative, text.encode("utf-8"))
-
-    def write_bytes(self, relative: str, content: bytes) -> None:
-        """Write a file whole or not at all: an object store does so anyway, a disk by writing aside and renaming."""
-        target = self._at(relative)
-        if self.local is None:
-            self._write(target, content)
-            return
-        self.filesystem.create_dir(os.path.dirname(target), recursive=True)
-        aside = f"{target}.{uuid.uuid4().hex}.tmp"
-        self._write(aside, content)
-        os.replace(aside, target)
-
-    def list(self, relative: str) -> list[str]:
-        """Names of the finished files directly in a folder, sorted; empty where there is no such folder."""
-        selector = pafs.FileSelector(self._at(relative), allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
-        return sorted(info.base_name for info in infos if not info.base_name.endswith(".tmp"))
-
-    def delete_folder(self, relative: str) -> None:
-        if self.exists(relative):
-            self.filesystem.delete_dir(self._at(relative))
-
-    def upload(self, folder: Path, relative: str) -> None:
-        """Copy a local folder's files below ``relative``; on local storage the folder appears whole."""
-        if self.local is None:
-            pafs.copy_files(str(folder), self._at(relative), destination_filesystem=self.filesystem)
-            return
-        target = self.local / relative
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        shutil.copytree(folder, aside)
-        if target.exists():
-            shutil.rmtree(target)
-        aside.rename(target)
-
-    def download(self, relative: str, folder: Path) -> None:
-        """Copy everything below ``relative`` into a local folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        pafs.copy_files(self._at(relative), str(folder), source_filesystem=self.filesystem)
-
-    def _at(self, relative: str) -> str:
-        return f"{self.path}/{relative}" if relative else self.path
-
-    def _write(self, path: str, content: bytes) -> None:
-        with self.filesystem.open_output_stream(path) as stream:
-            stream.write(content)
-
-
-def open_run(location: str) -> RunDirectory:
-    """The run directory of an existing sweep.
-
-    Raises:
-        RunDirectoryError: there is none, or the sweep in it never started.
-    """
-    run = RunDirectory(location)
-    if not run.exists(SWEEP_FILE) or not run.exists(CANDIDATES_FILE):
-        raise RunDirectoryError(
-            f"{run.location} is not a run directory: it has no {SWEEP_FILE} and {CANDIDATES_FILE}; give the folder "
-            "that `tailsweep run` printed, e.g. runs/demo-20260131-120000"
-        )
-    return run
-
-
 def read_sweep(run: RunDirectory) -> Sweep:
     """The sweep as it was resolved when the run began. Draws no candidates: those of the run are in its records.
 
@@ -271,7 +153,7 @@ def read_sweep(run: RunDirectory) -> Sweep:
 
 
 def write_candidates(run: RunDirectory, candidates: Iterable[CandidateRecord]) -> None:
-    run.write_text(CANDIDATES_FILE, json.dumps([asdict(c) for c in candidates], indent=1) + "\n")
+    run.write_text(CANDIDATES_FILE, json.dumps([_sealed(asdict(c)) for c in candidates], indent=1) + "\n")
 
 
 class HistoryWriter:
@@ -279,30 +161,82 @@ class HistoryWriter:
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
-        self.next_part = len(run.list(HISTORY_FOLDER))
+        self.next_part = max((int(name.split(".")[0]) + 1 for name in run.list(HISTORY_FOLDER)), default=0)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        self.run.write_text(f"{HISTORY_FOLDER}/{self.next_part:08d}.json", json.dumps(row) + "\n")
+        _write_sealed(self.run, f"{HISTORY_FOLDER}/{self.next_part:08d}.json", row)
         self.next_part += 1
 
 
 def write_drawn(run: RunDirectory, candidate: CandidateRecord) -> None:
     """Record a candidate that was drawn while the sweep runs, before anything is done with it."""
-    run.write_text(f"{DRAWN_FOLDER}/{candidate.name}.json", json.dumps(asdict(candidate)) + "\n")
+    _write_sealed(run, f"{DRAWN_FOLDER}/{candidate.name}.json", asdict(candidate))
 
 
 def write_outcome(run: RunDirectory, outcome: Outcome) -> None:
-    run.write_text(f"{OUTCOMES_FOLDER}/{outcome.candidate}.json", json.dumps(asdict(outcome)) + "\n")
+    _write_sealed(run, f"{OUTCOMES_FOLDER}/{outcome.candidate}.json", asdict(outcome))
 
 
 def read_records(run: RunDirectory) -> Records:
-    """Everything written so far; a sweep may go on writing meanwhile."""
-    candidates = [CandidateRecord(**read) for read in json.loads(run.read_text(CANDIDATES_FILE))]
-    drawn = [CandidateRecord(**json.loads(run.read_text(f"{DRAWN_FOLDER}/{name}"))) for name in run.list(DRAWN_FOLDER)]
+    """Everything written so far; a sweep may go on writing meanwhile.
+
+    Raises:
+        RunDirectoryError: a file is not as it was written.
+    """
+    with _damage(run, CANDIDATES_FILE):
+        candidates = [CandidateRecord(**_unsealed(read)) for read in json.loads(run.read_text(CANDIDATES_FILE))]
+    drawn = [CandidateRecord(**read) for read in _read_sealed(run, DRAWN_FOLDER)]
     candidates += sorted(drawn, key=lambda candidate: (candidate.parent is not None, candidate.number))
-    history = [json.loads(run.read_text(f"{HISTORY_FOLDER}/{name}")) for name in run.list(HISTORY_FOLDER)]
-    outcomes = [Outcome(**json.loads(run.read_text(f"{OUTCOMES_FOLDER}/{name}"))) for name in run.list(OUTCOMES_FOLDER)]
+    outcomes = [Outcome(**read) for read in _read_sealed(run, OUTCOMES_FOLDER)]
+    history = list(_read_sealed(run, HISTORY_FOLDER))
+    for row in history:
+        _check_name(row["candidate"])
+        if row[keys.STAGE] not in keys.STAGES:
+            raise RunDirectoryError(
+                f"the records of {run.location} name a stage {show(row[keys.STAGE])}: there is none"
+            )
     return Records(candidates, history, {outcome.candidate: outcome for outcome in outcomes})
+
+
+def _write_sealed(run: RunDirectory, relative: str, record: Mapping[str, Any]) -> None:
+    run.write_text(relative, json.dumps(_sealed(record)) + "\n")
+
+
+def _read_sealed(run: RunDirectory, folder: str) -> Iterator[dict[str, Any]]:
+    """The records of a folder, in the order of their names."""
+    for name, content in run.read_files(folder):
+        with _damage(run, f"{folder}/{name}"):
+            record = _unsealed(json.loads(str(content, "utf-8")))
+        yield record
+
+
+def _sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """With a checksum of its own: a file may be valid JSON and yet not what was written."""
+    return {**record, CHECKSUM: _checksum(record)}
+
+
+def _unsealed(read: dict[str, Any]) -> dict[str, Any]:
+    record = dict(read)
+    if record.pop(CHECKSUM, None) != _checksum(record):
+        raise ValueError("its checksum is of other content")
+    return record
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _damage(run: RunDirectory, relative: str) -> Iterator[None]:
+    try:
+        yield
+    except RunDirectoryError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
+        remedy = "restore it from a copy"
+        if relative != CANDIDATES_FILE:
+            remedy += ", or remove it: what it said of a candidate that has not ended is found out again"
+        raise RunDirectoryError(f"{run.uri(relative)} is damaged ({first_line(error)}): {remedy}") from None
 
 
 def last_stage(trial: Mapping[str, Any]) -> str:
@@ -330,5 +264,7 @@ def best_epoch(rows: Iterable[Mapping[str, Any]], metric: str) -> Mapping[str, A
     return best
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _check_name(name: str) -> None:
+    """Candidates' names are folders' names, too."""
+    if not re.fullmatch(r"c[0-9]+(\.[0-9]+)?", name):
+        raise RunDirectoryError(f'the records name a candidate {show(name)}, but must name them as "c017" or "c017.2"')

@@ -1,8 +1,9 @@
 """Everything a run directory shows, made anew from its records: the Parquet tables, report.html and the text."""
 
 from orchestrator.page import render_page
-from orchestrator.records import REPORT_FILE, Records, RunDirectory, open_run, read_records, read_sweep
+from orchestrator.records import Records, read_records, read_sweep
 from orchestrator.results import describe_run, read_test_metrics, write_tables
+from orchestrator.run_directory import REPORT_FILE, RunDirectory, open_run
 
 
 def report(location: str) -> str:

@@ -9,16 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.records import (
-    BEST_FOLDER,
-    HISTORY_FILE,
-    METRICS_FILE,
-    REPORT_FILE,
-    RESULTS_FILE,
-    Records,
-    RunDirectory,
-    best_epoch,
-)
+from orchestrator.records import Records, best_epoch
+from orchestrator.run_directory import BEST_FOLDER, HISTORY_FILE, METRICS_FILE, REPORT_FILE, RESULTS_FILE, RunDirectory
 from trainables import keys
 
 Row = dict[str, Any]

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,30 +11,23 @@ from typing import Any, Literal
 
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from orchestrator.adaptive_search import AdaptiveSearch
-from orchestrator.bookkeeping import Bookkeeping
+from orchestrator.bookkeeping import Bookkeeping, StopWhenAsked
 from orchestrator.config import Sweep
 from orchestrator.feature_cache import Entry, publish_features
 from orchestrator.listed_search import ListedSearch, SecondsBudget
 from orchestrator.promotion import stage_one_end, stage_one_ranking
-from orchestrator.ray_session import trial_slots
-from orchestrator.records import (
-    CHECKPOINTS_FOLDER,
-    DATA_FOLDER,
-    FEATURES_FOLDER,
-    CandidateRecord,
-    Records,
-    RunDirectory,
-    made_of,
-    record_of,
-)
+from orchestrator.ray_session import driver_bundle, driver_slots, trial_slots
+from orchestrator.records import CandidateRecord, Records, made_of, record_of
+from orchestrator.run_directory import CHECKPOINTS_FOLDER, DATA_FOLDER, FEATURES_FOLDER, RunDirectory
 from orchestrator.scheduler import StageASHA
 from trainables import keys
 from trainables.config import TrialConfig
-from trainables.features import FeaturePlan
+from trainables.feature_plan import FeaturePlan
 from trainables.mailbox import ReportMailbox
 from trainables.ray_trial import (
     FeatureSource,
@@ -43,6 +37,12 @@ from trainables.ray_trial import (
     WorkerConfig,
     run_stage_one,
     run_trial,
+)
+
+# Tune hands the keys to AWS on to its trials, in a runtime environment, which Ray's logs and dashboard show in clear
+# (2.60). Trials have the environment of their node's Ray anyway.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 )
 
 # both_stages: a Ray Train run of all that a candidate has left. The first round of a tournament has stage one only:
@@ -90,7 +90,7 @@ def run_rounds(playing: Playing) -> None:
     # The whole trunk is work for a GPU, where stage two has one, though stage one's heads may need none.
     of_trunk = of_two if of_two["gpus_per_worker"] and not of_one["gpus_per_worker"] else of_first
     began = time.monotonic()
-    slots = trial_slots({**of_trunk, "workers": 1})
+    slots = trial_slots({**of_trunk, "workers": 1, "min_workers": 1})
     sources = publish_features(
         playing.run, _features_needed(playing), of_trunk, slots, config.features.dir, playing.console
     )
@@ -123,7 +123,10 @@ def placement(sweep: Sweep, stage: str) -> Placement:
     """What one candidate asks for in a stage."""
     asked = getattr(sweep.config.resources, stage)
     return Placement(
-        workers=asked.workers, cpus_per_worker=asked.cpus_per_worker, gpus_per_worker=asked.gpus_per_worker
+        workers=asked.workers,
+        min_workers=asked.min_workers or asked.workers,
+        cpus_per_worker=asked.cpus_per_worker,
+        gpus_per_worker=asked.gpus_per_worker,
     )
 
 
@@ -156,12 +159,42 @@ def _play(
     sources: dict[str, FeatureSource],
     draw: bool,
 ) -> None:
-    """Run candidates in their order, as many at once as are allowed; returns when Tune is done.
+    """Run candidates in their order, as many at once as are allowed; returns when Tune is done, also with those that it
+    gave up at first though they had retries left.
 
     Args:
         asked: what one candidate asks for.
         draw: whether an adaptive search may draw new candidates in this round.
     """
+    given_up = playing.bookkeeping.given_up
+    for _ in range(1 + playing.sweep.config.retries):
+        given_up.clear()
+        _play_once(playing, a_round, candidates, asked, sources, draw)
+        if not given_up or _is_cut_short(playing, a_round, candidates):
+            return
+        candidates = [candidate for candidate in playing.unfinished if candidate.name in given_up]
+    for candidate in candidates:
+        playing.bookkeeping.end(candidate.name, "failed", given_up[candidate.name])
+
+
+def _is_cut_short(playing: Playing, a_round: Round, candidates: Sequence[CandidateRecord]) -> bool:
+    """Whether Tune has ended before its candidates: by Ctrl-C, say."""
+    records, bookkeeping = playing.records, playing.bookkeeping
+    left = [one.name for one in candidates if one.name not in records.outcomes.keys() | bookkeeping.given_up.keys()]
+    if a_round != "both_stages":
+        left = [name for name in left if stage_one_end(records, name, playing.sweep.config.metric) is None]
+    return bookkeeping.stopped is not None or bool(left)
+
+
+def _play_once(
+    playing: Playing,
+    a_round: Round,
+    candidates: Sequence[CandidateRecord],
+    asked: Placement,
+    sources: dict[str, FeatureSource],
+    draw: bool,
+) -> None:
+    """As :func:`_play`, by one run of Tune."""
     config = playing.sweep.config
     draw = draw and config.search == "optuna"
     assert config.num_candidates is not None
@@ -178,18 +211,24 @@ def _play(
         storage=playing.run.uri(CHECKPOINTS_FOLDER),
         placement=asked,
         mailbox=None if warm else ray.remote(num_cpus=0, scheduling_strategy=here)(ReportMailbox).remote(),
+        retries=config.retries,
     )
     if warm:
         bundle = {"CPU": asked["cpus_per_worker"], "GPU": asked["gpus_per_worker"]}
         bundles = tune.PlacementGroupFactory([{kind: amount for kind, amount in bundle.items() if amount}])
     else:
-        # The driver of a Train run only waits: a byte of memory costs its workers nothing, where a CPU would.
-        bundles = tune.PlacementGroupFactory([{"memory": 1}])
+        bundles = tune.PlacementGroupFactory([driver_bundle()])
+        at_once = int(min(at_once, driver_slots()))
     of_tune = functools.partial(_of_tune, playing, a_round, sources)
     searching: dict[str, Any] = {}
     budget = None
     if config.max_seconds is not None and (config.promote == "all" or a_round != "both_stages"):
         budget = SecondsBudget(config.max_seconds, at_once, playing.bookkeeping)
+        if budget.spent:  # a sweep gone on with: only what had begun goes on
+            _end_those_never_started(playing, candidates)
+            candidates = [candidate for candidate in candidates if candidate.name not in playing.records.outcomes]
+            if not candidates:
+                return
         search = ListedSearch(candidates, playing.records, of_tune, budget)
         searching = {"search_alg": search, "num_samples": len(candidates)}
     if draw:
@@ -197,30 +236,44 @@ def _play(
             "search_alg": AdaptiveSearch(playing.sweep, playing.records, candidates, playing.bookkeeping, of_tune),
             "num_samples": len(candidates) + to_draw,
         }
-    # Tune's own loggers would write every report a second time, next to pickles that nothing here reads.
+    # Tune's own loggers would write every report a second time.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # it prints a box of its own however quiet it is told to be (Ray 2.60)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a report may be but a notice
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # Of a state that storage refuses it prints a traceback; nobody reads that state, and what refuses ours says so.
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     trainable: Callable[..., None] = run_stage_one if warm else run_trial
-    tuner = tune.Tuner(
-        tune.with_resources(functools.partial(trainable, setup=setup), bundles),
-        param_space=None if searching else {"of": tune.grid_search([of_tune(candidate) for candidate in candidates])},
-        tune_config=tune.TuneConfig(
-            metric=config.metric,
-            mode="max",
-            scheduler=playing.scheduler,
-            max_concurrent_trials=at_once,
-            reuse_actors=True,  # a process spends seconds importing Ray Train, torch and transformers
-            trial_dirname_creator=lambda trial: str(trial.config["of"]["candidate"]),
-            **searching,
-        ),
-        run_config=tune.RunConfig(
-            name=f"tune-{a_round}", storage_path=playing.run.uri("state"), callbacks=[playing.bookkeeping], verbose=0
-        ),
-    )
-    with playing.bookkeeping.progress:
-        tuner.fit()
+    # Of no use to anybody: pickles, from which nothing is gone on with. Were they in the run directory, an object store
+    # would have to take them all the time, and Tune (2.60) falls over where it does not.
+    with tempfile.TemporaryDirectory(prefix="tailsweep-tune-", ignore_cleanup_errors=True) as tunes_own:
+        tuner = tune.Tuner(
+            tune.with_resources(functools.partial(trainable, setup=setup), bundles),
+            param_space=None
+            if searching
+            else {"of": tune.grid_search([of_tune(candidate) for candidate in candidates])},
+            tune_config=tune.TuneConfig(
+                metric=config.metric,
+                mode="max",
+                scheduler=playing.scheduler,
+                max_concurrent_trials=at_once,
+                reuse_actors=True,  # a process spends seconds importing Ray Train, torch and transformers
+                trial_dirname_creator=lambda trial: str(trial.config["of"]["candidate"]),
+                **searching,
+            ),
+            run_config=tune.RunConfig(
+                name=f"tune-{a_round}",
+                storage_path=tunes_own,
+                callbacks=[playing.bookkeeping],
+                stop=StopWhenAsked(playing.bookkeeping),
+                # Of processes that died; a trial's own errors are not raised, see run_trial.
+                failure_config=tune.FailureConfig(max_failures=config.retries),
+                verbose=0,
+            ),
+        )
+        with playing.bookkeeping.progress:
+            tuner.fit()
     if budget is not None and budget.spent:
         _end_those_never_started(playing, candidates)
 
@@ -242,8 +295,6 @@ def _of_tune(
     trial = TrialConfig.model_validate(candidate.trial)
     if a_round == "stage_one_run":
         trial = trial.model_copy(update={"stage_two": trial.stage_two.model_copy(update={"epochs": 0})})
-    folder = f"{CHECKPOINTS_FOLDER}/{candidate.parent or candidate.name}"  # of its stage one
-    checkpoints = [] if config.promote == "all" else [c for c in run.list(folder) if c.startswith(keys.STAGE_ONE)]
     parts = playing.parts_of(candidate.trial)
     assert parts["data"] is not None
     worker = WorkerConfig(
@@ -252,7 +303,7 @@ def _of_tune(
         data_key=parts["data"],
         published_data=run.uri(f"{DATA_FOLDER}/{parts['data']}"),
         features=None if parts["features"] is None else sources.get(parts["features"]),
-        start=run.uri(f"{folder}/{checkpoints[-1]}") if checkpoints else None,
+        checkpoints=[run.uri(f"{CHECKPOINTS_FOLDER}/{name}") for name in (candidate.name, candidate.parent) if name],
     )
     heard = [(row[keys.STAGE], row[keys.EPOCH]) for row in playing.records.history_of(candidate.name)]
     return TrialConfigOfTune(candidate=candidate.name, worker=worker, heard=heard)

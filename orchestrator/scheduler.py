@@ -111,6 +111,8 @@ class StageASHA(FIFOScheduler):  # type: ignore[misc]
         return True
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        if keys.STAGE not in result:  # words, not scores
+            return str(TrialScheduler.CONTINUE)
         decision = self.hear(trial.config["of"]["candidate"], result)
         return str(TrialScheduler.STOP if decision is not None and decision.stop else TrialScheduler.CONTINUE)
 

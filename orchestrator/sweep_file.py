@@ -15,9 +15,17 @@ from orchestrator.mistakes import SweepConfigError
 
 Tree = dict[str, Any]
 
+MAX_CHARACTERS = 1_000_000
+MAX_VALUES = 100_000  # nine aliases of nine each, nine times over, would be more than memory holds
+MAX_DEPTH = 20  # a sweep needs less than half of it
 
-def read_sweep_file(path: Path) -> Tree:
-    """The mapping a sweep file holds; raises :class:`SweepConfigError` where it cannot be read as one."""
+
+def read_sweep_file(path: Path, example: str = "data: {train: ...}") -> Tree:
+    """The mapping a file holds; raises :class:`SweepConfigError` where it cannot be read as one.
+
+    Args:
+        example: a field that it must have.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -33,19 +41,22 @@ def read_sweep_file(path: Path) -> Tree:
     except ValueError as error:
         raise SweepConfigError(str(path), [str(error)]) from None
     if tree is None:
-        raise SweepConfigError(str(path), ["is empty, but must at least say data: {train: ...}"])
+        raise SweepConfigError(str(path), [f"is empty, but must at least say {example}"])
     if not isinstance(tree, dict):
         kind = "a list" if isinstance(tree, list) else "a single value"
-        raise SweepConfigError(
-            str(path), [f"holds {kind}, but must be a mapping of fields such as data: {{train: ...}}"]
-        )
+        raise SweepConfigError(str(path), [f"holds {kind}, but must be a mapping of fields such as {example}"])
     return tree
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of one YAML document; ``ValueError`` of one line, with the place, where there is none."""
+    """The value of one YAML document; ``ValueError`` of one line, with the place, where there is none.
+
+    Refuses what would take a text of few characters long to read: see ``MAX_CHARACTERS`` and below it.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"has {len(text):,} characters, but must have at most {MAX_CHARACTERS:,}")
     try:
-        return _unshared(yaml.load(text, Loader=_Loader))
+        return _Copying().copy(yaml.load(text, Loader=_Loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -174,8 +185,18 @@ _Dumper.add_representer(
 )
 
 
-def _unshared(value: Any) -> Any:
-    """A copy in which no two places share a list or mapping, as two aliases of one anchor do."""
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
+class _Copying:
+    """Copies a value so that no two places share a list or mapping, as two aliases of one anchor do."""
+
+    def __init__(self) -> None:
+        self.values = 0
+
+    def copy(self, value: Any, depth: int = 0) -> Any:
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise ValueError(f"stands for more than {MAX_VALUES:,} values, by aliases of aliases: write them out")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested too deeply: in more than {MAX_DEPTH} lists and mappings")
+        if isinstance(value, dict):
+            return {key: self.copy(item, depth + 1) for key, item in value.items()}
+        return [self.copy(item, depth + 1) for item in value] if isinstance(value, list) else value

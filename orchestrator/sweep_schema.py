@@ -7,7 +7,7 @@ honours yet have no field here.
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from orchestrator.mistakes import did_you_mean, show
 from orchestrator.search_space import (
@@ -19,6 +19,7 @@ from orchestrator.search_space import (
     stage_two_distributions,
     substitute,
 )
+from orchestrator.secrets import REMEDY, has_a_secret
 from orchestrator.sweep_file import Tree
 from trainables.config import Section
 from trainables.finish_config import FinishConfig
@@ -37,6 +38,13 @@ def _name_of_a_folder(name: str) -> str:
     return name
 
 
+def _without_a_key(location: str) -> str:
+    if has_a_secret(location):
+        raise ValueError(f"holds a key or a password: {REMEDY}")
+    return location
+
+
+Storage = Annotated[str, Field(min_length=1), AfterValidator(_without_a_key)]
 FolderName = Annotated[str, AfterValidator(_name_of_a_folder)]
 
 
@@ -72,8 +80,17 @@ class StageResources(Section):
     """What the Ray Train run of one candidate asks for."""
 
     workers: PositiveInt = 1
+    # Elastic, where below `workers`: a run that loses a node goes on with as few as these, and grows again. The rows of
+    # an optimiser step stay as many.
+    min_workers: PositiveInt | None = None
     cpus_per_worker: PositiveInt = 1
     gpus_per_worker: float = Field(0.0, ge=0)  # below 1: a share of one GPU
+
+    @model_validator(mode="after")
+    def _no_fewer_than_one_more_than_all(self) -> "StageResources":
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers is {self.min_workers}, but must be at most workers ({self.workers})")
+        return self
 
     @field_validator("gpus_per_worker", mode="after")
     @classmethod
@@ -109,7 +126,7 @@ class SweepConfig(Section):
     """A sweep as its file states it, resolved: preset and defaults filled in, distributions still in place."""
 
     name: FolderName | None = None  # run directory <storage>/<name>; null: file and time
-    storage: str = Field("runs", min_length=1)  # a folder, or any pyarrow filesystem URI
+    storage: Storage = "runs"  # a folder, or any pyarrow filesystem URI
     seed: int = Field(0, ge=0, lt=2**32)  # of the draws and of every candidate
     method: Annotated[str, AfterValidator(_known_method)] = "two_stage"  # fills what the file leaves out of the trial
     num_candidates: PositiveInt | None = Field(None, le=MAX_CANDIDATES)  # null: 8 at random, or the whole grid
@@ -122,6 +139,10 @@ class SweepConfig(Section):
     promote: Literal["all"] | PositiveInt = "all"  # all: each candidate does both stages; K: the K best do stage two
     round_two: RoundTwoConfig = RoundTwoConfig()  # where promote is a number
     max_concurrent: Literal["auto"] | PositiveInt = "auto"  # candidates at once; auto: as many as the cluster holds
+    # How often a candidate goes on from its last checkpoint when a process or a node of it died, or storage refused a
+    # file. Its own errors are not tried again, and nodes taken back with notice are not counted.
+    retries: int = Field(3, ge=0, le=1000)
+    max_failures: PositiveInt = 5  # in a row and of one cause, after which the sweep stops
     # The sections of TrialConfig, in which a distribution may stand for a value:
     data: dict[str, Any]
     model: dict[str, Any] = Field(default_factory=dict)

@@ -4,22 +4,34 @@ From the driver, because it outlives its trials: a pruned candidate's run still 
 goes on under its id. Every value is logged with a step of ours (the number of the candidate's report), and what W&B
 lacks of a resumed candidate is logged again from the sweep's own history: W&B holds up to 15 s of values in memory,
 which a killed process takes with it.
+
+No sweep ends, or waits for long, because W&B does not answer or does not take the key: what is left of it is then
+written offline, to be uploaded later.
 """
 
+import os
 import re
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import wandb
 
 from orchestrator.config import WandbConfig
+from orchestrator.run_directory import WANDB_FOLDER, RunDirectory
 from trainables import keys
 
 # In history rows, but said by W&B in its own way: the step axis and the run itself.
 NOT_LOGGED = {"candidate", keys.STAGE, keys.EPOCH, keys.STAGE_ONE_EPOCH}
+
+RUN_FOLDER = re.compile(r"(offline-)?run-\d{8}_\d{6}-(.+)")  # which W&B names so, by a run's id
+
+# Left to itself, W&B 0.31 waits 90 s for a run to begin, and hours for its last values to be taken.
+INIT_SECONDS = 20.0
+FINISH_SECONDS = 20.0
 
 
 class Tracker:
@@ -29,21 +41,26 @@ class Tracker:
         config: mode, project, entity and tags.
         sweep: the sweep's name; the start of its runs' names and ids, after their group's, and else the group itself.
         folder: below which W&B makes its ``wandb`` folder.
+        say: told if W&B cannot be used as asked.
     """
 
-    def __init__(self, config: WandbConfig, sweep: str, folder: Path) -> None:
+    def __init__(self, config: WandbConfig, sweep: str, folder: Path, say: Callable[[str], None] = print) -> None:
         self.config = config
         self.sweep = sweep if config.group is None else f"{config.group}-{sweep}"
         self.folder = folder
+        self.say = say
+        self.mode: Literal["offline", "online", "disabled"] = config.mode  # offline from when W&B cannot be used
+        self._logged_in = False
         self._runs: dict[str, Any] = {}
         self._steps: dict[str, int] = {}
+        # Once W&B has ceased to answer: runs begun online that have come to their end, with their exit codes.
+        self._stranded: list[tuple[Any, int]] = []
+        self._not_uploaded: list[Path] = []  # folders of runs begun online
 
     def start(self, candidate: str, settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
         """Open a candidate's run, if it is not open, and log what W&B lacks of ``history``, its reports so far."""
         if candidate in self._runs:
             return
-        if self.config.mode == "offline":
-            self._drop_unfinished(candidate)
         run = self._init(candidate, "candidate", settings)
         for stage in keys.STAGES:
             run.define_metric(f"{stage}/{keys.EPOCH}", hidden=True)
@@ -65,29 +82,84 @@ class Tracker:
         if run is None:
             return
         run.summary.update({key: value for key, value in summary.items() if value is not None})
-        run.finish(exit_code=1 if summary.get("state") == "failed" else 0)
+        self._end(run, exit_code=1 if summary.get("state") == "failed" else 0)
 
     def finish_sweep(self, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
         """The sweep's own run: its configuration, the chosen candidate and its test metrics."""
         run = self._init("sweep", "sweep", settings)
         run.summary.update({key: value for key, value in summary.items() if value is not None})
-        run.finish()
+        self._end(run, exit_code=0)
         self.close()
 
     def close(self) -> None:
         """Close what is still open, without a verdict (the sweep was interrupted), and have every file whole."""
-        for run in self._runs.values():
-            run.finish(exit_code=1)
+        left = [*self._stranded, *((run, 1) for run in self._runs.values())]
         self._runs.clear()
+        self._stranded.clear()
+        if left:
+            with ThreadPoolExecutor(max_workers=len(left)) as at_once:  # W&B may answer none of them
+                list(at_once.map(lambda one: self._finish(*one), left))
         # W&B 0.31 may return from finish() before the run's last bytes, or all of them, are in its file.
-        wandb.teardown()
+        try:
+            wandb.teardown()
+        except Exception as error:  # who ends a job (Ray's job server, Slurm) signals W&B's own process too
+            self.say(
+                f"W&B's own process was ended ({type(error).__name__}): its files may lack the last steps; "
+                "`tailsweep resume` makes them whole"
+            )
+        for folder in self._not_uploaded:
+            _rename_as_offline(folder)
+        self._not_uploaded.clear()
 
-    def _drop_unfinished(self, candidate: str) -> None:
-        """Remove what an earlier process wrote of a candidate: the run begun now holds all of it, and more surely."""
-        for folder in self.folder.glob(f"wandb/offline-run-????????_??????-{run_id(self.sweep, candidate)}"):
-            shutil.rmtree(folder)
+    def _end(self, run: Any, exit_code: int) -> None:
+        if self.mode == "offline" and not run.offline:  # it would wait in vain, and the others too: see close()
+            self._stranded.append((run, exit_code))
+        else:
+            self._finish(run, exit_code)
+
+    def _finish(self, run: Any, exit_code: int) -> None:
+        folder = Path(run.dir).parent
+        try:
+            run.finish(exit_code=exit_code)
+        except Exception as error:  # a timeout, or whatever W&B's own process dies of
+            self._go_offline(error)
+            if not run.offline:
+                self._not_uploaded.append(folder)
 
     def _init(self, name: str, job_type: str, settings: Mapping[str, Any]) -> Any:
+        if self.mode == "online":
+            try:
+                self._log_in()
+                run = self._begin(name, job_type, settings)
+            except Exception as error:  # W&B's, its own process's, a socket's: none of them is worth a sweep
+                self._go_offline(error)
+        if self.mode != "online":
+            run = self._begin(name, job_type, settings)
+        self._drop_earlier(name, Path(run.dir).parent)
+        return run
+
+    def _log_in(self) -> None:
+        """Have the key checked, once, within 10 s or ``$WANDB_HTTP_TIMEOUT``, and nobody asked for one."""
+        if self._logged_in:
+            return
+        if not wandb.login(verify=True, prompt=False):
+            asked = os.environ.get("WANDB_MODE")
+            raise wandb.errors.UsageError(
+                f"$WANDB_MODE is {asked}" if asked else "it has no key: export WANDB_API_KEY, or run `wandb login`"
+            )
+        self._logged_in = True
+
+    def _go_offline(self, error: Exception) -> None:
+        """From here on nobody waits for W&B; says so the first time."""
+        if self.mode == "online":
+            self.mode = "offline"
+            said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            self.say(
+                f"W&B cannot be used: {said}; check the network and the key. The sweep goes on, and what it logs is "
+                "kept to be uploaded later"
+            )
+
+    def _begin(self, name: str, job_type: str, settings: Mapping[str, Any]) -> Any:
         return wandb.init(
             project=self.config.project,
             entity=self.config.entity,
@@ -97,16 +169,59 @@ class Tracker:
             id=run_id(self.sweep, name),
             tags=list(self.config.tags),
             config=dict(settings),
-            mode=self.config.mode,
+            mode=self.mode,
             dir=str(self.folder),
             # Offline, W&B cannot look for an earlier run and would warn.
-            resume="allow" if self.config.mode == "online" else None,
+            resume="allow" if self.mode == "online" else None,
             reinit="create_new",
-            # The driver's own terminal, git state and load say nothing about one candidate.
             settings=wandb.Settings(
-                silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True, x_disable_meta=True
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+                finish_timeout_raises=True,
+                # The driver's own terminal, git state and load say nothing about one candidate.
+                silent=True,
+                console="off",
+                disable_git=True,
+                save_code=False,
+                x_disable_stats=True,
+                x_disable_meta=True,
             ),
         )
+
+    def _drop_earlier(self, name: str, current: Path) -> None:
+        """Remove what was written of a run and not uploaded, by an earlier process or in vain: the run begun now holds
+        all of it, and more surely."""
+        kinds = {"offline": ("offline-run", "run"), "online": ("offline-run",), "disabled": ()}
+        for kind in kinds[self.mode]:
+            for folder in self.folder.glob(f"wandb/{kind}-????????_??????-{run_id(self.sweep, name)}"):
+                if folder != current:
+                    shutil.rmtree(folder)
+
+
+def _rename_as_offline(folder: Path) -> None:
+    """So that ``wandb sync`` takes it for one that it is to upload; by the name it tells them apart."""
+    folder.rename(folder.with_name(f"offline-{folder.name}"))
+    for link in folder.parent.iterdir():
+        if link.is_symlink() and not link.exists():  # to the latest run
+            link.unlink()
+
+
+def upload_runs(folder: Path, run: RunDirectory) -> None:
+    """Copy what W&B has written below a local folder to a run directory, which is elsewhere, in place of what an
+    earlier process has put there of the same runs: see ``Tracker._drop_earlier``."""
+    for made in sorted((folder / WANDB_FOLDER).glob("*run-*")):
+        if (new := RUN_FOLDER.fullmatch(made.name)) is None:
+            continue
+        run.upload(made, f"{WANDB_FOLDER}/{made.name}")
+        for name in run.list(WANDB_FOLDER):
+            earlier = RUN_FOLDER.fullmatch(name)
+            if earlier and name != made.name and earlier[2] == new[2] and (new[1] or earlier[1]):
+                run.delete_folder(f"{WANDB_FOLDER}/{name}")
+
+
+def uploaded_runs(run: RunDirectory) -> set[str]:
+    """Ids of the W&B runs that a run directory holds."""
+    return {found[2] for name in run.list(WANDB_FOLDER) if (found := RUN_FOLDER.fullmatch(name))}
 
 
 def logged_values(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,17 +10,20 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each module may import those before it. A new module goes to its place in the story.
 ORDER = {
     "trainables": (
-        "keys", "errors", "locations", "memory", "config", "finish_config", "methods", "early_stopping",
-        "class_balance", "losses", "samplers", "metrics", "demo_rows", "imbalance", "sources", "data", "tokenised",
-        "model", "lexicon", "eda", "back_translation", "paraphrases", "augment", "tokens", "packing", "cut", "features",
+        "keys", "errors", "locations", "checksums", "memory", "config", "finish_config", "methods", "early_stopping",
+        "class_balance", "losses", "samplers", "metrics", "demo_rows", "imbalance", "json_rows", "sources", "data",
+        "tokenised", "model", "lexicon", "eda", "back_translation", "paraphrases", "augment", "tokens", "packing",
+        "cut", "feature_plan", "features",
         "roads", "vocabulary", "optimizer", "runtime", "checkpoint", "stages", "last_layer", "rebalancing", "decision",
-        "calibration", "finish", "warm", "mailbox", "ray_trial",
+        "calibration", "finish", "warm", "mailbox", "recovery", "ray_trial",
     ),
     "orchestrator": (
-        "mistakes", "sweep_file", "search_space", "sweep_schema", "sweep_rules", "config", "records", "scheduler",
-        "tracking", "progress", "promotion", "bookkeeping", "results", "page", "report", "cache", "predict",
-        "export", "preparation", "ray_session", "feature_cache", "adaptive_search", "listed_search", "rounds", "launch",
-        "comparison", "significance", "comparison_results", "baselines", "compare", "__main__",
+        "arguments", "mistakes", "secrets", "run_directory", "sweep_file", "cluster_file", "search_space",
+        "sweep_schema", "sweep_rules", "config", "records", "run_lock", "scheduler", "tracking", "progress",
+        "promotion", "bookkeeping", "results", "page", "report", "cache", "predict", "export", "forecast",
+        "preparation", "ray_session", "feature_cache", "adaptive_search", "listed_search", "rounds", "node_needs",
+        "wandb_account", "doctor", "launch", "comparison", "significance", "comparison_results", "baselines", "compare",
+        "job", "cluster_render", "cluster_verbs", "__main__",
     ),
 }  # fmt: skip
 MAY_IMPORT = {"trainables": set(), "orchestrator": {"trainables", "clusters"}, "clusters": set()}

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,15 @@ INLINE_CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "CLUSTERS.md", "FAULTS.md", "RESULTS.md"])
 def test_relative_links_exist(page: str):
     assert [link for link in relative_links((ROOT / page).read_text()) if not (ROOT / link).exists()] == []
+
+
+def test_every_test_that_is_named_is_there():
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "FAULTS.md").read_text())
+    assert len(named) > 10
+    assert [(file, test) for file, test in named if f"def {test}" not in (ROOT / file).read_text()] == []
 
 
 def test_make_commands_name_targets_of_the_makefile():
@@ -30,6 +37,40 @@ def test_tailsweep_commands_exist(capsys: pytest.CaptureFixture[str]):
     verbs = tailsweep_verbs(README)
     assert "run" in verbs
     assert [verb for verb in sorted(verbs) if not knows(build_parser(), verb)] == [], capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", ["README.md", "CLUSTERS.md"])
+def test_tailsweep_commands_are_what_the_parser_takes(page: str, capsys: pytest.CaptureFixture[str]):
+    from orchestrator.__main__ import build_parser
+
+    lines = "\n".join(fenced_commands((ROOT / page).read_text())).replace("\\\n", "").splitlines()
+    commands = [line for line in lines if line.startswith("tailsweep ")]
+    assert commands
+    for line in commands:
+        words = shlex.split(re.split(r"[|>]", line)[0], comments=True)
+        try:
+            build_parser().parse_args(words[1:])
+        except SystemExit:
+            pytest.fail(f"{line}\n{capsys.readouterr().err}")
+
+
+def test_clusters_are_rendered_by_commands_that_exist(monkeypatch: pytest.MonkeyPatch):
+    """Those of CLUSTERS.md, with a sweep file in place of SWEEP.yaml."""
+    from clusters.kinds import KINDS
+    from orchestrator.__main__ import build_parser
+    from orchestrator.cluster_render import render
+
+    monkeypatch.chdir(ROOT)
+    lines = "\n".join(fenced_commands((ROOT / "CLUSTERS.md").read_text())).splitlines()
+    commands = [re.match(r"tailsweep (cluster render [^|>]+)", line) for line in lines]
+    rendered = set()
+    for words in [
+        found[1].replace("SWEEP.yaml", "orchestrator/sweeps/demo.yaml").split() for found in commands if found
+    ]:
+        parsed = build_parser().parse_args(words)
+        assert render(parsed.kind, parsed.cluster, parsed.sweep, parsed.overrides)[0]
+        rendered.add(parsed.kind)
+    assert rendered == KINDS.keys() - {"gcp", "azure"}
 
 
 def test_paths_in_the_tree_exist():

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import huggingface_hub
@@ -27,11 +28,12 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 from filelock import FileLock
+from safetensors import SafetensorError
 from torch import Tensor
 
 from trainables.config import BackTranslation, BeamSearch, Sampling
 from trainables.errors import ModelError
-from trainables.model import quiet_transformers
+from trainables.model import MORE_THAN_TENSORS, quiet_transformers
 from trainables.tokenised import META_FILE, cache_errors, file_sha256, length_batches, sync_to_disk
 
 FORMAT_VERSION = 1  # of what is kept; part of its key
@@ -193,9 +195,11 @@ class Translator:
         self.say(f"loading {self.name}, which translates on the {self._device.type}")
         try:
             with quiet_transformers():
-                tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
-                model = transformers.AutoModelForSeq2SeqLM.from_pretrained(self.source, dtype=torch.float32)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+                tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, trust_remote_code=False)
+                model = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+                    self.source, dtype=torch.float32, trust_remote_code=False
+                )
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError, UnpicklingError) as error:
             raise _cannot_load(self.name, error) from error
         return tokenizer, model.to(self._device).eval()
 
@@ -274,6 +278,8 @@ def _fingerprint(folder: Path) -> str:
 def _cannot_load(name: str, error: Exception) -> ModelError:
     lines = str(error).strip().splitlines()
     cause = next((line for line in lines if line.strip()), type(error).__name__)
+    if isinstance(error, UnpicklingError):
+        cause = MORE_THAN_TENSORS
     remedy = "it must be a folder with a model and its tokenizer, or a name on the hub that this machine can reach"
     if "sentencepiece" in str(error).lower():
         remedy = "its tokenizer needs sentencepiece: pip install sentencepiece"

@@ -2,23 +2,32 @@
 
 It holds the parameters that training has touched so far (in stage one the top only: the frozen trunk is the
 pretrained one), the optimiser's moments while its stage goes on, and every report made up to then, so that a report
-lost between worker and driver can be made again.
+lost between worker and driver can be made again. Checksums show what was cut short or altered; of several
+checkpoints the newest that is whole is gone on from.
 """
 
 import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainables import keys
+from trainables.checksums import checksum_of
+from trainables.locations import copy_here, open_location, patiently
 from trainables.runtime import Report
 
 PROGRESS_FILE = "progress.json"
 PARAMETERS_FILE = "parameters.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+CHECKSUMS_FILE = "checksums.json"  # of the others, by name
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,52 @@ def save_checkpoint(
         save_file(state, folder / OPTIMIZER_FILE)
     written = {"stage": progress.stage, "epoch": progress.epoch, "reports": [dict(r) for r in progress.reports]}
     (folder / PROGRESS_FILE).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    checksums = {path.name: checksum_of(path) for path in sorted(folder.iterdir())}
+    (folder / CHECKSUMS_FILE).write_text(json.dumps(checksums, indent=1) + "\n", encoding="utf-8")
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint holds the very bytes that were written."""
+    try:
+        checksums = json.loads((folder / CHECKSUMS_FILE).read_text(encoding="utf-8"))
+        return PROGRESS_FILE in checksums and all(
+            checksum_of(folder / name) == written for name, written in checksums.items()
+        )
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+
+
+@contextmanager
+def newest_checkpoint(locations: Sequence[str]) -> Iterator[tuple[Path | None, list[str]]]:
+    """Within it, the checkpoint to go on from, and the names of newer ones that are damaged.
+
+    Args:
+        locations: folders or pyarrow URIs with a checkpoint per folder; an earlier one goes before a later one. They
+            need not be there.
+
+    Yields:
+        A local folder, a copy where storage is not; None: there is no whole checkpoint.
+
+    Raises:
+        StorageError: storage goes on refusing them.
+    """
+    damaged: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
+        for location in locations:
+            filesystem, path = open_location(location)
+            selector = pafs.FileSelector(path, allow_not_found=True)
+            found = patiently(partial(filesystem.get_file_info, selector), location)
+            names = [info.base_name for info in found if info.base_name.startswith(keys.STAGES)]
+            for name in sorted(names, key=_place, reverse=True):
+                folder = Path(path) / name
+                if not isinstance(filesystem, pafs.LocalFileSystem):
+                    folder = Path(tempfile.mkdtemp(dir=temporary)) / name  # a parent's may have the same name
+                    patiently(partial(copy_here, filesystem, f"{path}/{name}", folder), location)
+                if is_whole(folder):
+                    yield folder, damaged
+                    return
+                damaged.append(name)
+        yield None, damaged
 
 
 def load_progress(folder: Path) -> Progress:
@@ -86,6 +141,12 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
         key, name = full_name.split("/", 1)
         # The fused kernels want the step count where the parameter is, as they made it themselves.
         optimizer.state[own[name]][key] = value.to(own[name].device)
+
+
+def _place(name: str) -> tuple[int, float]:
+    """Of a checkpoint in the course of training, by its name."""
+    stage, epoch = name.split("_epoch_")
+    return keys.STAGES.index(stage), float(epoch)
 
 
 def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:

@@ -185,6 +185,7 @@ class HeadConfig(Section):
 class ModelConfig(Section):
     name: str = "sentence-transformers/all-MiniLM-L6-v2"  # hub name or folder of an encoder that AutoModel loads
     head: Literal["native"] | HeadConfig = "native"  # native: the architecture's own sequence-classification head
+    trust_remote_code: bool = False  # run the Python code that this model's folder or hub page brings along
 
 
 class TopLayers(Section):

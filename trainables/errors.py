@@ -8,6 +8,13 @@ class InputError(ValueError):
     """
 
 
+class StorageError(OSError):
+    """Storage refuses to be written, and went on refusing while it was tried again; the message says what and why.
+
+    Not the user's input: the work has failed, and can be gone on with once storage takes it.
+    """
+
+
 class DataError(InputError):
     """The data the user named cannot be used as asked; the message names the setting, the fault and a remedy."""
 

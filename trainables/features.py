@@ -6,13 +6,13 @@ all, and is never changed. It may be made in parts, by several processes on seve
 whoever opens it first puts the parts together.
 """
 
-import hashlib
+import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow.fs as pafs
@@ -23,19 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainables import keys
-from trainables.config import StageConfig
-from trainables.cut import TOLERANCE, Cut, TokenTop, VectorTop, find_cut, trunk_outputs
+from trainables.checksums import checksum_of
+from trainables.cut import Cut, trunk_outputs
 from trainables.errors import DataError
-from trainables.locations import open_location
-from trainables.model import set_trainable
+from trainables.feature_plan import ITEM_BYTES, Dtype, FeaturePlan, whole_model
+from trainables.locations import fetched, join_location, open_location, patiently
 from trainables.packing import (
-    BF16_TOLERANCE,
-    PackedClassifier,
     Packing,
-    difference,
-    probe_rows,
-    probing,
-    unpackable,
 )
 from trainables.tokenised import (
     META_FILE,
@@ -47,43 +41,14 @@ from trainables.tokenised import (
     sync_to_disk,
 )
 
-FORMAT_VERSION = 1  # of the entry; part of its key
 SPLITS = ("train", "validation")  # "train": whatever the stage trains on
 SHARE_OF_GPU = 0.25  # of its free memory, that features may take
 ROWS_AT_ONCE = 2048  # that a part is made of: enough to find rows of one length in, few enough for memory
 CHECKSUM = ".xxh3"  # the file beside a part's that says what it holds
 
-Dtype = Literal["fp32", "bf16"]
 # bf16 lies in the file as the 16-bit integers that NumPy can map
 _NUMPY: dict[str, Any] = {"fp32": np.float32, "bf16": np.uint16}
-_ITEM_BYTES = {"fp32": 4, "bf16": 2}
 _TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class FeaturePlan:
-    """An entry before it is made."""
-
-    key: str
-    cut: Cut
-    dtype: Dtype
-    width: int  # H
-    num_rows: int
-    counts: tuple[int, int]  # vectors of train and of validation: rows, or tokens where the cut is at tokens
-    packed: bool  # False: the architecture takes padded batches only
-    training_split: str = keys.TRAIN  # which rows those of "train" are, see StageConfig
-
-    def dump(self) -> dict[str, Any]:
-        """As plain values, for records and for travelling."""
-        return asdict(self)
-
-    @classmethod
-    def load(cls, dumped: dict[str, Any]) -> "FeaturePlan":
-        return cls(**{**dumped, "cut": Cut(**dumped["cut"]), "counts": tuple(dumped["counts"])})
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(self.counts) * self.width * _ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -119,31 +84,6 @@ class Features:
         return taken.to(device, non_blocking=True).float()
 
 
-def plan_features(
-    model: nn.Module, stage: StageConfig, data: PreparedData, dtype: Dtype, device: torch.device
-) -> FeaturePlan | str:
-    """What would be cached for a stage, or why its trunk has to be run live. Sets what trains on the model.
-
-    A probe on two rows decides: the top on the trunk's outputs must give the whole model's logits.
-    """
-    if stage.frozen_dropout:
-        return "frozen_dropout makes the trunk's output random"
-    set_trainable(model, stage.trains)
-    cut = find_cut(model, stage.trains)
-    if cut is None:
-        return "everything trains"
-    split = stage.training_split
-    rows, validation = data.rows_of(split), data.validation
-    packed = unpackable(model, rows, device, "fp32") is None
-    if (reason := _uncuttable(model, cut, rows, dtype, packed, device)) is not None:
-        return reason
-    width, identity = _identity(model, cut, data.key_of(split), dtype)
-    counts = [int(part.offsets[-1]) if cut.per_token else len(part) for part in (rows, validation)]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    num_rows = len(rows) + len(validation)
-    return FeaturePlan(key, cut, dtype, width, num_rows, (counts[0], counts[1]), packed, split)
-
-
 def make_features(
     plan: FeaturePlan,
     model: nn.Module,
@@ -161,6 +101,7 @@ def make_features(
 
     Raises:
         DataError: the cache cannot be written.
+        StorageError: an object store goes on refusing what was published.
     """
     folder = cache_dir / "features" / plan.key
     with cache_errors(cache_dir):
@@ -173,7 +114,8 @@ def make_features(
                 try:
                     if published is None or not _are_there(published, num_parts):
                         published, num_parts = str(partial), 1
-                        make_part(plan, model, data, published, 0, 1, device)
+                        for split in SPLITS:
+                            _write_part(plan, model, data, split, published, 0, 1, device)
                     _assemble(plan, published, num_parts, partial)
                     shutil.rmtree(folder, ignore_errors=True)  # a damaged entry; who has it mapped keeps it
                     partial.rename(folder)
@@ -193,22 +135,14 @@ def make_part(
 ) -> None:
     """Run the trunk for part ``part`` of ``num_parts`` of every split, and write it to ``location``, a folder or URI.
 
-    A part of no rows is an empty file.
+    A part of no rows is an empty file. Storage that refuses it is given it again, computed again.
+
+    Raises:
+        StorageError: it goes on refusing it.
     """
-    filesystem, path = open_location(location)
-    model = model.to(device).eval()
     for split in SPLITS:
-        rows = data.rows_of(plan.training_split if split == keys.TRAIN else split)
-        first, last = np.linspace(0, len(rows), num_parts + 1).round().astype(int)[part : part + 2].tolist()
-        name = f"{path}/{_part_name(split, part, num_parts)}"
-        digest = xxhash.xxh3_128()
-        with filesystem.open_output_stream(name) as stream:
-            for start in range(first, last, ROWS_AT_ONCE):
-                values = _outputs(plan, model, rows.between(start, min(start + ROWS_AT_ONCE, last)), device)
-                digest.update(values.data)
-                stream.write(values.data)
-        with filesystem.open_output_stream(f"{name}{CHECKSUM}") as stream:  # last: with it, the part is there
-            stream.write(digest.hexdigest().encode())
+        write = functools.partial(_write_part, plan, model, data, split, location, part, num_parts, device)
+        patiently(write, join_location(location, _part_name(split, part, num_parts)))
 
 
 def open_features(folder: Path, plan: FeaturePlan) -> Features:
@@ -224,50 +158,36 @@ def is_whole(folder: Path, plan: FeaturePlan) -> bool:
     try:
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         return meta["key"] == plan.key and all(
-            meta["checksums"][split] == _checksum(folder / f"{split}.bin") for split in SPLITS
+            meta["checksums"][split] == checksum_of(folder / f"{split}.bin") for split in SPLITS
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _uncuttable(
-    model: nn.Module, cut: Cut, rows: TokenisedRows, dtype: Dtype, packed: bool, device: torch.device
-) -> str | None:
-    """Why the top alone does not give the model's logits on two rows, or None."""
-    name = type(model.base_model).__name__
-    few = probe_rows(rows, 2)
-    try:
-        with probing(model):
-            expected = _run(model, rows, few, packed, device)()
-            states = trunk_outputs(model, cut, _run(model, rows, few, packed, device))
-            if dtype == "bf16":
-                states = states.bfloat16().float()
-            if not cut.per_token:
-                found = VectorTop(model, cut)(states)
-            elif packed:
-                found = TokenTop(model, cut)(states[0], Packing.of(rows.lengths[few], device))
-            else:
-                mask = torch.from_numpy(rows.padded(few)[1]).to(device)
-                found = TokenTop(model, cut)(states, mask)
-    except Exception as error:  # whatever an architecture makes of the cut, the live trunk is there
-        return f"{name} cannot be cut at {cut} ({type(error).__name__})"
-    off = difference(found, expected)
-    if not off <= (TOLERANCE if dtype == "fp32" else BF16_TOLERANCE):
-        return f"{name}, cut at {cut}, gives other logits (off by {off:.1g})"
-    return None
-
-
-def _run(
-    model: nn.Module, rows: TokenisedRows, batch: NDArray[np.int64], packed: bool, device: torch.device
-) -> Callable[[], Tensor]:
-    """A call of the whole model on some rows."""
-    if packed:
-        ids = torch.from_numpy(rows.tokens[rows.positions(batch)].astype(np.int64)).to(device)
-        packing = Packing.of(rows.lengths[batch], device)
-        classifier = PackedClassifier(model)
-        return lambda: classifier(ids, packing)
-    input_ids, attention_mask = (torch.from_numpy(array).to(device) for array in rows.padded(batch))
-    return lambda: model(input_ids=input_ids, attention_mask=attention_mask).logits
+def _write_part(
+    plan: FeaturePlan,
+    model: nn.Module,
+    data: PreparedData,
+    split: str,
+    location: str,
+    part: int,
+    num_parts: int,
+    device: torch.device,
+) -> None:
+    """Of one split; see :func:`make_part`."""
+    filesystem, path = open_location(location)
+    model = model.to(device).eval()
+    rows = data.rows_of(plan.training_split if split == keys.TRAIN else split)
+    first, last = np.linspace(0, len(rows), num_parts + 1).round().astype(int)[part : part + 2].tolist()
+    name = f"{path}/{_part_name(split, part, num_parts)}"
+    digest = xxhash.xxh3_128()
+    with filesystem.open_output_stream(name) as stream:
+        for start in range(first, last, ROWS_AT_ONCE):
+            values = _outputs(plan, model, rows.between(start, min(start + ROWS_AT_ONCE, last)), device)
+            digest.update(values.data)
+            stream.write(values.data)
+    with filesystem.open_output_stream(f"{name}{CHECKSUM}") as stream:  # last: with it, the part is there
+        stream.write(digest.hexdigest().encode())
 
 
 def _outputs(plan: FeaturePlan, model: nn.Module, rows: TokenisedRows, device: torch.device) -> NDArray[Any]:
@@ -285,7 +205,7 @@ def _trunk_batches(
     """Batches of rows, each with the trunk's outputs: (B, H), or the states of its tokens end to end, (N, H)."""
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=plan.dtype == "bf16"):
         for batch in length_batches(rows.lengths, TOKENS_AT_ONCE[device.type]):
-            outputs = trunk_outputs(model, plan.cut, _run(model, rows, batch, plan.packed, device))
+            outputs = trunk_outputs(model, plan.cut, whole_model(model, rows, batch, plan.packed, device))
             if plan.cut.per_token:
                 outputs = outputs.flatten(0, 1)
                 if not plan.packed:
@@ -293,37 +213,11 @@ def _trunk_batches(
             yield batch, outputs
 
 
-def _identity(model: nn.Module, cut: Cut, data_key: str, dtype: Dtype) -> tuple[int, list[Any]]:
-    """The vectors' width, and what the entry's key is made of. The data's key stands for rows, tokenizer, length."""
-    digest = hashlib.sha256()
-    config: Any = model.base_model.config  # type: ignore[union-attr]
-    settings = {k: v for k, v in config.to_dict().items() if not k.startswith("_") and k not in _NOT_THE_TRUNKS}
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, parameter in sorted(model.named_parameters()):
-        if not parameter.requires_grad:
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    weights = digest.hexdigest()
-    pooling = getattr(model, "pooling", None) if cut.kind == "pooled" else None  # whose vector it is
-    return int(config.hidden_size), [FORMAT_VERSION, weights, data_key, cut.kind, cut.layer, pooling, dtype]
-
-
-# Of a model's configuration: what names its classes and where it came from.
-_NOT_THE_TRUNKS = {
-    "id2label",
-    "label2id",
-    "num_labels",
-    "problem_type",
-    "architectures",
-    "transformers_version",
-    "dtype",
-}
-
-
 def _are_there(location: str, num_parts: int) -> bool:
     filesystem, path = open_location(location)
     names = [f"{path}/{_part_name(split, part, num_parts)}{CHECKSUM}" for split in SPLITS for part in range(num_parts)]
-    return all(info.type == pafs.FileType.File for info in filesystem.get_file_info(names))
+    infos = fetched(filesystem, lambda: filesystem.get_file_info(names), location)
+    return all(info.type == pafs.FileType.File for info in infos)
 
 
 def _assemble(plan: FeaturePlan, location: str, num_parts: int, folder: Path) -> None:
@@ -343,10 +237,9 @@ def _assemble(plan: FeaturePlan, location: str, num_parts: int, folder: Path) ->
             checksums[split] = written.read_text(encoding="ascii")
             written.unlink()
         else:
-            checksums[split] = _join(
-                filesystem, path, [_part_name(split, p, num_parts) for p in range(num_parts)], target
-            )
-        assert target.stat().st_size == count * plan.width * _ITEM_BYTES[plan.dtype], "parts of other rows"
+            parts = [_part_name(split, p, num_parts) for p in range(num_parts)]
+            checksums[split] = fetched(filesystem, functools.partial(_join, filesystem, path, parts, target), location)
+        assert target.stat().st_size == count * plan.width * ITEM_BYTES[plan.dtype], "parts of other rows"
         sync_to_disk(target)
     meta = {"key": plan.key, "cut": str(plan.cut), "dtype": plan.dtype, "width": plan.width, "checksums": checksums}
     (folder / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
@@ -388,12 +281,3 @@ def _map(path: Path, count: int, plan: FeaturePlan) -> Tensor:
     mapped = np.memmap(path, dtype=_NUMPY[plan.dtype], mode="c", shape=(count, plan.width))
     tensor = torch.from_numpy(mapped)
     return tensor.view(torch.bfloat16) if plan.dtype == "bf16" else tensor
-
-
-def _checksum(path: Path) -> str:
-    """Not cryptographic: it guards against damage, at the speed of reading."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -21,6 +21,10 @@ ROWS = "train/rows"  # rows visited since the last report, over all workers
 ROAD = "road"  # how the logits were computed, and why so (roads.py, vocabulary.py)
 SECONDS = "seconds"  # wall seconds since the last report, this one's evaluation included
 
+# A report may carry, or consist of, words that are not kept in the history:
+NOTICE = "notice"  # what happened to the candidate, for the log
+FAILURE = "failure"  # why it cannot go on
+
 TRAIN = "train"
 AUGMENTED = "augmented"  # the training rows, followed by rows made of them
 VALIDATION = "validation"

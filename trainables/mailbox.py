@@ -19,6 +19,13 @@ class Reported:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """What happened to a trial that goes on, in words."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class End:
     """The end of a Train run; ``reason`` says why it failed, None that it did not."""
 
@@ -29,12 +36,12 @@ class ReportMailbox:
     """An actor: reports of many trials on their way from Train's controllers to the trials' threads, in order."""
 
     def __init__(self) -> None:
-        self._boxes: dict[str, asyncio.Queue[Reported | End]] = defaultdict(asyncio.Queue)
+        self._boxes: dict[str, asyncio.Queue[Reported | Notice | End]] = defaultdict(asyncio.Queue)
 
-    async def put(self, attempt: str, item: Reported | End) -> None:
+    async def put(self, attempt: str, item: Reported | Notice | End) -> None:
         await self._boxes[attempt].put(item)
 
-    async def next(self, attempt: str) -> Reported | End:
+    async def next(self, attempt: str) -> Reported | Notice | End:
         """What comes next of one attempt at a candidate; waits for it."""
         item = await self._boxes[attempt].get()
         if isinstance(item, End):

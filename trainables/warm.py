@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from trainables import keys
 from trainables.config import ModelConfig, Trains, TrialConfig
-from trainables.features import FeaturePlan, Features, make_features
+from trainables.feature_plan import FeaturePlan
+from trainables.features import Features, make_features
 from trainables.model import build_classifier, set_trainable
 from trainables.runtime import Runtime
 from trainables.stages import run_two_stages

@@ -27,7 +27,8 @@ from torch import nn
 from turns import Side, Timing, alternate
 
 from trainables.config import HeadConfig, StageConfig, TopLayers, Trains
-from trainables.features import FeaturePlan, Features, make_features, plan_features
+from trainables.feature_plan import FeaturePlan, plan_features
+from trainables.features import Features, make_features
 from trainables.model import set_trainable
 from trainables.roads import CachedVectorsRoad, cached_road, live_road
 from trainables.samplers import epoch_rows, steps

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trainables.config import StageConfig
-from trainables.features import FeaturePlan, make_part
+from trainables.feature_plan import FeaturePlan
+from trainables.features import make_part
 from trainables.losses import build_losses
 from trainables.model import set_train_mode
 from trainables.optimizer import LinearSchedule, adamw

@@ -2,12 +2,19 @@
 
 import shutil
 import tempfile
-import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import pytest
 import yaml
+from freed import assert_freed
+from in_memory import WholeFiles
+from object_store import ObjectStore, serving
+
+from orchestrator import run_directory
+from orchestrator.run_directory import RunDirectory
 
 LEARNING_RATES = [3e-3, 1e-7, 1e30]  # good, hopeless, and one whose loss is not a number
 
@@ -20,23 +27,55 @@ def ray_temp() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """A new run directory."""
+    run = RunDirectory(str(tmp_path / "runs" / "demo"))
+    run.create()
+    return run
+
+
+@pytest.fixture
+def object_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunDirectory:
+    """A run directory on storage that is not local and has no locks; it is kept in memory, one for the process."""
+    store = pafs.PyFileSystem(pafs.FSSpecHandler(WholeFiles()))
+    monkeypatch.setattr(run_directory, "open_location", lambda location: (store, location.removeprefix("memory://")))
+    return RunDirectory(f"memory://{tmp_path}/demo")
+
+
 @pytest.fixture(scope="session")
-def local_ray(ray_temp: str) -> Iterator[None]:
+def keys_in_the_environment() -> Iterator[list[str]]:
+    """What looks like the user's keys is there while Ray runs; none of it may be written anywhere."""
+    names = ("WANDB_API_KEY", "HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    keys = {name: f"{name.lower()}-{uuid.uuid4().hex}" for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, key in keys.items():
+            patch.setenv(name, key)
+        yield list(keys.values())
+
+
+@pytest.fixture(scope="session")
+def local_ray(ray_temp: str, keys_in_the_environment: list[str]) -> Iterator[None]:
     """A Ray of four CPUs and a GPU that are only declared, in this process."""
     import ray
+    from ray._raylet import AuthenticationTokenLoader
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        num_gpus=1,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-        logging_level="ERROR",
-        _temp_dir=ray_temp,
-    )
+    from orchestrator.ray_session import start_ray_here
+
+    AuthenticationTokenLoader.instance().reset_cache()  # Ray keeps the token that an earlier test has had it read
+    start_ray_here(num_cpus=4, num_gpus=1, _temp_dir=ray_temp)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, keys_in_the_environment: list[str]) -> Iterator[ObjectStore]:
+    """An S3-compatible server. Whoever has the user's keys is let in; where it is they must be told."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
+            patch.delenv(name, raising=False)
+        with serving(tmp_path_factory.mktemp("store")) as served:
+            yield served
 
 
 @pytest.fixture(scope="session")
@@ -71,15 +110,10 @@ def small_sweep(
 @pytest.fixture(scope="session")
 def finished(local_ray: None, small_sweep: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory: c000 is completed, c001 pruned, c002 failed. Within 10 s of its end, Ray is free again."""
-    import ray
-
     from orchestrator.__main__ import main
 
     storage = tmp_path_factory.mktemp("runs with a space")
     sweep = small_sweep(resources={"stage_two": {"gpus_per_worker": 1}})
     assert main(["run", str(sweep), "--storage", str(storage), "--set", "name=first"]) == 0
-    deadline = time.monotonic() + 10
-    while ray.available_resources().get("CPU") != 4 or ray.available_resources().get("GPU") != 1:
-        assert time.monotonic() < deadline, f"still held after 10 s: {ray.available_resources()}"
-        time.sleep(0.2)
+    assert_freed()
     return storage / "first"

@@ -25,6 +25,7 @@ class Notebook:
 
     def __init__(self, records: Records) -> None:
         self.records = records
+        self.failures: dict[str, str] = {}
 
     def draw(self, candidate: CandidateRecord) -> None:
         self.records.draw(candidate)

@@ -9,15 +9,17 @@ import cloudpickle
 import pytest
 from rich.console import Console
 
-from orchestrator.bookkeeping import Bookkeeping, settled
+from orchestrator.bookkeeping import Bookkeeping, SameFailures, StopWhenAsked, settled
 from orchestrator.progress import Progress
-from orchestrator.records import CandidateRecord, Outcome, Records, RunDirectory, read_records, write_candidates
+from orchestrator.records import CandidateRecord, Outcome, Records, read_records, write_candidates
+from orchestrator.run_directory import RunDirectory
 from orchestrator.scheduler import Rungs, StageASHA
-from trainables import keys
-from trainables.ray_trial import CandidateFailed
+from trainables import keys, locations
+from trainables.errors import StorageError
 
 METRIC = "validation/macro_f1"
 TRIAL = {"stage_one": {"epochs": 2}, "stage_two": {"epochs": 1}}
+DIED = "its process died (killed, or its node lost)"
 NAMES = ("c000", "c001", "c002")
 
 
@@ -60,8 +62,20 @@ class Sweep:
     def start(self, name: str) -> None:
         self.callback.on_trial_start(0, [], self.trial(name))
 
-    def report(self, name: str, stage: str, epoch: int, score: float) -> str:
-        result = {"stage": stage, "epoch": epoch, "train/loss": 0.5, METRIC: score, "seconds": 2.0}
+    def say(self, name: str, words: dict[str, str]) -> None:
+        """What is not scores."""
+        assert self.scheduler.on_trial_result(None, self.trial(name), words) == "CONTINUE"
+        self.callback.on_trial_result(0, [], self.trial(name), words)
+
+    def report(self, name: str, stage: str, epoch: int, score: float, **words: str) -> str:
+        result: dict[str, Any] = {
+            **words,
+            "stage": stage,
+            "epoch": epoch,
+            "train/loss": 0.5,
+            METRIC: score,
+            "seconds": 2.0,
+        }
         if stage == "stage_one":
             result["stage_one_epoch"] = epoch
         tunes_own = {
@@ -82,8 +96,13 @@ class Sweep:
         self.callback.on_trial_error(0, [], self.trial(name, error_file))
 
     @staticmethod
-    def trial(name: str, error_file: str | None = None) -> Any:
-        return SimpleNamespace(trial_id=name, config={"of": {"candidate": name}}, error_file=error_file)
+    def trial(name: str, error_file: str | None = None, retries_left: bool = False) -> Any:
+        return SimpleNamespace(
+            trial_id=name,
+            config={"of": {"candidate": name}},
+            error_file=error_file,
+            should_recover=lambda: retries_left,
+        )
 
 
 @pytest.fixture
@@ -181,13 +200,12 @@ def traceback_of(error: str) -> str:
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        ("ray.exceptions.RayTaskError(CandidateFailed): ray::run()\ntrainables.ray_trial.CandidateFailed: "
-         "TrainingDiverged: the loss is nan in epoch 1", "TrainingDiverged: the loss is nan in epoch 1"),
         ("RuntimeError: something else", "RuntimeError: something else"),
-        ("x.CandidateFailed: ValueError: a CandidateFailed: in the text", "ValueError: a CandidateFailed: in the text"),
+        ("ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.\n\tclass_name: x\n"
+         "Worker exit detail: connection error code 2", DIED),
     ],
 )  # fmt: skip
-def test_a_failed_candidates_reason_is_the_workers_own_words(
+def test_the_reason_of_a_process_s_end_is_what_tune_wrote_last(
     sweep: Sweep, run: RunDirectory, tmp_path: Path, error: str, reason: str
 ) -> None:
     (tmp_path / "error.txt").write_text(traceback_of(error), encoding="utf-8")
@@ -199,17 +217,35 @@ def test_a_failed_candidates_reason_is_the_workers_own_words(
     assert f"c000  failed: {reason}" in sweep.printed.getvalue()
 
 
-def test_reasons_are_looked_for_under_the_name_of_our_own_exception() -> None:
-    assert CandidateFailed.__name__ == "CandidateFailed"
-
-
 @pytest.mark.parametrize("error_file", [None, "/nowhere/error.txt"])
 def test_a_death_without_a_word_is_a_failure_too(sweep: Sweep, run: RunDirectory, error_file: str | None) -> None:
     sweep.start("c000")
     sweep.report("c000", "stage_one", 1, 0.5)
     sweep.fail("c000", error_file)
     outcome = read_records(run).outcomes["c000"]
-    assert (outcome.state, outcome.reason) == ("failed", "its process died without a word (killed, or its node lost)")
+    assert (outcome.state, outcome.reason) == ("failed", DIED)
+
+
+def test_a_candidate_that_tune_gives_up_before_its_last_retry_is_not_at_its_end(
+    sweep: Sweep, run: RunDirectory
+) -> None:
+    sweep.callback.on_trial_error(0, [], sweep.trial("c000", retries_left=True))
+    assert sweep.callback.given_up == {"c000": DIED}
+    assert read_records(run).outcomes == {}
+    assert f"c000  {DIED} before it had begun; is started again" in sweep.printed.getvalue()
+
+
+@pytest.mark.parametrize(("last", "state"), [("3f", "pending"), ("4a", "failed")])
+def test_one_death_that_tune_counts_twice_is_no_last_retry(
+    sweep: Sweep, run: RunDirectory, tmp_path: Path, last: str, state: str
+) -> None:
+    died = "ray.exceptions.ActorDiedError: The actor died unexpectedly.\n\tactor_id: "
+    text = "".join(traceback_of(died + actor) for actor in ("01", "3f", last))
+    (tmp_path / "error.txt").write_text(text, encoding="utf-8")
+    sweep.fail("c000", str(tmp_path / "error.txt"))
+    assert sweep.callback.given_up == ({"c000": DIED} if state == "pending" else {})
+    assert sweep.progress.states["c000"] == state
+    assert ("c000" in read_records(run).outcomes) == (state == "failed")
 
 
 def test_a_resumed_candidate_goes_on_with_its_reports_and_its_seconds(sweep: Sweep, run: RunDirectory) -> None:
@@ -344,3 +380,81 @@ def test_pickling_the_callback_gives_nothing_away(sweep: Sweep) -> None:
     assert vars(cloudpickle.loads(pickled)) == {}
     assert sweep.run.path.encode() not in pickled
     assert len(pickled) < 200
+
+
+def test_a_report_made_again_is_heard_once(sweep: Sweep, run: RunDirectory) -> None:
+    """As a trial makes it that was started again."""
+    sweep.start("c000")
+    sweep.report("c000", "stage_one", 1, 0.5)
+    sweep.report("c000", "stage_one", 1, 0.5)
+    assert len(read_records(run).history) == 1
+    assert [told[0] for told in sweep.tracker.told] == ["start", "log"]
+
+
+def test_a_candidate_that_says_it_cannot_go_on_has_failed(sweep: Sweep, run: RunDirectory) -> None:
+    sweep.start("c000")
+    sweep.report("c000", "stage_one", 1, 0.5)
+    sweep.say("c000", {keys.NOTICE: "out of memory; goes on with steps in more micro-batches"})
+    sweep.say("c000", {keys.FAILURE: "TrainingDiverged: the loss is nan"})
+    sweep.complete("c000")
+    outcome = read_records(run).outcomes["c000"]
+    assert (outcome.state, outcome.reason) == ("failed", "TrainingDiverged: the loss is nan")
+    assert "c000  out of memory; goes on with" in sweep.printed.getvalue()
+    assert len(read_records(run).history) == 1
+
+
+def test_words_are_no_part_of_the_history(sweep: Sweep, run: RunDirectory) -> None:
+    """A notice may come with a report."""
+    sweep.start("c000")
+    sweep.report("c000", "stage_one", 1, 0.5, **{keys.NOTICE: "damaged, and passed over: stage_one_epoch_002"})
+    (row,) = read_records(run).history
+    assert keys.NOTICE not in row
+    assert "passed over" in sweep.printed.getvalue()
+
+
+def test_failures_of_one_cause_in_a_row_stop_the_sweep_and_others_do_not() -> None:
+    same = SameFailures(3)
+    assert same.told("failed", "ValueError: row 17 of 30 has no label") is None
+    assert same.told("failed", "ValueError: row 4 of 30 has no label") is None
+    assert same.told("pruned", "below the rung") is None
+    assert same.told("failed", "ValueError: row 4 of 30 has no label") is None
+    assert same.told("failed", "TypeError: else") is None
+    assert same.told("failed", "TypeError: else") is None
+    assert same.told("failed", "TypeError: else") == (
+        "3 candidates in a row failed of one cause, the last with: TypeError: else"
+    )
+
+
+def test_a_sweep_is_asked_to_stop_after_so_many_failures(sweep: Sweep) -> None:
+    stopper = StopWhenAsked(sweep.callback)
+    sweep.callback._same_failures.most = len(NAMES)
+    for name in NAMES:
+        assert not stopper.stop_all()
+        sweep.start(name)
+        sweep.say(name, {keys.FAILURE: "CUDA error 7"})
+        sweep.complete(name)
+    assert stopper.stop_all()
+    assert not stopper("any trial", {})
+    assert sweep.callback.stopped == "3 candidates in a row failed of one cause, the last with: CUDA error 7"
+
+
+def test_what_storage_refuses_for_good_stops_the_sweep_and_loses_nothing(
+    sweep: Sweep, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locations, "DELAYS_S", (0.01,))
+    sweep.start("c000")
+    sweep.report("c000", "stage_one", 1, 0.5)
+    folder = Path(run.path, "state/history")
+    folder.rename(folder.with_name("aside"))
+    folder.write_text("")  # a file where the folder was: root, too, can write nothing below it
+    sweep.report("c000", "stage_one", 2, 0.5)
+    assert isinstance(sweep.callback.storage_error, StorageError)
+    assert StopWhenAsked(sweep.callback).stop_all()
+    sweep.complete("c000")  # as Tune says of all that it stops
+    folder.unlink()
+    folder.with_name("aside").rename(folder)
+    resumed = Sweep(run)
+    assert [row[keys.EPOCH] for row in resumed.records.history] == [1]
+    resumed.start("c000")
+    resumed.report("c000", "stage_one", 2, 0.5)  # the trial goes on from its checkpoint, which has this report
+    assert [row[keys.EPOCH] for row in read_records(run).history] == [1, 2]

@@ -1,6 +1,7 @@
 """Which checkpoints a sweep keeps and which it goes on from, where some were written within an epoch. Starts no Ray."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,8 +9,9 @@ import pytest
 
 from orchestrator.config import load_sweep
 from orchestrator.launch import _drop_spent_checkpoints
-from orchestrator.records import CHECKPOINTS_FOLDER, CandidateRecord, Outcome, Records, RunDirectory, made_of
+from orchestrator.records import CandidateRecord, Outcome, Records, made_of
 from orchestrator.rounds import Playing, _of_tune
+from orchestrator.run_directory import CHECKPOINTS_FOLDER, RunDirectory
 from trainables.checkpoint import checkpoint_name
 from trainables.ray_trial import FirstRoundRuntime
 
@@ -48,8 +50,7 @@ def test_a_first_round_keeps_the_latest_checkpoint(run: RunDirectory, tmp_path: 
         assert json.loads((kept / name / "progress.json").read_text()) == epoch
 
 
-def test_a_tournaments_candidate_goes_on_from_its_latest_checkpoint(run: RunDirectory, tmp_path: Path) -> None:
-    """Two are there where a Ray Train run made them, the best and the latest, or where a kill came between two."""
+def test_a_candidate_is_told_where_its_checkpoints_lie_and_what_was_heard(run: RunDirectory, tmp_path: Path) -> None:
     path = tmp_path / "small.yaml"
     path.write_text(
         "{name: small, num_candidates: 2, promote: 1, data: {train: rows.csv}, "
@@ -60,13 +61,12 @@ def test_a_tournaments_candidate_goes_on_from_its_latest_checkpoint(run: RunDire
     history = [report("stage_one", epoch) for epoch in (1 / 3, 2 / 3, 1, 4 / 3)]
     environment = {"made_of": {made_of(candidate.trial): {"data": "rows", "features": None}}}
     nobody = cast(Any, None)
-    playing = Playing(run, sweep, Records([candidate], history), environment, None, nobody, nobody)
-    folders(run, ("stage_one", 2 / 3), ("stage_one", 1))
-    told = _of_tune(playing, "stage_one_run", {}, candidate)
-    assert str(told["worker"]["start"]).endswith("/c000/stage_one_epoch_001")
-    folders(run, ("stage_one", 4 / 3))
+    child = replace(candidate, name="c000.1", parent="c000")
+    playing = Playing(run, sweep, Records([candidate, child], history), environment, None, nobody, nobody)
     told = json.loads(json.dumps(_of_tune(playing, "stage_one_run", {}, candidate)))
-    assert told["worker"]["start"].endswith("/c000/stage_one_epoch_001.333")
+    assert told["worker"]["checkpoints"] == [f"{run.path}/state/checkpoints/c000"]
+    of_parent = _of_tune(playing, "both_stages", {}, child)
+    assert of_parent["worker"]["checkpoints"] == [f"{run.path}/state/checkpoints/{name}" for name in ("c000.1", "c000")]
     # The same floats after a journey, so that a report made again is known.
     assert {tuple(place) for place in told["heard"]} == {("stage_one", epoch) for epoch in (1 / 3, 2 / 3, 1, 4 / 3)}
 

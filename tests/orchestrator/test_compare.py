@@ -1,6 +1,7 @@
 """A whole comparison on a Ray in this process, which falls over half-way through and is gone on with."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,11 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from rich.console import Console
 from sklearn.metrics import f1_score
 from wandb_files import read_runs
 
 from orchestrator import compare
 from orchestrator.__main__ import main
+from orchestrator.comparison_results import read_comparison
+from orchestrator.run_directory import RunDirectory
 
 pytestmark = pytest.mark.ray
 
@@ -56,6 +60,8 @@ def compared(
         with pytest.raises(FellOver):
             main(["compare", str(path), "--storage", str(folder)])
     run = folder / "mine"
+    # As if killed a moment earlier: the search's seconds are spent, and what it never started is not written yet.
+    (run / "methods/vanilla/search/state/outcomes/c001.json").unlink()
     before = changed(run)
     assert main(["resume", str(run)]) == 0
     assert {name: changed(run)[name] for name in before} == before  # nothing was trained or predicted again
@@ -115,6 +121,16 @@ def test_the_model_is_the_chosen_method_s_best_seed_and_predicts_what_was_scored
     assert f1_score(labels, predictions, average="macro") == pytest.approx(metrics["test/macro_f1"], abs=1e-12)
     transformers.AutoModelForSequenceClassification.from_pretrained(folder / "best")
     assert [path.parent.name for path in compared.glob("methods/*/*/best")] == ["seeds"]  # and no other was made
+
+
+def test_a_search_that_is_interrupted_before_it_has_begun_is_said_not_to_be_at_its_end(
+    compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparison = read_comparison(RunDirectory(str(shutil.copytree(compared, tmp_path / "mine"))))
+    shutil.rmtree(tmp_path / "mine/methods")
+    monkeypatch.setattr(compare, "run_sweep", lambda *_, **__: 1)
+    with pytest.raises(compare.Interrupted, match="methods/vanilla/search is not at its end"):
+        compare._bring_to_its_end(comparison.search("vanilla", None), None, Console())
 
 
 def test_wandb_has_one_group_per_method(compared: Path) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 import orchestrator
-from orchestrator.comparison import Comparison, comparison_of, load_comparison
+from orchestrator.comparison import SEARCH, Comparison, comparison_of, load_comparison
+from orchestrator.comparison_results import sweep_directory
 from orchestrator.mistakes import SweepConfigError
+from orchestrator.run_directory import RunDirectory
 from orchestrator.sweep_file import parse_yaml
 from trainables.imbalance import imbalance_rows
 from trainables.methods import METHODS
@@ -44,6 +46,18 @@ def test_every_method_is_a_sweep_of_the_shared_settings_with_the_budget(load: An
         assert config.wandb.group == f"mine-{method}"
     assert comparison.search("vanilla", None).config.stage_one["epochs"] == 0
     assert comparison.search("two_stage", None).candidates()[0].trial.stage_one.epochs > 0
+
+
+def test_its_sweeps_lie_below_it_in_a_bucket_too(load: Any) -> None:
+    query = "?endpoint_override=127.0.0.1:9000&scheme=http&region=us-east-1"
+    comparison = load(LEAST + "name: mine", storage=f"s3://bucket/runs/{query}")
+    assert comparison.location == f"s3://bucket/runs/mine{query}"
+    assert comparison.search("vanilla", None).config.storage == f"s3://bucket/runs/mine/methods/vanilla{query}"
+    search = sweep_directory(RunDirectory(comparison.location), "vanilla", SEARCH, None)
+    assert (search.path, search.location) == (
+        "bucket/runs/mine/methods/vanilla/search",
+        f"s3://bucket/runs/mine/methods/vanilla/search{query}",
+    )
 
 
 def test_the_defaults_are_the_papers_seeds_and_vanilla(load: Any) -> None:
@@ -131,6 +145,9 @@ def test_a_mistake_in_what_all_share_is_told_once(load: Any) -> None:
         ("methods: {vanilla: {data: {max_length: 12}}}", "vanilla.data.max_length: all methods share their rows"),
         ("methods: [vanilla]\nbaselines: [tfdf]", "baselines"),
         ("methods: [vanilla]\nfolds: 1", "folds"),
+        ("methods: [vanilla]\nwandb: [online]", 'wandb: is ["online"], but must be'),
+        ("methods: [vanilla]\nwandb:", "wandb: is null, but must be"),
+        ("methods: [vanilla]\nsearch: grid", "search: is grid, but a grid is as large as it is"),
         ("methods: [vanilla]\nbudget: {candidates: 0}", "budget.candidates: is 0, but must be"),
         ("methods: [vanilla]\nbudget: {candidates: 2, epochs: 3}", "budget: must say one of candidates, epochs"),
         ("methods: [vanilla]\nbudget: {}", "budget: must say one of candidates, epochs and seconds"),

@@ -85,6 +85,14 @@ def test_one_seed_is_said_to_have_no_standard_error() -> None:
     assert any("fewer than two seeds" in text for text in findings(comparison(), results(BETTER, BETTER, num_seeds=1)))
 
 
+def test_seeds_and_methods_without_a_result_are_named() -> None:
+    told = findings(comparison(methods=["vanilla", "two_stage", "lp_ft"], seeds=[1, 2, 3]), results(BETTER, BETTER, 2))
+    assert any("two_stage (2 of 3)" in text and "vanilla" not in text for text in told)
+    assert any("Without a result" in text and text.endswith(": lp_ft.") for text in told)
+    whole = findings(comparison(seeds=[1, 2, 3]), results(BETTER, BETTER))
+    assert not any("Not every seed" in text or "Without a result" in text for text in whole)
+
+
 def test_a_cross_validation_has_no_model() -> None:
     assert any("methods/two_stage/seeds/best" in text for text in findings(comparison(), results(BETTER, BETTER)))
     assert not any("best" in text for text in findings(comparison(folds=3), results(BETTER, BETTER)))

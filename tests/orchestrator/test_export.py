@@ -11,12 +11,13 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from scipy.special import softmax  # type: ignore[import-untyped]
-from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from orchestrator import preparation
 from orchestrator.export import Chosen, export_best
+from orchestrator.run_directory import RunDirectory
 from orchestrator.sweep_schema import FeaturesConfig
 from trainables import keys
 from trainables.calibration import expected_calibration_error
@@ -167,3 +168,17 @@ def test_a_model_that_cannot_take_it_is_refused_before_the_sweep(
         FinishConfig.model_validate(finish),
     )
     assert found == asked
+
+
+def test_the_metrics_are_written_last(exported: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an object store the other files appear one by one; `resume` exports again where there are no metrics."""
+    uploading, there = RunDirectory.upload, []
+
+    def upload(run: RunDirectory, folder: Path, relative: str) -> None:
+        uploading(run, folder, relative)
+        there.append(run.list(relative))
+
+    monkeypatch.setattr(RunDirectory, "upload", upload)
+    best, _, _ = exported("native", {})
+    assert "model.safetensors" in there[0]
+    assert {path.name for path in best.iterdir()} - set(there[0]) == {"metrics.json"}

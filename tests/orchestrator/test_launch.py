@@ -5,6 +5,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
@@ -167,3 +168,17 @@ def test_resources_no_node_can_give_are_refused_before_anything_is_written(
     assert main(["run", str(sweep), "--storage", str(finished.parent), "--set", "name=greedy"]) == 2
     assert "asks for 5 worker(s) of 1 CPU" in capsys.readouterr().err
     assert not (finished.parent / "greedy").exists()
+
+
+def test_a_ray_started_here_listens_on_this_machine_alone(finished: Path):
+    """Dashboard, GCS, raylet, agents, driver and workers: whoever reaches Ray's ports can run programs."""
+    driver = psutil.Process()
+    listening = {
+        (process.name(), connection.laddr.ip.removeprefix("::ffff:"))
+        for process in [driver, *driver.children(recursive=True)]
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    names = " ".join(name for name, _ in listening)
+    assert all(part in names for part in ("gcs_server", "raylet", "DashboardAgent", "RuntimeEnvAgent")), names
+    assert {address for _, address in listening} == {"127.0.0.1"}, listening

@@ -1,9 +1,11 @@
 """The command line: what it takes, and that a user's mistake is one message and exit status 2, never a traceback."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,41 @@ def test_run_takes_a_sweep_file_and_overrides() -> None:
 def test_run_without_options_overrides_nothing() -> None:
     parsed = build_parser().parse_args(["run", "sweep.yaml"])
     assert (parsed.overrides, parsed.storage, parsed.address) == ([], None, None)
+
+
+def test_run_with_resume_needs_a_name_that_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text("data: {train: demo://drug-labels, validation: 0.2, test: 0.2}\n")
+    assert main(["run", str(file), "--resume"]) == 2
+    assert "--resume goes on with the run of the sweep's name: give it one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_run_with_resume_goes_on_with_a_run_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    from orchestrator import launch
+    from orchestrator.run_directory import CANDIDATES_FILE, SWEEP_FILE
+
+    file = tmp_path / "sweep.yaml"
+    file.write_text("name: one\ndata: {train: demo://drug-labels, validation: 0.2, test: 0.2}\n")
+    if begun:
+        (tmp_path / "runs/one/state").mkdir(parents=True)
+        for name in (SWEEP_FILE, CANDIDATES_FILE):
+            (tmp_path / "runs/one" / name).touch()
+    monkeypatch.setattr(launch, "resume_sweep", lambda location, *_: 7 if location == f"{tmp_path}/runs/one" else 8)
+    monkeypatch.setattr(launch, "prepare_trials", lambda *_: (_ for _ in ()).throw(InputError("a new one")))
+    assert main(["run", str(file), "--resume", "--storage", str(tmp_path / "runs")]) == (7 if begun else 2)
+
+
+def test_sigterm_stops_a_sweep_that_a_script_started_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, SIGINT is ignored from the start; SIGTERM does here what SIGINT does elsewhere."""
+    monkeypatch.setattr(command_line, "_dispatch", lambda parsed: signal.raise_signal(signal.SIGTERM) or 0)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert main(["report", "runs/demo"]) == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_resume_and_report_take_a_run() -> None:
@@ -108,6 +145,25 @@ def test_what_the_user_exported_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     assert main(["report", "runs/demo"]) == 0
     assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+
+
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN], ids=["heard", "ignored"])
+def test_sigterm_interrupts_also_where_a_script_has_switched_ctrl_c_off(
+    ctrl_c: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``nohup tailsweep run ... &`` in a script: the shell has its children ignore SIGINT."""
+
+    def terminated(parsed: object) -> int:
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(command_line, "_dispatch", terminated)
+    before = signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        assert main(["report", "runs/demo"]) == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "tailsweep: interrupted\n"
 
 
 def test_as_a_module_a_missing_sweep_file_ends_with_2_at_once_and_without_ray(tmp_path: Path) -> None:

@@ -1,52 +1,36 @@
-"""The run directory: whole files or none, on any storage, and what is read back from it."""
+"""What is read back of a run's records, and what is made of them."""
 
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-import fsspec
-import pyarrow.fs as pafs
 import pytest
 
-from orchestrator import records
 from orchestrator.config import Sweep, SweepConfigError, load_sweep, to_yaml
 from orchestrator.records import (
-    CANDIDATES_FILE,
-    HISTORY_FOLDER,
-    SWEEP_FILE,
     CandidateRecord,
     HistoryWriter,
     Outcome,
     Records,
-    RunDirectory,
-    RunDirectoryError,
     best_epoch,
     last_stage,
-    open_run,
     read_records,
     read_sweep,
     write_candidates,
     write_drawn,
     write_outcome,
 )
+from orchestrator.run_directory import (
+    CANDIDATES_FILE,
+    HISTORY_FOLDER,
+    SWEEP_FILE,
+    RunDirectory,
+    RunDirectoryError,
+    open_run,
+)
 
 METRIC = "validation/macro_f1"
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunDirectory:
-    run = RunDirectory(str(tmp_path / "runs" / "demo"))
-    run.create()
-    return run
-
-
-@pytest.fixture
-def object_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunDirectory:
-    """A run directory on storage that is not local, as an object store; it is kept in memory, one for the process."""
-    store = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem("memory")))
-    monkeypatch.setattr(records, "open_location", lambda location: (store, location.removeprefix("memory://")))
-    return RunDirectory(f"memory://{tmp_path}/demo")
 
 
 def a_sweep(folder: Path) -> Sweep:
@@ -62,148 +46,27 @@ def report(candidate: str, stage: str, epoch: int, score: float) -> dict[str, An
     return {"candidate": candidate, "stage": stage, "epoch": epoch, METRIC: score, "seconds": 1.25}
 
 
-class FullDisk:
-    """A stream that takes half of what it is given, then fails."""
-
-    def __init__(self, path: str) -> None:
-        self.path = Path(path)
-
-    def __enter__(self) -> "FullDisk":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def write(self, content: bytes) -> None:
-        self.path.write_bytes(content[: len(content) // 2])
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("file", [CANDIDATES_FILE, "state/history/00000000.json", "state/outcomes/c000.json"])
+@pytest.mark.parametrize("damage", ["truncated", "altered", "emptied"])
+def test_a_damaged_record_is_named_with_a_remedy(run: RunDirectory, file: str, damage: str) -> None:
+    write_candidates(run, [CandidateRecord("c000", {"seed": 1}, {})])
+    HistoryWriter(run).append({"candidate": "c000", "stage": "stage_one", "epoch": 1, "validation/macro_f1": 0.25})
+    write_outcome(run, Outcome("c000", "pruned", "after epoch 1", 1.0))
+    assert read_records(run).outcomes
+    text = run.read_text(file)
+    damaged = {"truncated": text[: len(text) // 2], "altered": text.replace("1", "2", 1), "emptied": ""}
+    run.write_text(file, damaged[damage])
+    with pytest.raises(RunDirectoryError, match=rf"{file} is damaged .*: restore it from a copy"):
+        read_records(run)
 
 
-def fill_disk(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    local = run.filesystem
-
-    class Full:
-        open_output_stream = staticmethod(FullDisk)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(local, name)
-
-    monkeypatch.setattr(RunDirectory, "local", property(lambda run: Path(run.path)))
-    monkeypatch.setattr(run, "filesystem", Full())
-
-
-def test_a_failing_write_leaves_the_old_file(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.write_text("state/outcomes/c000.json", "old")
-    fill_disk(run, monkeypatch)
-    with pytest.raises(OSError, match="No space left"):
-        run.write_text("state/outcomes/c000.json", "the new content")
-    assert run.read_text("state/outcomes/c000.json") == "old"
-
-
-def test_what_was_half_written_is_not_listed(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.write_text("state/history/00000000.json", "{}")
-    fill_disk(run, monkeypatch)
-    with pytest.raises(OSError):
-        run.write_text("state/history/00000001.json", "{}")
-    assert len(list(Path(run.path, "state/history").iterdir())) == 2, "else nothing was half written"
-    assert run.list("state/history") == ["00000000.json"]
-
-
-def test_writing_again_replaces_the_file_and_leaves_nothing_aside(run: RunDirectory) -> None:
-    for text in ("one", "zwei \N{SNOWMAN}"):
-        run.write_text("environment.json", text)
-    assert run.read_text("environment.json") == "zwei \N{SNOWMAN}"
-    assert run.list("") == ["environment.json", "state"]
-
-
-def test_a_new_run_directory_holds_nothing(run: RunDirectory) -> None:
-    assert [path.name for path in Path(run.path).rglob("*")] == ["state"]
-
-
-def test_an_existing_run_directory_is_refused_and_resume_is_named(run: RunDirectory) -> None:
-    run.write_text(SWEEP_FILE, "name: demo")
-    with pytest.raises(RunDirectoryError, match=r"is there already") as raised:
-        RunDirectory(run.location).create()
-    assert f"`tailsweep resume {run.location}`" in str(raised.value)
-    assert run.read_text(SWEEP_FILE) == "name: demo"
-
-
-def test_storage_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    location = tmp_path / "file" / "runs" / "demo"
-    with pytest.raises(RunDirectoryError) as raised:
-        RunDirectory(str(location)).create()
-    message = str(raised.value)
-    assert message.startswith(f"storage {location} cannot be written: ")
-    assert "Not a directory" in message
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize("location", ["nosuch://bucket/runs", "file://relative/runs"])
-def test_storage_that_cannot_be_opened_is_one_clear_line(location: str) -> None:
-    with pytest.raises(RunDirectoryError, match=f'^storage "{location}" cannot be used: .+$'):
-        RunDirectory(location)
-
-
-@pytest.mark.parametrize("folder", ["with space", "50%20off#1", "ümläut?&=+", "a'b\"c"])
-def test_a_local_path_may_hold_any_character(tmp_path: Path, folder: str) -> None:
-    run = RunDirectory(f"{tmp_path / folder}/")
-    run.create()
-    run.write_text("a/b.txt", "here")
-    assert (tmp_path / folder / "a" / "b.txt").read_text() == "here"
-    assert run.local == tmp_path / folder
-    assert (run.name, run.uri("best")) == (folder, f"{tmp_path / folder}/best")
-    assert RunDirectory(run.location).read_text("a/b.txt") == "here"
-
-
-def test_a_relative_location_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert RunDirectory("runs/demo").location == str(tmp_path / "runs" / "demo")
-
-
-def test_a_file_uri_is_local_storage(tmp_path: Path) -> None:
-    run = RunDirectory((tmp_path / "with space").as_uri())
-    run.create()
-    run.write_text("a.txt", "here")
-    assert run.local == tmp_path / "with space"
-    assert (tmp_path / "with space" / "a.txt").read_text() == "here"
-    assert RunDirectory(run.location).read_text("a.txt") == "here"
-
-
-def test_an_object_store_holds_a_run_too(object_store: RunDirectory, tmp_path: Path) -> None:
-    run = object_store
-    run.create()
-    fill(run)
-    assert run.local is None
-    assert run.uri("best") == f"memory://{tmp_path}/demo/best"
-    assert not (tmp_path / "demo").exists(), "else it was local storage after all"
-    assert read_records(run) == the_records()
-    (tmp_path / "best" / "deep").mkdir(parents=True)
-    (tmp_path / "best" / "deep" / "model.bin").write_bytes(b"weights")
-    run.upload(tmp_path / "best", "best")
-    run.download("best", tmp_path / "back")
-    assert (tmp_path / "back" / "deep" / "model.bin").read_bytes() == b"weights"
-    run.delete_folder("best")
-    assert not run.exists("best")
-    with pytest.raises(RunDirectoryError, match="is there already"):
-        run.create()
-
-
-def test_an_uploaded_folder_replaces_the_one_before_as_a_whole(run: RunDirectory, tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / f"{name}.txt").write_text(name)
-        run.upload(folder, "state/data/key")
-    assert run.list("state/data") == ["key"]
-    assert run.list("state/data/key") == ["second.txt"]
-    run.download("state/data/key", tmp_path / "new" / "place")
-    assert (tmp_path / "new" / "place" / "second.txt").read_text() == "second"
-
-
-def test_a_folder_that_is_not_there_has_no_files_and_can_be_deleted(run: RunDirectory) -> None:
-    assert run.list("nowhere") == []
-    run.delete_folder("nowhere")
+def test_a_part_of_history_that_was_removed_leaves_the_others_where_they_are(run: RunDirectory) -> None:
+    writer = HistoryWriter(run)
+    for epoch in (1, 2, 3):
+        writer.append({"candidate": "c000", "epoch": epoch})
+    Path(run.path, "state/history/00000000.json").unlink()
+    HistoryWriter(run).append({"candidate": "c000", "epoch": 4})
+    assert run.list("state/history") == [f"{number:08d}.json" for number in (1, 2, 3)]
 
 
 CANDIDATES = [
@@ -249,7 +112,7 @@ def test_history_stays_in_the_order_heard_over_many_parts_and_writers(run: RunDi
     for _ in range(3):  # a sweep and its resumptions
         writer = HistoryWriter(run)
         for _ in range(5):
-            writer.append({"candidate": "c000", "number": writer.next_part})
+            writer.append({"candidate": "c000", "stage": "stage_one", "number": writer.next_part})
     assert [row["number"] for row in read_records(run).history] == list(range(15))
     assert run.list(HISTORY_FOLDER)[-1] == "00000014.json"
 
@@ -274,13 +137,6 @@ def test_a_candidate_with_a_parent_has_its_stage_one_and_numbers_order_them_all(
     assert read.history_of("c000") == rows[:1]
     assert read.history_of("c000.2") == rows[:2]
     assert read.history_of("c000.10") == [rows[0], rows[2]]
-
-
-def test_what_is_no_run_directory_is_said_with_an_example(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for location in (tmp_path / "nowhere", tmp_path, tmp_path / "file"):
-        with pytest.raises(RunDirectoryError, match=f"{location} is not a run directory: it has no sweep.yaml"):
-            open_run(str(location))
 
 
 def test_a_run_is_one_as_soon_as_its_candidates_are_written(run: RunDirectory, tmp_path: Path) -> None:
@@ -331,3 +187,9 @@ def test_a_candidate_is_judged_by_the_best_epoch_of_its_last_stage() -> None:
 def test_the_earlier_of_equally_good_epochs_is_the_best() -> None:
     rows = [report("c000", "stage_one", epoch, score) for epoch, score in ((1, -0.5), (2, 0.4), (3, 0.4))]
     assert best_epoch(rows, METRIC) is rows[1]
+
+
+def test_records_on_an_object_store_are_read_back_too(object_store: RunDirectory) -> None:
+    object_store.create()
+    fill(object_store)
+    assert read_records(object_store) == the_records()

@@ -11,17 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.config import load_sweep, to_yaml
-from orchestrator.records import (
-    METRICS_FILE,
-    SWEEP_FILE,
-    CandidateRecord,
-    HistoryWriter,
-    Outcome,
-    Records,
-    RunDirectory,
-    write_candidates,
-    write_outcome,
-)
+from orchestrator.records import CandidateRecord, HistoryWriter, Outcome, Records, write_candidates, write_outcome
 from orchestrator.report import report
 from orchestrator.results import (
     chosen_row,
@@ -33,6 +23,7 @@ from orchestrator.results import (
     result_rows,
     write_tables,
 )
+from orchestrator.run_directory import METRICS_FILE, SWEEP_FILE, RunDirectory
 
 METRIC = "validation/macro_f1"
 

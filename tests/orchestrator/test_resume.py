@@ -1,4 +1,4 @@
-"""kill -9 of a sweep's process in the middle of it, then `tailsweep resume`: as if nothing had happened."""
+"""SIGTERM and kill -9 of a sweep's process in its middle, `tailsweep resume` after each: as if nothing had happened."""
 
 import os
 import signal
@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from ending import still_running
+from killing import num_reports
 from processes import run, start, tailsweep
 from wandb_files import read_runs
 
@@ -25,28 +27,39 @@ pytestmark = [
 def resumed(
     finished: Path, small_sweep: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, ray_temp: str
 ) -> tuple[Path, dict[str, bytes]]:
-    """The run directory of the sweep that ``finished`` ran undisturbed, killed and resumed; the outcomes at the kill.
+    """The run directory of the sweep that ``finished`` ran undisturbed, terminated in c000's stage one, resumed, killed
+    and resumed; the outcomes at the kill.
 
-    c000 is completed before the kill, c001 is in stage one then, c002 has not begun. Both processes start a Ray of
+    c000 is completed before the kill, c001 is in stage one then, c002 has not begun. The processes start a Ray of
     their own beside the one of these tests: several Rays on a host must not take each other for their own.
     """
     killed = tmp_path_factory.mktemp("runs") / "killed"
     arguments = ("run", small_sweep(), "--storage", killed.parent, "--set", "name=killed")
     process = start(*tailsweep(*arguments), RAY_TMPDIR=ray_temp)
+    _wait_until(lambda: num_reports(killed) >= 1, process)
+    process.terminate()
+    printed, _ = process.communicate(timeout=90)
+    assert process.returncode == 1, printed
+    assert printed.rstrip().endswith(f"interrupted; to go on: tailsweep resume {killed}")
+    assert num_reports(killed) < 4, "it went on for too long to tell"
+
+    process = start(*tailsweep("resume", killed), RAY_TMPDIR=ray_temp)
     try:
-        _wait_until(lambda: len(list((killed / "state/history").glob("*.json"))) >= 5, process)
+        _wait_until(lambda: num_reports(killed) >= 3, process)
+        status, printed = run(*tailsweep("resume", killed))
+        assert (status, f"is being worked on by process {process.pid} on " in printed) == (2, True), printed
+        _wait_until(lambda: num_reports(killed) >= 5, process)
     finally:
         family = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    _, alive = psutil.wait_procs(family, timeout=15)
+    alive = still_running(family, 15)
     training = [process for process in alive if "Agent" not in process.name()]
     for process in alive:  # Ray's agents look for their raylet now and then only
         process.kill()
     assert not training, f"left over after kill -9: {training}"
     outcomes = {path.name: path.read_bytes() for path in (killed / "state/outcomes").iterdir()}
     assert set(outcomes) == {"c000.json"}
-    assert not (killed / "results.parquet").exists()
     status, printed = run(*tailsweep("resume", killed), RAY_TMPDIR=ray_temp)
     assert status == 0, printed
     assert "2 of 3 candidates left" in printed

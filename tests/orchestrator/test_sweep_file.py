@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.mistakes import SweepConfigError
@@ -22,6 +22,7 @@ PLAIN = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not its affair
 @given(tree=st.dictionaries(st.sampled_from(["data", "name", "no", "1e-5", "~"]), PLAIN))
 def test_what_is_written_reads_back_the_same(tree: dict[str, object]) -> None:
     assert parse_yaml(write_yaml(tree)) == tree

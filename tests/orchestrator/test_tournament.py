@@ -11,12 +11,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from freed import assert_freed
 from wandb_files import read_runs
 from without_ray import assert_same, without_ray
 
 from orchestrator.__main__ import main
 from orchestrator.bookkeeping import Bookkeeping
-from orchestrator.records import CandidateRecord, open_run, read_records
+from orchestrator.records import CandidateRecord, read_records
+from orchestrator.run_directory import open_run
 from trainables import keys
 
 pytestmark = pytest.mark.ray
@@ -76,6 +78,7 @@ def tournament(
     assert [path.name for path in (run / "state/drawn").iterdir()] == ["c001.1.json"]
     assert not (run / "state/outcomes/c001.json").exists()
     assert main(["resume", str(run)]) == 0
+    assert_freed()
     bundles = [bundle for key, (_, bundle) in groups().items() if key not in before]
     return Tournament(run, bundles, max(quarters))
 

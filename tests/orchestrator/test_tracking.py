@@ -202,9 +202,10 @@ def test_the_printed_command_finds_every_run(tracked: Tracked) -> None:
     command = sync_command(str(tracked.folder / "wandb"))
     assert command == f"wandb sync {tracked.folder}/wandb"
     arguments = [sys.executable, "-m", *command.split(), "--dry-run"]
+    environment = os.environ | {"WANDB_MODE": "offline"}
     done = subprocess.run(
-        arguments, capture_output=True, text=True, check=True, env=os.environ | {"WANDB_MODE": "offline"}
-    )
+        arguments, capture_output=True, text=True, check=True, env=environment, cwd=tracked.folder
+    )  # a log of its own goes to the current folder
     assert "Would sync 5 run(s)" in done.stdout + done.stderr
 
 
@@ -239,6 +240,35 @@ def test_after_a_kill_the_run_gone_on_with_holds_every_step_once(tmp_path: Path)
     assert run.steps == [0, 1, 2]
     assert [row.get("stage_one/epoch", row.get("stage_two/epoch")) for row in run.history] == [1, 2, 1]
     assert run.exit_codes == [1]
+
+
+ENDED = """
+import sys
+from pathlib import Path
+import psutil
+from orchestrator.config import WandbConfig
+from orchestrator.tracking import Tracker
+tracker = Tracker(WandbConfig(), "ended", Path(sys.argv[1]))
+tracker.start("c000", {}, [])
+tracker.log("c000", {"stage": "stage_one", "epoch": 1, "train/loss": 1.0})
+of_wandb = psutil.Process().children(recursive=True)
+for process in of_wandb:
+    process.terminate()
+psutil.wait_procs(of_wandb)
+tracker.close()
+print("closed")
+"""
+
+
+def test_where_a_job_is_ended_with_all_its_processes_closing_does_not_fail(tmp_path: Path) -> None:
+    """Ray's job server and Slurm send SIGTERM to W&B's own process too."""
+    ended = subprocess.run([sys.executable, "-c", ENDED, str(tmp_path)], capture_output=True, text=True, check=False)
+    said, closed = ended.stdout.splitlines()
+    assert (ended.returncode, closed) == (0, "closed"), ended.stderr
+    assert said.startswith("W&B's own process was ended (")
+    assert said.endswith("its files may lack the last steps; `tailsweep resume` makes them whole")
+    (folder,) = (tmp_path / "wandb").glob("*run-*-ended-c000")
+    assert folder.name.startswith("offline-run-")
 
 
 def test_going_on_leaves_the_runs_of_other_candidates_alone(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.records import open_run, read_records
+from orchestrator.records import read_records
+from orchestrator.run_directory import open_run
 from trainables import keys
 from trainables.config import TrialConfig
 from trainables.model import build_classifier
@@ -16,13 +17,17 @@ from trainables.stages import run_two_stages
 from trainables.tokenised import open_prepared
 
 
-def without_ray(run: Path, candidate: str) -> tuple[list[Report], dict[str, Tensor]]:
-    """A candidate's trial, both stages in this process: its reports and final parameters."""
+def without_ray(run: Path, candidate: str, checkpoints: Path | None = None) -> tuple[list[Report], dict[str, Tensor]]:
+    """A candidate's trial, both stages in this process: its reports and final parameters.
+
+    Args:
+        checkpoints: a folder for one of every report.
+    """
     trial = TrialConfig.model_validate(read_records(open_run(str(run))).candidate(candidate).trial)
     (folder,) = (run / "state/data").iterdir()
     data = open_prepared(folder)
     model = build_classifier(trial.model, data.label_names, trial.seed)
-    runtime = SingleProcess(torch.device("cpu"))
+    runtime = SingleProcess(torch.device("cpu"), checkpoints)
     run_two_stages(trial, data, model, runtime)
     return runtime.reports, model.state_dict()
 

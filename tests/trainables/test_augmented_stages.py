@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from trainables import keys, stages
 from trainables.config import DataConfig, TrialConfig
 from trainables.data import load_splits
-from trainables.features import FeaturePlan, make_features, plan_features
+from trainables.feature_plan import FeaturePlan, plan_features
+from trainables.features import make_features
 from trainables.losses import build_loss
 from trainables.roads import live_road
 from trainables.runtime import Report, SingleProcess

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy.special import log_softmax, softmax  # type: ignore[import-untyped]
-from sklearn.metrics import log_loss  # type: ignore[import-untyped]
+from scipy.special import log_softmax, softmax
+from sklearn.metrics import log_loss
 
 from trainables.calibration import expected_calibration_error, fitted_temperature, negative_log_likelihood
 

@@ -5,17 +5,21 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from trainables import checkpoint
 from trainables.checkpoint import (
     Progress,
     checkpoint_name,
+    is_whole,
     load_optimizer,
     load_parameters,
     load_progress,
+    newest_checkpoint,
     save_checkpoint,
 )
 from trainables.config import ModelConfig, TopLayers
@@ -106,7 +110,7 @@ def test_it_holds_what_has_trained_and_at_a_stages_end_no_moments(
     set_trainable(model, TopLayers(top_layers=1))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     save_checkpoint(tmp_path, Progress("stage_one", 2), model, trained, None)
-    assert {path.name for path in tmp_path.iterdir()} == {"progress.json", "parameters.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {"progress.json", "parameters.safetensors", "checksums.json"}
     held = load_file(tmp_path / "parameters.safetensors")
     layers = {name.split(".")[3] for name in held if name.startswith("bert.encoder.layer")}
     assert layers == {"2"}
@@ -133,6 +137,7 @@ def test_everything_in_it_is_json_or_safetensors(tmp_path: Path) -> None:
     train(model, optimizer, steps=1)
     save_checkpoint(tmp_path, Progress("stage_one", 1, REPORTS[:1]), model, all_names(model), optimizer)
     assert {path.name for path in tmp_path.iterdir()} == {
+        "checksums.json",
         "progress.json",
         "parameters.safetensors",
         "optimizer.safetensors",
@@ -148,3 +153,65 @@ def test_a_checkpoint_of_another_model_is_a_mistake_of_ours(tmp_path: Path) -> N
     save_checkpoint(tmp_path, Progress("stage_one", 1), model, all_names(model), None)
     with pytest.raises(AssertionError, match=r"is of another model: \['2\.bias', '2\.weight'\]"):
         load_parameters(tmp_path, nn.Sequential(nn.Linear(4, 5), nn.Tanh()))
+
+
+def written(folder: Path, *places: tuple[str, float]) -> Path:
+    """A folder of checkpoints of these places."""
+    model = small_model()
+    for stage, epoch in places:
+        progress = Progress(stage, epoch, REPORTS)
+        (folder / progress.name).mkdir(parents=True)
+        save_checkpoint(folder / progress.name, progress, model, all_names(model), None)
+    return folder
+
+
+@pytest.mark.parametrize("file", ["parameters.safetensors", "progress.json", "checksums.json"])
+@pytest.mark.parametrize("damage", ["truncated", "altered", "gone", "empty"])
+def test_a_damaged_checkpoint_is_noticed(tmp_path: Path, file: str, damage: str) -> None:
+    folder = written(tmp_path, ("stage_one", 1)) / "stage_one_epoch_001"
+    assert is_whole(folder)
+    path = folder / file
+    content = path.read_bytes()
+    middle = len(content) // 2
+    match damage:
+        case "truncated":
+            path.write_bytes(content[:middle])
+        case "altered":
+            path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        case "gone":
+            path.unlink()
+        case "empty":
+            path.write_bytes(b"")
+    assert not is_whole(folder)
+
+
+def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
+    places = (("stage_one", 999), ("stage_one", 1000), ("stage_two", 1 / 3), ("stage_two", 1))
+    folder = written(tmp_path, *places)
+    for damaged in range(len(places) + 1):
+        with newest_checkpoint([str(tmp_path / "not there"), str(folder)]) as (found, passed_over):
+            left = [checkpoint_name(*place) for place in places[: len(places) - damaged]]
+            assert (None if found is None else found.name) == (left[-1] if left else None)
+            assert passed_over == [checkpoint_name(*place) for place in reversed(places[len(places) - damaged :])]
+        if left:
+            (folder / left[-1] / "progress.json").write_text("{}")
+
+
+def test_a_candidates_own_checkpoint_goes_before_its_parents(tmp_path: Path) -> None:
+    own, parents = written(tmp_path / "own", ("stage_two", 1)), written(tmp_path / "parent", ("stage_one", 2))
+    with newest_checkpoint([str(own), str(parents)]) as (found, _):
+        assert found == own / "stage_two_epoch_001"
+    with newest_checkpoint([str(tmp_path / "none"), str(parents)]) as (found, _):
+        assert found == parents / "stage_one_epoch_002"
+
+
+def test_a_checkpoint_on_storage_that_is_no_disk_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a pyarrow filesystem that is not local by its type."""
+    local = pafs.LocalFileSystem()
+    opened = pafs.SubTreeFileSystem(str(written(tmp_path, ("stage_one", 1))), local)
+    monkeypatch.setattr(checkpoint, "open_location", lambda location: (opened, ""))
+    with newest_checkpoint(["anywhere"]) as (found, _):
+        assert found is not None
+        assert found.parent != tmp_path
+        assert is_whole(found)
+    assert not found.exists()

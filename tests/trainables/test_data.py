@@ -303,6 +303,8 @@ def test_texts_in_two_splits_are_counted(load: Callable[..., Splits], tmp_path: 
         ("a.jsonl", b'{"text":"a","label":true}\n{"text":"b","label":false}\n', "holds the bool True"),
         ("a.jsonl", b'{"text":"a","label":"x"}\n{"text":', "cannot read .* as jsonl: "),
         ("a.json", b'{"text": "a", ', "cannot read .* as json: "),
+        ("a.jsonl", b'{"text":' + b"[" * 20_000, "cannot read .* as jsonl: it has values that are nested too deeply"),
+        ("a.json", b"null", "has no rows"),
         ("a.parquet", b"PAR1 this is not one", "cannot read .* as parquet: Parquet"),
         ("a.csv", b"text,label\na,x\ncaf\xe9,y\n", "is not UTF-8: byte 0xe9 in line 3\n.*iconv"),
         ("a.jsonl", '{"text":"a"}'.encode("utf-16"), "is not UTF-8: byte 0xff in line 1"),

@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-import sklearn.metrics as reference  # type: ignore[import-untyped]
-from scipy.special import softmax  # type: ignore[import-untyped]
+import sklearn.metrics as reference
+from scipy.special import softmax
 
 from trainables import decision, metrics
 from trainables.decision import TAUS, adjustment, best_thresholds, chosen_tau, counts_of, fitted_thresholds

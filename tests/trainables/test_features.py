@@ -20,11 +20,12 @@ from forked import fork_server, started
 from loaded import build_classifier
 from torch import Tensor, nn
 
-from trainables import features
+from trainables import feature_plan, features
 from trainables.config import ModelConfig, StageConfig
 from trainables.cut import Cut
 from trainables.errors import DataError, ModelError
-from trainables.features import FeaturePlan, Features, is_whole, make_features, make_part, open_features, plan_features
+from trainables.feature_plan import FeaturePlan, plan_features
+from trainables.features import Features, is_whole, make_features, make_part, open_features
 from trainables.tokenised import PreparedData, TokenisedRows
 
 TinyModel = Callable[..., Path]
@@ -163,7 +164,7 @@ def test_a_cut_that_gives_other_logits_is_not_taken(model: nn.Module, monkeypatc
         (lambda *given: honest(*given) * torch.nan, "BertModel, cut at pooled vectors, gives other logits (off by nan"),
         (nothing, "BertModel cannot be cut at pooled vectors (NotImplementedError)"),
     ):
-        monkeypatch.setattr(features, "trunk_outputs", wrong)
+        monkeypatch.setattr(feature_plan, "trunk_outputs", wrong)
         model.train()
         found = plan_features(model, stage, prepared(), "fp32", CPU)
         assert isinstance(found, str)
@@ -396,7 +397,7 @@ def make_when_all_are_ready(number: int, folder: Path, plan: FeaturePlan, cache:
     torch.set_num_threads(1)
     model = classifier(folder)
     ran = 0
-    run = features.make_part
+    run = features._write_part
 
     def slowly(*given: Any) -> None:
         nonlocal ran
@@ -404,7 +405,7 @@ def make_when_all_are_ready(number: int, folder: Path, plan: FeaturePlan, cache:
         time.sleep(0.3)
         run(*given)
 
-    features.make_part = slowly
+    features._write_part = slowly
     barrier.wait(200)
     entry = make_features(plan, model, prepared(), cache, CPU)
     (cache / f"{number}.json").write_text(json.dumps([ran, entry.train.tolist()]))
@@ -418,7 +419,7 @@ def test_of_several_processes_one_makes_the_entry(tiny_model: TinyModel, model: 
         child.join(200)
         assert child.exitcode == 0
     results = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(2)]
-    assert sorted(ran for ran, _ in results) == [0, 1]
+    assert sorted(ran for ran, _ in results) == [0, len(features.SPLITS)]
     expected = values(make_features(plan, model, prepared(), tmp_path / "alone", CPU))[0]
     for _, train in results:
         torch.testing.assert_close(torch.tensor(train), expected, atol=1e-6, rtol=0)

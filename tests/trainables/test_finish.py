@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from loaded import build_classifier
 from safetensors.torch import load_file
-from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
-from sklearn.metrics import f1_score  # type: ignore[import-untyped]
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 

@@ -63,7 +63,7 @@ def test_paper_variants_have_the_papers_settings_field_by_field(
     method: str, trains: Any, rows: Any, loss: Any, last_rows: str, last_loss: Any, last_epochs: int, head: Any
 ) -> None:
     made = trial(f"{method}/paper").model_dump()
-    assert made["model"] == {"name": "bert-base-uncased", "head": head}
+    assert made["model"] == {"name": "bert-base-uncased", "head": head, "trust_remote_code": False}
     assert made["data"]["max_length"] == 128
     of_both = {
         "batch_size": 16, "gradient_accumulation": 1, "weight_decay": 0.0, "warmup": 0.0, "max_grad_norm": 1.0,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from trainables import keys, roads
 from trainables.config import StageConfig, TrialConfig
-from trainables.features import FeaturePlan, Features, make_features, plan_features
+from trainables.feature_plan import FeaturePlan, plan_features
+from trainables.features import Features, make_features
 from trainables.model import set_train_mode
 from trainables.roads import PackedRoad, PaddedRoad, Road, cached_road, live_road
 from trainables.runtime import SingleProcess

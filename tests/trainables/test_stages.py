@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,16 +9,15 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-import sklearn.metrics as reference  # type: ignore[import-untyped]
+import sklearn.metrics as reference
 import torch
-import torch.distributed
 import torch.nn.functional as F
 import transformers
-from forked import started
 from loaded import build_classifier
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from workers import Worker, train_together
 
 from trainables import keys, roads, stages, vocabulary
 from trainables.config import DataConfig, HeadConfig, TrialConfig
@@ -551,44 +548,16 @@ def test_evaluation_gives_what_single_rows_and_scikit_learn_give(
 # --- two workers
 
 
-@dataclass
-class Worker:
-    """One of several processes that train together: a ``Runtime`` over torch.distributed alone."""
-
-    rank: int
-    world_size: int
-    reports: list[Report]
-    device: torch.device = CPU
-
-    def place(self, model: nn.Module) -> nn.Module:
-        return model
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        return nn.parallel.DistributedDataParallel(model)
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        torch.distributed.all_reduce(tensor)
-        return tensor
-
-    def report(self, report: Report, checkpoint: Path | None) -> None:
-        assert (checkpoint is not None) == (self.rank == 0)
-        self.reports.append(report)
-
-
-def work(rank: int, configs: list[TrialConfig], tokens: Path, folder: Path, interface: str) -> None:
+def work(rank: int, world_size: int, configs: list[TrialConfig], tokens: Path, folder: Path) -> None:
     """What each of two processes runs: the trials one after the other, results to ``folder``."""
-    os.environ["GLOO_SOCKET_IFNAME"] = interface
-    torch.set_num_threads(1)
     roads.TOKENS_AT_ONCE = {"cpu": 60}  # else the few rows were all rank 0's
-    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     data = open_prepared(tokens)
     for number, config in enumerate(configs):
         model = build_classifier(config.model, data.label_names, config.seed).double()
-        worker = Worker(rank, 2, [])
+        worker = Worker(rank, world_size)
         run_two_stages(config, data, model, worker)
         save_file(model.state_dict(), folder / f"{number}-{rank}.safetensors")
         (folder / f"{number}-{rank}.json").write_text(json.dumps(without_seconds(worker.reports)))
-    torch.distributed.destroy_process_group()
 
 
 def test_two_workers_train_the_same_model_as_one(
@@ -604,10 +573,7 @@ def test_two_workers_train_the_same_model_as_one(
         )
         for loss, evaluations in ((CROSS_ENTROPY, 1), (DEFERRED, 3))
     ]
-    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    for worker in started(work, [(rank, configs, data.folder, tmp_path, loopback) for rank in range(2)]):
-        worker.join(200)
-        assert worker.exitcode == 0
+    train_together(2, work, configs, data.folder, tmp_path, folder=tmp_path)
     monkeypatch.setattr(vocabulary, "word_embedding", lambda model: None)  # the two have trained what occurs alone
     for number, config in enumerate(configs):
         alone = train(config, data, dtype=torch.float64)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainables import keys
 from trainables.config import DataConfig, TrialConfig
-from trainables.features import FeaturePlan, plan_features
+from trainables.feature_plan import FeaturePlan, plan_features
 from trainables.runtime import Report, SingleProcess
 from trainables.stages import run_two_stages, stage_one_is_left
 from trainables.tokenised import PreparedData, default_cache_dir

@@ -1,0 +1,67 @@
+"""kill -9, by pid, at chosen moments of a sweep: of its Train workers and of its trials' own processes."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+WORKER = "ray::RayTrainWorker"  # trains, as one of a candidate's Train run
+TRIAL = "ray::ImplicitFunc"  # a candidate's own process: waits for its Train run, or trains a first round's stage one
+
+
+@contextmanager
+def kills(run: Path, plan: Sequence[tuple[int, str]], of: int | None = None) -> Iterator[list[int]]:
+    """Within it, processes die: each of ``plan`` once the run directory has so many reports.
+
+    Args:
+        plan: (number of reports, title of a process), in order. No process is killed twice.
+        of: pid of whose descendants; None: of this process.
+
+    Yields:
+        The pids of those killed so far.
+    """
+    killed: list[int] = []
+    over = threading.Event()
+
+    def work() -> None:
+        for count, title in plan:
+            while not over.wait(0.02):
+                if num_reports(run) >= count and (found := processes(title, of, killed)):
+                    found[-1].kill()
+                    killed.append(found[-1].pid)
+                    break
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+def processes(title: str, of: int | None = None, but: Sequence[int] = ()) -> list[psutil.Process]:
+    """Running descendants whose title starts so, the youngest last."""
+    found = []
+    for process in psutil.Process(of).children(recursive=True):
+        try:
+            if process.pid not in but and " ".join(process.cmdline()).startswith(title):
+                found.append((process.create_time(), process))
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return [process for _, process in sorted(found, key=lambda pair: pair[0])]
+
+
+def num_reports(run: Path) -> int:
+    return len(list((run / "state/history").glob("*.json")))
+
+
+def wait_until(reached: Callable[[], bool], seconds: float = 200) -> None:
+    """Until ``reached()`` is true."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, "it did not come so far"
+        time.sleep(0.05)

@@ -1,0 +1,13 @@
+"""A file's checksum, XXH3: not cryptographic, it guards against damage, at the speed of reading."""
+
+from pathlib import Path
+
+import xxhash
+
+
+def checksum_of(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
