@@ -1,4 +1,4 @@
-"""``tailsweep cluster VERB``: a cluster's definition as a file, a sweep as a job of a Ray that is there.
+"""``tailsweep cluster VERB``: a cluster's definition as a file, sweeps and comparisons as jobs of a Ray that is there.
 
 What is said of a job goes to stderr, what the job prints to stdout. Exit status of ``submit``, ``resume`` and ``logs
 --follow``: the job's own, 0 where it succeeded, 2 where it refused its input, else 1.
@@ -24,9 +24,9 @@ if TYPE_CHECKING:  # Ray takes seconds to import
 
 PENDING_SECONDS = 10  # that the end of a job is waited for which has not begun
 DESCRIPTION = (
-    "Run sweeps as jobs of a Ray cluster that is there, by its Job Submission API. The current folder is uploaded, as "
-    "by `ray job submit --working-dir .`: without .git, virtual environments, runs and what .gitignore and "
-    ".rayignore name."
+    "Run sweeps and comparisons as jobs of a Ray cluster that is there, by its Job Submission API. The current folder "
+    "is uploaded, as by `ray job submit --working-dir .`: without .git, virtual environments, runs and what .gitignore "
+    "and .rayignore name."
 )
 
 
@@ -34,11 +34,13 @@ def add_cluster_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser
     """Add the verbs of ``tailsweep cluster``."""
     submit = verbs.add_parser(
         "submit",
-        help="run a sweep there, and follow it",
-        description="Check the sweep file here, upload the current folder, start `run` there as a job and follow what "
-        "it prints. Ctrl-C ends the following, not the job.",
+        help="run a sweep or a comparison there, and follow it",
+        description="Check the file here, upload the current folder, start `run` or `compare` there as a job and "
+        "follow what it prints. Ctrl-C ends the following, not the job.",
     )
-    submit.add_argument("file", metavar="SWEEP.yaml", type=Path, help="the sweep file, in the current folder or below")
+    submit.add_argument(
+        "file", metavar="SWEEP.yaml", type=Path, help="the sweep or comparison file, in the current folder or below"
+    )
     submit.add_argument(
         "--storage",
         metavar="URI",
@@ -104,9 +106,9 @@ def run_cluster_verb(parsed: argparse.Namespace) -> int:
 
 
 def _submit(parsed: argparse.Namespace, definition: "Definition | None") -> int:
-    from orchestrator.job import job_of_sweep
+    from orchestrator.job import job_of_file
 
-    job = job_of_sweep(parsed.file, parsed.overrides, parsed.storage, definition, Path.cwd())
+    job = job_of_file(parsed.file, parsed.overrides, parsed.storage, definition, Path.cwd())
     return _start(job, parsed, definition)
 
 

@@ -130,6 +130,11 @@ class Comparison:
         return deepcopy(self.shared) | self.config.model_dump()
 
 
+def is_comparison(tree: Tree) -> bool:
+    """Whether a file's content is a comparison; else it is a sweep."""
+    return "methods" in tree
+
+
 def load_comparison(path: Path, overrides: Sequence[str] = (), storage: str | None = None) -> Comparison:
     """The comparison in the file ``path``, with overrides as :func:`load_sweep` has them.
 
@@ -137,6 +142,8 @@ def load_comparison(path: Path, overrides: Sequence[str] = (), storage: str | No
         SweepConfigError: with all mistakes.
     """
     tree = read_sweep_file(path)
+    if not is_comparison(tree):
+        raise SweepConfigError(str(path), [f"methods: is missing: for a sweep there is `tailsweep run {path}`"])
     tree["methods"] = _as_mapping(tree.get("methods"))  # an override may say more of one
     return comparison_of(tree, str(path), with_overrides(tree, path, overrides, storage))
 

@@ -1,4 +1,4 @@
-"""What a sweep is as a job of a cluster's Ray: its command, its files, its environment, and the id that it goes by.
+"""What a sweep, or a comparison, is as a job of a cluster's Ray: its command, files, environment and id.
 
 All that can be found wrong here is found before anything is sent. Nothing is started, and no cluster is asked.
 """
@@ -13,8 +13,10 @@ from typing import Any
 
 from clusters.definition import Definition
 from clusters.upload import EXCLUDES, Upload, UploadError, in_bytes, upload_of
+from orchestrator.comparison import is_comparison, load_comparison
 from orchestrator.config import Sweep, load_sweep
 from orchestrator.secrets import REMEDY, has_a_secret, has_a_secret_within
+from orchestrator.sweep_file import read_sweep_file
 from trainables.errors import InputError
 
 RUN = "tailsweep_run"  # of a job's metadata: the run directory's name, and where it is
@@ -46,45 +48,64 @@ class Job:
         return {RUN: self.run, RUN_DIRECTORY: self.run_directory}
 
 
-def job_of_sweep(
+@dataclass(frozen=True)
+class _Work:
+    """What a file asks for."""
+
+    verb: str
+    name: str
+    storage: str
+    sweeps: list[Sweep]  # one; of a comparison each method's search
+
+
+def job_of_file(
     file: Path,
     overrides: Sequence[str],
     storage: str | None,
     definition: Definition | None,
     folder: Path,
 ) -> Job:
-    """``python -m orchestrator run FILE``, in a copy of ``folder``.
+    """``python -m orchestrator run FILE``, or ``compare FILE``, in a copy of ``folder``.
 
     Args:
-        storage: before what ``overrides`` say, then the definition, then the sweep file.
+        storage: before what ``overrides`` say, then the definition, then the file.
 
     Raises:
-        SweepConfigError: with all mistakes of the sweep file.
+        SweepConfigError: with all mistakes of the file.
         JobError: it cannot run on a cluster as it is.
     """
     if storage is None and definition is not None and not any(text.startswith("storage=") for text in overrides):
         storage = definition.storage.location
-    sweep = load_sweep(file, overrides, storage)
-    config = sweep.config
-    assert config.name is not None
-    refuse_unreachable(config.storage, "storage", "--storage")
+    work = _work_of(file, overrides, storage)
+    refuse_unreachable(work.storage, "storage", "--storage")
     upload = _uploaded(folder)
     relative = _in_upload(file, upload)
-    _refuse_missing_files(sweep, upload)
-    arguments = ["run", relative]
+    sources = list(dict.fromkeys(source for sweep in work.sweeps for source in _sources(sweep)))
+    _refuse_missing_files(sources, upload)
+    arguments = [work.verb, relative]
     for override in overrides:
         arguments += ["--set", override]
     if not any(override.startswith("name=") for override in overrides):
-        arguments += ["--set", f"name={config.name}"]  # which may be of the file and this moment
-    arguments += ["--storage", config.storage]
+        arguments += ["--set", f"name={work.name}"]  # which may be of the file and this moment
+    arguments += ["--storage", work.storage]
     notes = [
         f'{setting} is "{source}": the nodes\' own, which each must have at this path'
-        for setting, source in _sources(sweep)
+        for setting, source in sources
         if _is_the_nodes_own(source)
     ]
-    if "://" not in config.storage and (definition is None or definition.storage.location != config.storage):
-        notes.append(f"storage is {config.storage}: a folder that all nodes must share")
-    return _job(config.name, f"{config.storage.rstrip('/')}/{config.name}", arguments, definition, upload, notes)
+    if "://" not in work.storage and (definition is None or definition.storage.location != work.storage):
+        notes.append(f"storage is {work.storage}: a folder that all nodes must share")
+    return _job(work.name, f"{work.storage.rstrip('/')}/{work.name}", arguments, definition, upload, notes)
+
+
+def _work_of(file: Path, overrides: Sequence[str], storage: str | None) -> _Work:
+    if not is_comparison(read_sweep_file(file)):
+        sweep = load_sweep(file, overrides, storage)
+        return _Work("run", str(sweep.config.name), sweep.config.storage, [sweep])
+    comparison = load_comparison(file, overrides, storage)
+    config = comparison.config
+    sweeps = [comparison.search(method, comparison.folds[0]) for method in config.methods]
+    return _Work("compare", config.name, config.storage, sweeps)
 
 
 def job_of_resume(location: str, definition: Definition | None, folder: Path) -> Job:
@@ -210,9 +231,9 @@ def _in_upload(file: Path, upload: Upload) -> str:
     return PurePosixPath(relative).as_posix()
 
 
-def _refuse_missing_files(sweep: Sweep, upload: Upload) -> None:
+def _refuse_missing_files(sources: Iterable[tuple[str, str]], upload: Upload) -> None:
     """Refuse relative files that a job would look for in its copy of the folder, and not find."""
-    for setting, source in _sources(sweep):
+    for setting, source in sources:
         if _is_the_nodes_own(source):
             continue
         path = upload.folder / source

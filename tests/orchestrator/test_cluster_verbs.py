@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from killing import wait_until
 from processes import ROOT, free_port, kill_family, run, start, tailsweep, wait_for_port
 
@@ -159,6 +160,25 @@ def test_a_stopped_sweep_goes_on_to_its_end_with_exit_status_0(
         ["one", "STOPPED"],
         ["one-2", "SUCCEEDED"],
     ]
+
+
+@pytest.mark.slow
+def test_a_comparison_is_submitted_and_ends_with_its_report(
+    head: str, user: None, storage: Path, sweep: Path, checkout: Path, capsys: pytest.CaptureFixture[str]
+):
+    written = yaml.safe_load((checkout / sweep).read_text())
+    for field in ("method", "num_candidates"):
+        written.pop(field, None)
+    written |= {"name": "which", "methods": {"vanilla": {"stage_one": {"epochs": 0}}}, "budget": {"candidates": 1}}
+    written |= {"seeds": [7], "baselines": ["tfidf"], "stage_two": {**written["stage_two"], "epochs": 2}}
+    written["data"]["test"] = 0.2
+    (checkout / "which.yaml").write_text(yaml.safe_dump(written))
+    assert main(["cluster", "submit", "which.yaml", "--storage", str(storage), "--address", head]) == 0
+    told = capsys.readouterr()
+    assert "job which succeeded after" in told.err
+    assert "| tfidf | " in (storage / "which/comparison.md").read_text()
+    assert "| **vanilla** | " in told.out
+    assert (storage / "which/methods/vanilla/seeds/best/model.safetensors").is_file()
 
 
 def test_a_sweep_that_the_job_refuses_gives_2_and_the_code_goes_along_from_any_folder(

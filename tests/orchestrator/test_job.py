@@ -1,4 +1,4 @@
-"""A sweep as a job: command, files, environment and id, and what is refused before anything is sent."""
+"""A sweep or a comparison as a job: command, files, environment and id, and what is refused before anything is sent."""
 
 import shlex
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import yaml
 from ray.job_submission import JobStatus
 
 from clusters.definition import Definition
-from orchestrator.job import RUN, RUN_DIRECTORY, Job, free_id, job_of_resume, job_of_sweep
+from orchestrator.job import RUN, RUN_DIRECTORY, Job, free_id, job_of_file, job_of_resume
 from trainables.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def job(folder: Path, *overrides: str, storage: str | None = "/shared/runs", **defined: Any) -> Job:
     """Of ``rare.yaml`` as it is called in its folder; ``defined`` are fields of the cluster's definition, if any."""
-    return job_of_sweep(Path("rare.yaml"), overrides, storage, definition(**defined) if defined else None, folder)
+    return job_of_file(Path("rare.yaml"), overrides, storage, definition(**defined) if defined else None, folder)
 
 
 def definition(**fields: Any) -> Definition:
@@ -47,7 +47,7 @@ def refusal(action: Callable[[], object]) -> str:
 
 def test_from_a_checkout_the_code_comes_with_the_upload(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    made = job_of_sweep(Path("orchestrator/sweeps/demo.yaml"), ["name=x", "seed=1"], "s3://b/runs/", None, ROOT)
+    made = job_of_file(Path("orchestrator/sweeps/demo.yaml"), ["name=x", "seed=1"], "s3://b/runs/", None, ROOT)
     assert shlex.split(made.command) == [
         "python", "-m", "orchestrator", "run", "orchestrator/sweeps/demo.yaml", "--set", "name=x", "--set", "seed=1",
         "--storage", "s3://b/runs/",
@@ -76,6 +76,32 @@ def test_packages_of_the_definition_are_the_jobs_environment(folder: Path, insta
     made = job(folder, environment={installer: ["optuna>=4"]})
     assert made.runtime_env[installer] == ["optuna>=4"]
     assert "py_modules" in made.runtime_env
+
+
+COMPARISON = {"methods": ["vanilla", "lp_ft"], "budget": {"candidates": 1}, **SWEEP}
+
+
+def test_a_comparison_is_a_job_too(folder: Path):
+    (folder / "rare.yaml").write_text(yaml.safe_dump(COMPARISON))
+    made = job(folder, "seeds=[7]", storage=None, image="x")
+    assert shlex.split(made.command) == [
+        "python", "-m", "orchestrator", "compare", "rare.yaml", "--set", "seeds=[7]", "--set", "name=rare",
+        "--storage", "/of/the/cluster",
+    ]  # fmt: skip
+    assert made.metadata == {RUN: "rare", RUN_DIRECTORY: "/of/the/cluster/rare"}
+
+
+def test_what_a_comparisons_methods_read_must_be_in_the_upload_and_each_note_is_said_once(folder: Path):
+    augmented = {"data": {"augmentation": {"kind": "paraphrases", "file": "more.csv"}}}
+    methods = {"vanilla": {}, "two_stage_augmented": augmented}
+    (folder / "rare.yaml").write_text(yaml.safe_dump({**COMPARISON, "methods": methods}))
+    assert refusal(lambda: job(folder)).startswith('data.augmentation.file is "more.csv", but there is no such file')
+    (folder / "more.csv").write_text("text,label\n")
+    assert job(folder, f"data.train={folder}/rows.csv").notes == [
+        f'data.train is "{folder}/rows.csv": the nodes\' own, which each must have at this path',
+        "storage is /shared/runs: a folder that all nodes must share",
+    ]
+    assert "methods.vanila" in refusal(lambda: job(folder, "methods.vanila={}"))
 
 
 def test_a_sweep_without_a_name_gets_the_same_one_here_and_there(folder: Path):
@@ -118,7 +144,7 @@ def test_every_mistake_of_the_sweep_is_told_before_anything_is_sent(folder: Path
 def test_a_sweep_outside_of_the_upload_is_refused(folder: Path, tmp_path_factory: pytest.TempPathFactory):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "rare.yaml"
     elsewhere.write_text(yaml.safe_dump(SWEEP))
-    told = refusal(lambda: job_of_sweep(elsewhere, [], "/shared", None, folder))
+    told = refusal(lambda: job_of_file(elsewhere, [], "/shared", None, folder))
     assert f"{elsewhere} lies outside of {folder}, the folder that is uploaded: go to a folder above it" in told
     (folder / ".rayignore").write_text("rare.yaml\n")
     assert "rare.yaml is kept out (by .gitignore or .rayignore) of" in refusal(lambda: job(folder))

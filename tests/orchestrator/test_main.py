@@ -118,6 +118,19 @@ def test_a_sweep_files_mistakes_are_told_at_once(tmp_path: Path, capsys: pytest.
     assert 'did you mean "metric"' in said
 
 
+def test_a_sweep_and_a_comparison_that_are_mistaken_for_each_other_are_told_the_right_verb(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, comparison = tmp_path / "sweep.yaml", tmp_path / "comparison.yaml"
+    sweep.write_text("data: {train: rows.csv}\n")
+    comparison.write_text("data: {train: rows.csv}\nmethods: [vanilla]\nbudget: {candidates: 1}\n")
+    assert main(["run", str(comparison)]) == 2
+    said = capsys.readouterr().err
+    assert f"methods: is of a comparison, where a sweep has one `method`: `tailsweep compare {comparison}` here" in said
+    assert main(["compare", str(sweep)]) == 2
+    assert f"methods: is missing: for a sweep there is `tailsweep run {sweep}`" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [InputError, DataError, ModelError])
 def test_whatever_the_user_can_mend_ends_with_2(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
