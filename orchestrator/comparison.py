@@ -142,10 +142,11 @@ def load_comparison(path: Path, overrides: Sequence[str] = (), storage: str | No
         SweepConfigError: with all mistakes.
     """
     tree = read_sweep_file(path)
-    if not is_comparison(tree):
-        raise SweepConfigError(str(path), [f"methods: is missing: for a sweep there is `tailsweep run {path}`"])
     tree["methods"] = _as_mapping(tree.get("methods"))  # an override may say more of one
-    return comparison_of(tree, str(path), with_overrides(tree, path, overrides, storage))
+    malformed = with_overrides(tree, path, overrides, storage)
+    if tree["methods"] is None:
+        raise SweepConfigError(str(path), [f"methods: is missing: for a sweep there is `tailsweep run {path}`"])
+    return comparison_of(tree, str(path), malformed)
 
 
 def comparison_of(tree: Tree, source: str, malformed: Sequence[Mistake] = ()) -> Comparison:

@@ -119,13 +119,14 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), storage: str | None = 
     characters. ``storage`` overrides the field of that name. Raises :class:`SweepConfigError` with all mistakes.
     """
     tree = read_sweep_file(path)
+    malformed = with_overrides(tree, path, overrides, storage)
     if "methods" in tree and "method" not in tree:
         rule = "is of a comparison, where a sweep has one `method`"
         raise SweepConfigError(
             str(path),
             [f"methods: {rule}: `tailsweep compare {path}` here, `tailsweep cluster submit {path}` on a cluster"],
         )
-    return sweep_of(tree, str(path), with_overrides(tree, path, overrides, storage))
+    return sweep_of(tree, str(path), malformed)
 
 
 def with_overrides(tree: Tree, path: Path, overrides: Sequence[str], storage: str | None) -> list[Mistake]:
