@@ -3,6 +3,8 @@
 import shlex
 from collections.abc import Sequence
 
+from clusters.definition import Definition
+
 # Before anything is started: an environment that was not activated is found out here, by its name.
 DEMAND_PACKAGE = r"""
 if ! python -c 'from importlib.util import find_spec as f; assert f("orchestrator") and f("ray")' 2> /dev/null; then
@@ -74,6 +76,40 @@ done
 """.strip()
 
 
+def end_all(folder: str, signals: str) -> str:
+    """Ends the sweep, $sweep, and Ray's processes, ${rays[@]}, with the script; both are empty yet.
+
+    Args:
+        folder: the variable with the folder that is removed then.
+        signals: that end the script, until the sweep runs.
+    """
+    return f"""
+rays=() sweep=
+end_all() {{
+    trap '' {signals}
+    for process in $sweep "${{rays[@]}}"; do kill "$process" 2> /dev/null || true; done
+    for process in $sweep "${{rays[@]}}"; do wait "$process" 2> /dev/null || true; done
+    rm -rf "${folder}"
+}}
+trap end_all EXIT
+trap 'exit 1' {signals}
+""".strip()
+
+
+def export_secrets(definition: Definition, remedy: str) -> str:
+    """Exports the definition's secrets from its file, or demands them in the environment; "" where it has none.
+
+    Args:
+        remedy: for who has not exported one.
+    """
+    variables = list(definition.secrets)
+    if not variables:
+        return ""
+    if definition.secrets_file is not None:
+        return export_from_file(definition.secrets_file, variables)
+    return _demand_variables(variables, remedy)
+
+
 def export_from_file(path: str, variables: Sequence[str]) -> str:
     """Exports ``variables`` from the file at ``path``, which may start with ``~/``; refuses one that others read."""
     home, _, below = path.partition("~/")
@@ -89,11 +125,11 @@ while IFS= read -r line || [ -n "$line" ]; do
         {"|".join(variables)}) export "${{line?}}" ;;
     esac
 done < "$secrets_file"
-{demand_variables(variables, f"add a line NAME=VALUE to {path}")}
+{_demand_variables(variables, f"add a line NAME=VALUE to {path}")}
 """.strip()
 
 
-def demand_variables(variables: Sequence[str], remedy: str) -> str:
+def _demand_variables(variables: Sequence[str], remedy: str) -> str:
     function = f"""
 demand() {{
     if [ -z "${{!1:-}}" ]; then

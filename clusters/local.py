@@ -15,8 +15,8 @@ from clusters.bash import (
     DRAIN_NOTHING,
     FREE_PORTS,
     MAKE_TOKEN,
-    demand_variables,
-    export_from_file,
+    end_all,
+    export_secrets,
 )
 from clusters.definition import DRIVER_RESOURCE, Definition
 from clusters.entrypoint import entrypoint
@@ -32,23 +32,18 @@ def local_script(definition: Definition, sweep: str | None, arguments: Sequence[
         arguments: of ``run`` after the file.
     """
     num_nodes = 1 + sum(group.max_nodes for group in definition.groups)
-    secrets = list(definition.secrets)
-    if secrets and definition.secrets_file is not None:
-        values = export_from_file(definition.secrets_file, secrets)
-    else:
-        values = demand_variables(secrets, "export it first") if secrets else ""
     run_sweep = "" if sweep is None else f"{entrypoint(sweep, arguments)} &\n{_ON_SIGNALS.strip()}\n{AWAIT_SWEEP}"
     blocks = (
         f"#!/bin/bash\n# {definition.name}: several raylets of this machine. Rendered by tailsweep:\n#     bash FILE",
         "set -euo pipefail\numask 077",
-        values,
+        export_secrets(definition, "export it first"),
         DEMAND_PACKAGE,
         f"num_nodes={num_nodes} join_seconds={JOIN_SECONDS}",
         "folder=$(mktemp -d /tmp/tailsweep-XXXXXX)\nRAY_AUTH_TOKEN_PATH=$folder/token",
         MAKE_TOKEN,
         FREE_PORTS,
         DRAIN_NOTHING,
-        _START.strip().replace("@STORE@", str(OBJECT_STORE_BYTES)),
+        _START.strip().replace("@STORE@", str(OBJECT_STORE_BYTES)).replace("@END_ALL@", end_all("folder", "TERM INT")),
         "\n".join(_starts(definition)),
         AWAIT_NODES,
         _READY.strip(),
@@ -95,15 +90,7 @@ _START = r"""
 # Below those that the kernel gives to outgoing connections.
 mapfile -t ports < <(free_ports "$((10000 + $$ % 1000 * 20))" "$((3 + 4 * num_nodes))")
 export RAY_ADDRESS=127.0.0.2:${ports[0]}
-rays=() sweep=
-end_all() {
-    trap '' TERM INT
-    for process in $sweep "${rays[@]}"; do kill "$process" 2> /dev/null || true; done
-    for process in $sweep "${rays[@]}"; do wait "$process" 2> /dev/null || true; done
-    rm -rf "$folder"
-}
-trap end_all EXIT
-trap 'exit 1' TERM INT
+@END_ALL@
 
 start_ray() { # a node with an address and a folder of its own, as a host has
     local place=${#rays[@]} number options

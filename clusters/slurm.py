@@ -15,8 +15,8 @@ from clusters.bash import (
     DRAIN_NOTHING,
     FREE_PORTS,
     MAKE_TOKEN,
-    demand_variables,
-    export_from_file,
+    end_all,
+    export_secrets,
 )
 from clusters.definition import Definition
 from clusters.entrypoint import entrypoint
@@ -43,14 +43,14 @@ def sbatch_script(definition: Definition, sweep: str, arguments: Sequence[str]) 
             _header(definition),
             f"# The nodes' own setup.\n{setup}" if setup else "",
             "set -euo pipefail\numask 077",
-            _secrets(definition),
+            export_secrets(definition, "export it before sbatch, whose default is --export=ALL"),
             DEMAND_PACKAGE,
             f"cpus={group.cpus} gpus={group.gpus} join_seconds={JOIN_SECONDS}",
             _PREPARE.strip(),
             MAKE_TOKEN,
             FREE_PORTS,
             DRAIN_NOTHING,
-            _START.strip(),
+            _START.strip().replace("@END_ALL@", end_all("shared", "TERM USR1")),
             AWAIT_NODES,
             f"{_READY.strip()}\n{command} &\n{_ON_SIGNALS.strip()}\n{AWAIT_SWEEP}\n{_QUEUE_AGAIN.strip()}\n",
         )
@@ -124,15 +124,6 @@ def _options(definition: Definition) -> list[str]:
     return [*options, *slurm.options]
 
 
-def _secrets(definition: Definition) -> str:
-    variables = list(definition.secrets)
-    if not variables:
-        return ""
-    if definition.secrets_file is not None:
-        return export_from_file(definition.secrets_file, variables)
-    return demand_variables(variables, "export it before sbatch, whose default is --export=ALL")
-
-
 _PREPARE = r"""
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 num_nodes=${#hosts[@]} head=${hosts[0]}
@@ -170,15 +161,7 @@ start_ray() { # on one node, until it is told to end
 }
 export -f start_ray free_ports ports_of_node
 
-rays=() sweep=
-end_all() {
-    trap '' TERM USR1
-    for process in $sweep "${rays[@]}"; do kill "$process" 2> /dev/null || true; done
-    for process in $sweep "${rays[@]}"; do wait "$process" 2> /dev/null || true; done
-    rm -rf "$shared"
-}
-trap end_all EXIT
-trap 'exit 1' TERM USR1
+@END_ALL@
 
 step() { # one task on each of $1 nodes: $2 says which, the others are options of ray start
     srun --overlap --no-kill --kill-on-bad-exit=0 --nodes="$1" --ntasks="$1" --ntasks-per-node=1 \

@@ -39,7 +39,7 @@ def add_cluster_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser
         "follow what it prints. Ctrl-C ends the following, not the job.",
     )
     submit.add_argument(
-        "file", metavar="SWEEP.yaml", type=Path, help="the sweep or comparison file, in the current folder or below"
+        "file", metavar="FILE.yaml", type=Path, help="the sweep or comparison file, in the current folder or below"
     )
     submit.add_argument(
         "--storage",
