@@ -1,4 +1,4 @@
-"""Ten minutes of bad luck: a tournament's first round of 300 candidates, its processes killed every few seconds."""
+"""Half an hour of bad luck: a tournament's first round of 300 candidates, its processes killed every few seconds."""
 
 import os
 import random
