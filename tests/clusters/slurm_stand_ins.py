@@ -4,6 +4,7 @@ srun starts its tasks on this machine, ray waits until it is told to end, and bo
 were called. With ``real_ray`` only srun and scontrol are stood in for.
 """
 
+import contextlib
 import os
 import subprocess
 from dataclasses import dataclass
@@ -128,8 +129,11 @@ class Job:
 
     @property
     def left_running(self) -> list[int]:
-        pids = {int(pid) for pid in self.pids_file.read_text().split()}
-        return [one.pid for one in still_running([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], 0)]
+        started = []
+        for pid in {int(pid) for pid in self.pids_file.read_text().split()}:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                started.append(psutil.Process(pid))
+        return [process.pid for process in still_running(started, 0)]
 
     @property
     def left_behind(self) -> list[str]:

@@ -1,5 +1,6 @@
 """Whole sweeps on a Ray in this process: pruning, failing, choosing, several workers."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from itertools import pairwise
@@ -172,13 +173,12 @@ def test_resources_no_node_can_give_are_refused_before_anything_is_written(
 
 def test_a_ray_started_here_listens_on_this_machine_alone(finished: Path):
     """Dashboard, GCS, raylet, agents, driver and workers: whoever reaches Ray's ports can run programs."""
-    driver = psutil.Process()
-    listening = {
-        (process.name(), connection.laddr.ip.removeprefix("::ffff:"))
-        for process in [driver, *driver.children(recursive=True)]
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    driver, listening = psutil.Process(), set()
+    for process in [driver, *driver.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):  # an idle worker may end meanwhile, and listens no more
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    listening.add((process.name(), connection.laddr.ip.removeprefix("::ffff:")))
     names = " ".join(name for name, _ in listening)
     assert all(part in names for part in ("gcs_server", "raylet", "DashboardAgent", "RuntimeEnvAgent")), names
     assert {address for _, address in listening} == {"127.0.0.1"}, listening
