@@ -191,7 +191,7 @@ def _dispatch(parsed: argparse.Namespace) -> int:
 
     run = RunDirectory(parsed.run)
     if run.reach() and run.exists(COMPARISON_FILE):
-        from orchestrator.comparison_results import report_comparison
+        from orchestrator.comparison_report import report_comparison
 
         print(report_comparison(parsed.run))
         return 0

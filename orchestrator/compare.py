@@ -21,13 +21,8 @@ from rich.console import Console
 
 from orchestrator.baselines import fit_baseline
 from orchestrator.comparison import SEARCH, SEEDS, Comparison, of_fold
-from orchestrator.comparison_results import (
-    BASELINES_FOLDER,
-    predictions_file,
-    read_comparison,
-    sweep_directory,
-    write_comparison_report,
-)
+from orchestrator.comparison_report import write_comparison_report
+from orchestrator.comparison_results import BASELINES_FOLDER, predictions_file, read_comparison, sweep_directory
 from orchestrator.config import Sweep
 from orchestrator.doctor import Needs, folder_of_runs, needs_of, refuse_unready
 from orchestrator.export import predict_test, rows_of_run

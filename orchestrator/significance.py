@@ -1,4 +1,4 @@
-"""How much of a difference between methods is noise: standard errors over seeds, paired bootstrap over test rows.
+"""How much of a difference between methods is noise: of the test rows, by a paired bootstrap, and of the seeds.
 
 Plain arrays in and out. Every method has predictions of the same test rows, once per seed; a baseline without a seed
 has them once. Scores are those of ``trainables.metrics``, computed anew for every resample.
@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.stats
 
 from trainables import keys
-from trainables.metrics import Scores, scores
+from trainables.metrics import scores
 
 CONFIDENCE = 0.95
-Predictions = Sequence[np.ndarray]  # of one method: for each seed the predicted class of every test row, (n,)
+# Of one method: by seed, or None for a baseline that has none, the predicted class of every test row, (n,).
+Predictions = Mapping[int | None, np.ndarray]
+ScoresBySeed = Mapping[int | None, Mapping[str, float]]  # NaN: the test rows (or the resample) cannot define it
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,21 @@ class Difference:
     value: float
     low: float  # ends of the 95 % interval: percentiles of the difference over resamples of the test rows
     high: float
+    # Ends of the 95 % interval by Student's t over the seeds that both have, paired; None with fewer than two of them.
+    seeds_low: float | None = None
+    seeds_high: float | None = None
 
     @property
     def within_noise(self) -> bool:
+        """Whether other test rows of the same kind may turn it round."""
         return self.low <= 0 <= self.high
+
+    @property
+    def of_these_seeds(self) -> bool:
+        """More than the noise of the test rows, but other seeds may turn it round, or nothing is known of them."""
+        return not self.within_noise and (
+            self.seeds_low is None or self.seeds_high is None or self.seeds_low <= 0 <= self.seeds_high
+        )
 
 
 def score_methods(
@@ -50,8 +64,8 @@ def score_methods(
     """
     found = {}
     for method, of_method in predictions.items():
-        by_seed = [_scores(labels, predicted, class_counts, label_names) for predicted in of_method]
-        found[method] = {key: _estimate([of_seed[key] for of_seed in by_seed]) for key in by_seed[0]}
+        by_seed = _scores_by_seed(labels, of_method, class_counts, label_names)
+        found[method] = {key: _estimate(values) for key, values in _by_score(by_seed).items()}
     return found
 
 
@@ -68,7 +82,7 @@ def differences(
 
     Each resample draws n test rows with replacement, the same for all methods and seeds, and averages a method's scores
     over its seeds: a paired percentile bootstrap (Efron & Tibshirani 1993, chapter 13). The spread of the seeds is not
-    in these intervals; the standard errors of :func:`score_methods` hold it.
+    in these intervals; those over the seeds, which leave the test rows as they are, hold it.
 
     Args:
         resamples: how many are drawn.
@@ -82,12 +96,18 @@ def differences(
     for _ in range(resamples):
         rows = rng.integers(len(labels), size=len(labels))
         for method, of_method in predictions.items():
-            drawn[method].append(_mean_scores(labels[rows], [p[rows] for p in of_method], class_counts, label_names))
-    whole = {method: _mean_scores(labels, of, class_counts, label_names) for method, of in predictions.items()}
+            resampled = {of: predicted[rows] for of, predicted in of_method.items()}
+            drawn[method].append(_means(_scores_by_seed(labels[rows], resampled, class_counts, label_names)))
+    trained = {method: _scores_by_seed(labels, of, class_counts, label_names) for method, of in predictions.items()}
+    means = {method: _means(by_seed) for method, by_seed in trained.items()}
     return {
         method: {
-            key: Difference(value - whole[reference][key], *_interval(drawn[method], drawn[reference], key))
-            for key, value in whole[method].items()
+            key: Difference(
+                value - means[reference][key],
+                *_interval(drawn[method], drawn[reference], key),
+                *_interval_over_seeds(trained[method], trained[reference], key),
+            )
+            for key, value in means[method].items()
             if not math.isnan(value)
         }
         for method in predictions
@@ -95,21 +115,23 @@ def differences(
     }
 
 
-def _scores(labels: np.ndarray, predicted: np.ndarray, class_counts: np.ndarray, label_names: Sequence[str]) -> Scores:
-    num_classes = len(class_counts)
-    counts = np.bincount(labels * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
-    return scores(counts, class_counts, label_names, keys.TEST)
-
-
-def _mean_scores(
+def _scores_by_seed(
     labels: np.ndarray, of_method: Predictions, class_counts: np.ndarray, label_names: Sequence[str]
-) -> dict[str, float]:
-    """Over the seeds; NaN where these rows cannot define a score (all seeds have the same rows)."""
-    by_seed = [_scores(labels, predicted, class_counts, label_names) for predicted in of_method]
-    values = {
-        key: [math.nan if (value := of_seed[key]) is None else value for of_seed in by_seed] for key in by_seed[0]
-    }
-    return {key: float(np.mean(of_key)) for key, of_key in values.items()}
+) -> ScoresBySeed:
+    num_classes, found = len(class_counts), {}
+    for seed, predicted in of_method.items():
+        counts = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+        of_seed = scores(counts.reshape(num_classes, num_classes), class_counts, label_names, keys.TEST)
+        found[seed] = {key: math.nan if value is None else value for key, value in of_seed.items()}
+    return found
+
+
+def _by_score(by_seed: ScoresBySeed) -> dict[str, list[float]]:
+    return {key: [of_seed[key] for of_seed in by_seed.values()] for key in next(iter(by_seed.values()))}
+
+
+def _means(by_seed: ScoresBySeed) -> dict[str, float]:
+    return {key: float(np.mean(values)) for key, values in _by_score(by_seed).items()}
 
 
 def _interval(ours: Sequence[dict[str, float]], theirs: Sequence[dict[str, float]], key: str) -> tuple[float, float]:
@@ -120,8 +142,21 @@ def _interval(ours: Sequence[dict[str, float]], theirs: Sequence[dict[str, float
     return float(low), float(high)
 
 
-def _estimate(values: Sequence[float | None]) -> Estimate:
-    known = [value for value in values if value is not None]
+def _interval_over_seeds(ours: ScoresBySeed, theirs: ScoresBySeed, key: str) -> tuple[float, float] | tuple[None, None]:
+    """Of the mean difference over the seeds that both have; a baseline is the same whatever the other's seed."""
+    gaps = []
+    for seed in {**ours, **theirs}:
+        one, other = (by_seed.get(seed, by_seed.get(None)) for by_seed in (ours, theirs))
+        if seed is not None and one is not None and other is not None:
+            gaps.append(one[key] - other[key])
+    if len(gaps) < 2:
+        return None, None
+    half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(gaps) - 1) * scipy.stats.sem(gaps)
+    return float(np.mean(gaps) - half), float(np.mean(gaps) + half)
+
+
+def _estimate(values: Sequence[float]) -> Estimate:
+    known = [value for value in values if not math.isnan(value)]
     if not known:
         return Estimate(None, None)
     spread = float(np.std(known, ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else None

@@ -22,8 +22,8 @@ ORDER = {
         "sweep_schema", "sweep_rules", "config", "records", "run_lock", "scheduler", "tracking", "progress",
         "promotion", "bookkeeping", "results", "page", "report", "cache", "predict", "export", "forecast",
         "preparation", "ray_session", "feature_cache", "adaptive_search", "listed_search", "rounds", "node_needs",
-        "wandb_account", "doctor", "launch", "comparison", "significance", "comparison_results", "baselines", "compare",
-        "job", "cluster_render", "cluster_verbs", "__main__",
+        "wandb_account", "doctor", "launch", "comparison", "significance", "comparison_results", "comparison_report",
+        "baselines", "compare", "job", "cluster_render", "cluster_verbs", "__main__",
     ),
 }  # fmt: skip
 MAY_IMPORT = {"trainables": set(), "orchestrator": {"trainables", "clusters"}, "clusters": set()}

@@ -5,11 +5,14 @@ from typing import Any
 import pytest
 
 from orchestrator.comparison import Comparison, comparison_of
-from orchestrator.comparison_results import ComparisonResults, MethodResult, describe, findings
+from orchestrator.comparison_report import describe, findings
+from orchestrator.comparison_results import ComparisonResults, MethodResult
 from orchestrator.significance import Difference, Estimate
 from trainables import keys
 
-BETTER, WORSE, NOISE = Difference(0.05, 0.01, 0.09), Difference(-0.05, -0.09, -0.01), Difference(0.02, -0.01, 0.05)
+BETTER, WORSE = Difference(0.05, 0.01, 0.09, 0.02, 0.08), Difference(-0.05, -0.09, -0.01, -0.08, -0.02)
+NOISE = Difference(0.02, -0.01, 0.05, -0.03, 0.07)
+OF_SEEDS, OF_ONE_SEED = Difference(0.05, 0.01, 0.09, -0.02, 0.12), Difference(-0.05, -0.09, -0.01)
 
 
 def comparison(**fields: Any) -> Comparison:
@@ -46,10 +49,20 @@ def results(over_baseline: Difference | None, of_two_stage: Difference, num_seed
         (BETTER, "better than vanilla in macro_f1: two_stage (+0.0500)"),
         (NOISE, "within noise of vanilla in macro_f1: two_stage (+0.0200)"),
         (WORSE, "worse than vanilla in macro_f1: two_stage (-0.0500), tfidf (-0.0500)"),
+        (OF_SEEDS, "better than vanilla in macro_f1 with these seeds, though their spread may be all"),
+        (
+            OF_ONE_SEED,
+            "worse than vanilla in macro_f1 with these seeds, though their spread may be all",
+        ),
     ],
 )
-def test_a_difference_is_called_what_its_interval_says(gap: Difference, words: str) -> None:
-    assert any(words in text for text in findings(comparison(), results(BETTER, gap)))
+def test_a_difference_is_called_what_its_intervals_say(gap: Difference, words: str) -> None:
+    (told,) = [
+        text
+        for text in findings(comparison(), results(BETTER, gap))
+        if text.startswith("On the test rows") and "two_stage" in text
+    ]
+    assert words in told
 
 
 @pytest.mark.parametrize(
@@ -78,7 +91,25 @@ def test_the_report_states_budget_seeds_rows_and_settings() -> None:
     assert "93 test rows" in text
     assert "| rare | 12 | 3 |" in text
     assert '- two_stage: {"stage_two.learning_rate": 3e-05}' in text
-    assert "| **two_stage** | 0.6500 | 0.6500 ± 0.0100 | +0.0500 [+0.0100, +0.0900] | better |" in text
+    line = "| **two_stage** | 0.6500 | 0.6500 ± 0.0100 | +0.0500 [+0.0100, +0.0900] | [+0.0200, +0.0800] | better |"
+    assert line in text
+
+
+@pytest.mark.parametrize(
+    ("gap", "over_seeds", "verdict", "bold"),
+    [
+        (BETTER, "[+0.0200, +0.0800]", "better", True),
+        (OF_SEEDS, "[-0.0200, +0.1200]", "better with these seeds", False),
+        (OF_ONE_SEED, "-", "worse with these seeds", False),
+        (NOISE, "[-0.0300, +0.0700]", "within noise", False),
+    ],
+)
+def test_only_what_is_beyond_rows_and_seeds_is_bold(gap: Difference, over_seeds: str, verdict: str, bold: bool) -> None:
+    text = describe(comparison(), results(BETTER, gap))
+    assert f"| {over_seeds} | {verdict} |" in text
+    every_score = text.split("## Every score over vanilla")[1].split("## F1")[0]
+    (line,) = [line for line in every_score.splitlines() if line.startswith("| two_stage")]
+    assert line.split(" | ")[1].rstrip(" |") == (f"**{gap.value:+.4f}**" if bold else f"{gap.value:+.4f}")
 
 
 def test_one_seed_is_said_to_have_no_standard_error() -> None:
