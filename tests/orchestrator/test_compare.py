@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 import yaml
 from rich.console import Console
 from sklearn.metrics import f1_score
@@ -20,7 +21,7 @@ from orchestrator.run_directory import RunDirectory
 
 pytestmark = pytest.mark.ray
 
-SEEDS = [3]
+SEEDS = [3, 4]
 
 
 class FellOver(Exception):
@@ -96,15 +97,20 @@ def test_the_search_has_its_budget_and_every_seed_what_it_chose(compared: Path) 
 
 def test_scores_are_those_of_the_predictions(compared: Path) -> None:
     found = results(compared)
-    for method, names in (("vanilla", [f"seed{seed}" for seed in SEEDS]), ("tfidf", ["only"])):
-        f1 = [f1_score(*predicted(compared, method, name), average="macro") for name in names]
-        of_method = (found["methods"] | found["baselines"])[method]
-        assert of_method["test"]["test/macro_f1"]["mean"] == pytest.approx(np.mean(f1), abs=1e-12)
-    gap = found["baselines"]["tfidf"]["difference"]["test/macro_f1"]
     tfidf, vanilla = found["baselines"]["tfidf"], found["methods"]["vanilla"]
-    means = [one["test"]["test/macro_f1"]["mean"] for one in (tfidf, vanilla)]
-    assert gap["value"] == pytest.approx(means[0] - means[1], abs=1e-12)
+    f1 = {
+        name: f1_score(*predicted(compared, method, name), average="macro")
+        for method, name in (("tfidf", "only"), *(("vanilla", f"seed{seed}") for seed in SEEDS))
+    }
+    of_seeds = [f1[f"seed{seed}"] for seed in SEEDS]
+    assert vanilla["test"]["test/macro_f1"]["mean"] == pytest.approx(np.mean(of_seeds), abs=1e-12)
+    assert vanilla["test"]["test/macro_f1"]["standard_error"] == pytest.approx(scipy.stats.sem(of_seeds), abs=1e-12)
+    assert tfidf["test"]["test/macro_f1"] == {"mean": pytest.approx(f1["only"], abs=1e-12), "standard_error": None}
+    gap = tfidf["difference"]["test/macro_f1"]
+    assert gap["value"] == pytest.approx(f1["only"] - np.mean(of_seeds), abs=1e-12)
     assert gap["low"] <= gap["value"] <= gap["high"]
+    half = scipy.stats.t.ppf(0.975, len(SEEDS) - 1) * scipy.stats.sem(of_seeds)
+    assert (gap["seeds_low"], gap["seeds_high"]) == pytest.approx((gap["value"] - half, gap["value"] + half), abs=1e-12)
 
 
 def test_the_model_is_the_chosen_method_s_best_seed_and_predicts_what_was_scored(compared: Path) -> None:
