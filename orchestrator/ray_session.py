@@ -60,6 +60,21 @@ def ray_session(address: str | None) -> Iterator[bool]:
         ray.shutdown()
 
 
+@contextmanager
+def signal_handlers_kept() -> Iterator[None]:
+    """Around a run of Tune, which puts handlers of its own in place and leaves them there (2.60): a Ctrl-C after the
+    run's end would tell that run to stop, and nobody else."""
+    if threading.current_thread() is not threading.main_thread():  # where Tune does not, either
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def start_ray_here(**settings: Any) -> None:
     """Start a Ray of this machine alone and connect to it. It listens on 127.0.0.1 only: whoever reaches Ray's ports
     can run programs.

@@ -21,7 +21,7 @@ from orchestrator.config import Sweep
 from orchestrator.feature_cache import Entry, publish_features
 from orchestrator.listed_search import ListedSearch, SecondsBudget
 from orchestrator.promotion import stage_one_end, stage_one_ranking
-from orchestrator.ray_session import driver_bundle, driver_slots, trial_slots
+from orchestrator.ray_session import driver_bundle, driver_slots, signal_handlers_kept, trial_slots
 from orchestrator.records import CandidateRecord, Records, made_of, record_of
 from orchestrator.run_directory import CHECKPOINTS_FOLDER, DATA_FOLDER, FEATURES_FOLDER, RunDirectory
 from orchestrator.scheduler import StageASHA
@@ -272,7 +272,7 @@ def _play_once(
                 verbose=0,
             ),
         )
-        with playing.bookkeeping.progress:
+        with playing.bookkeeping.progress, signal_handlers_kept():
             tuner.fit()
     if budget is not None and budget.spent:
         _end_those_never_started(playing, candidates)
