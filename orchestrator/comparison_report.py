@@ -46,12 +46,14 @@ def describe(comparison: Comparison, results: ComparisonResults) -> str:
     rows = ", ".join(f"{label} {count}" for label, count in results.train_rows.items())
     parts = [
         f"# {config.name}",
-        *(f"**{text}**" for text in _warnings(results)),
+        *(f"**{text}**" for text in _warnings(comparison, results)),
         *findings(comparison, results),
         f"Each method was searched with {budget}, its settings chosen by validation rows ({results.metric}), trained "
         f"again with {len(config.seeds)} seeds ({', '.join(map(str, config.seeds))}), and its predictions of the "
         f"{sum(results.test_rows.values()):,} test rows"
-        f"{'' if config.folds is None else f' ({config.folds} folds)'} scored. Training rows: {rows}.",
+        f"{'' if config.folds is None else f' ({config.folds} folds, each searched by itself)'} scored. "
+        f"Training rows{'' if config.folds is None else ' of the first fold'}: {rows}.",
+        *(f"Of the rows: {note}." for note in results.notes),
         f"## {results.metric}",
         _table(
             ["method", "validation", "test", f"over {results.reference}", "over the seeds", "", "search", "seconds"],
@@ -134,18 +136,22 @@ def findings(comparison: Comparison, results: ComparisonResults) -> list[str]:
     return texts
 
 
-def _warnings(results: ComparisonResults) -> list[str]:
+def _warnings(comparison: Comparison, results: ComparisonResults) -> list[str]:
     """What a reader must not miss: a baseline of seconds that fine-tuning does not beat."""
     gap, chosen, baseline = results.over_baseline, results.chosen, results.best_baseline
     if gap is None or chosen is None or baseline is None or gap.low > 0:
         return []
     words = "beats" if gap.high < 0 else "is within noise of" if gap.value > 0 else "is at least as good as"
     seconds = results.baselines[baseline].seconds
-    return [
+    text = (
         f"{baseline}, a logistic regression that takes {seconds:.0f} s, {words} {chosen}, the fine-tuning chosen: "
         f"{_shown(_of(results.baselines[baseline], results.metric))} against "
         f"{_shown(_of(results.methods[chosen], results.metric))} {results.metric} on the test rows."
-    ]
+    )
+    if baseline.startswith("tfidf"):  # a reason that a larger max_length would do away with
+        read = comparison.search(chosen, comparison.folds[0]).representatives()[0].data
+        text += f" It reads texts whole, where {chosen} reads their first {read.max_length} tokens."
+    return [text]
 
 
 def _line(name: str, result: MethodResult, results: ComparisonResults) -> list[str]:

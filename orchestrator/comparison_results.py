@@ -43,6 +43,7 @@ class ComparisonResults:
     reference: str
     train_rows: dict[str, int]  # by class
     test_rows: dict[str, int]
+    notes: list[str]  # what befell the rows on their way to the models: cut at so many tokens, say
     methods: dict[str, MethodResult]  # in their order in the file
     baselines: dict[str, MethodResult]
     chosen: str | None  # the method that validation rows say is best
@@ -117,6 +118,7 @@ def read_results(run: RunDirectory, comparison: Comparison) -> ComparisonResults
         reference=comparison.reference,
         train_rows=dict(zip(label_names, class_counts.tolist(), strict=True)),
         test_rows=dict(zip(label_names, np.bincount(labels, minlength=len(index)).tolist(), strict=True)),
+        notes=made["notes"],
         methods={name: result for name, result in found.items() if result.fine_tuned},
         baselines={name: result for name, result in found.items() if not result.fine_tuned},
         chosen=chosen,
@@ -167,7 +169,7 @@ def _baseline_result(run: RunDirectory, comparison: Comparison, name: str, metri
 
 
 def _environment(run: RunDirectory, comparison: Comparison) -> dict[str, Any]:
-    """Labels and training rows of the reference's search, in its first fold."""
+    """Labels, training rows and notes of the reference's search, in its first fold."""
     search = sweep_directory(run, comparison.reference, SEARCH, comparison.folds[0])
     made = json.loads(search.read_text(ENVIRONMENT_FILE))
     of_rows: dict[str, Any] = next(iter(made["data"].values()))

@@ -46,7 +46,7 @@ ROWS = {"absorption": 55, "excretion": 30, "metabolism": 10}  # of the CSV, by c
 # together. (xdist has marks for that, but pytest 9.2 does not tell it of them.)
 RAY_FILES = (
     ("test_launch.py", "test_object_store.py", "test_resume.py", "test_security.py"),
-    ("test_compare.py", "test_faults.py", "test_feature_cache.py", "test_tournament.py"),
+    ("test_compare.py", "test_cross_validation.py", "test_faults.py", "test_feature_cache.py", "test_tournament.py"),
 )  # fmt: skip
 WHOLE_FILES = (
     "test_bucket.py", "test_cluster_verbs.py", "test_clusters.py", "test_doctor_on_nodes.py", "test_tracking.py",

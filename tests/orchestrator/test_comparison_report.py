@@ -1,5 +1,6 @@
 """What a comparison says in words: read from results made by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ def results(over_baseline: Difference | None, of_two_stage: Difference, num_seed
         reference="vanilla",
         train_rows={"many": 900, "rare": 12},
         test_rows={"many": 90, "rare": 3},
+        notes=["longer than 40 tokens, and cut there: 7 of 93 test rows"],
         methods={"vanilla": result(0.6), "two_stage": result(0.65, difference=of_two_stage, num_seeds=num_seeds)},
         baselines={"tfidf": result(0.5, fine_tuned=False, difference=WORSE)},
         chosen="two_stage",
@@ -80,6 +82,16 @@ def test_a_baseline_that_is_not_beaten_stands_at_the_top(over: Difference, words
     assert "0.5000 against 0.6500 ± 0.0100" in first
 
 
+def test_a_baseline_at_the_top_that_reads_more_of_a_text_than_the_models_says_so() -> None:
+    found, of_forty = results(WORSE, BETTER), comparison(data={"train": "rows.csv", "max_length": 40})
+    words = "It reads texts whole, where two_stage reads their first 40 tokens."
+    assert words in describe(of_forty, found)
+    # The frozen encoder reads what the fine-tuned one does.
+    of_encoder = replace(found, baselines={"embeddings": found.baselines["tfidf"]}, best_baseline="embeddings")
+    assert "embeddings, a logistic regression" in describe(of_forty, of_encoder)
+    assert "reads texts whole" not in describe(of_forty, of_encoder)
+
+
 def test_a_baseline_that_is_beaten_is_not_mentioned_there() -> None:
     assert "logistic regression" not in describe(comparison(), results(BETTER, BETTER))
 
@@ -89,6 +101,7 @@ def test_the_report_states_budget_seeds_rows_and_settings() -> None:
     assert "searched with 40 epochs" in text
     assert "3 seeds (1, 2, 3)" in text
     assert "93 test rows" in text
+    assert "Of the rows: longer than 40 tokens, and cut there: 7 of 93 test rows." in text
     assert "| rare | 12 | 3 |" in text
     assert '- two_stage: {"stage_two.learning_rate": 3e-05}' in text
     line = "| **two_stage** | 0.6500 | 0.6500 ± 0.0100 | +0.0500 [+0.0100, +0.0900] | [+0.0200, +0.0800] | better |"
