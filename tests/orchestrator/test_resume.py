@@ -32,10 +32,14 @@ def resumed(
 
     c000 is completed before the kill, c001 is in stage one then, c002 has not begun. The processes start a Ray of
     their own beside the one of these tests: several Rays on a host must not take each other for their own.
+
+    Its epochs take milliseconds, so that a busy machine would come too late to stop it in one: they are heard of a
+    second apart, and it is halted while another process is told that it is at work.
     """
     killed = tmp_path_factory.mktemp("runs") / "killed"
+    surroundings = {"RAY_TMPDIR": ray_temp, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}
     arguments = ("run", small_sweep(), "--storage", killed.parent, "--set", "name=killed")
-    process = start(*tailsweep(*arguments), RAY_TMPDIR=ray_temp)
+    process = start(*tailsweep(*arguments), **surroundings)
     _wait_until(lambda: num_reports(killed) >= 1, process)
     process.terminate()
     printed, _ = process.communicate(timeout=90)
@@ -43,10 +47,12 @@ def resumed(
     assert printed.rstrip().endswith(f"interrupted; to go on: tailsweep resume {killed}")
     assert num_reports(killed) < 4, "it went on for too long to tell"
 
-    process = start(*tailsweep("resume", killed), RAY_TMPDIR=ray_temp)
+    process = start(*tailsweep("resume", killed), **surroundings)
     try:
         _wait_until(lambda: num_reports(killed) >= 3, process)
+        psutil.Process(process.pid).suspend()
         status, printed = run(*tailsweep("resume", killed))
+        psutil.Process(process.pid).resume()
         assert (status, f"is being worked on by process {process.pid} on " in printed) == (2, True), printed
         _wait_until(lambda: num_reports(killed) >= 5, process)
     finally:
