@@ -148,9 +148,9 @@ def _warnings(comparison: Comparison, results: ComparisonResults) -> list[str]:
         f"{_shown(_of(results.baselines[baseline], results.metric))} against "
         f"{_shown(_of(results.methods[chosen], results.metric))} {results.metric} on the test rows."
     )
-    if baseline.startswith("tfidf"):  # a reason that a larger max_length would do away with
+    if baseline.startswith("tfidf"):  # it may win by reading more, which a larger max_length would mend
         read = comparison.search(chosen, comparison.folds[0]).representatives()[0].data
-        text += f" It reads texts whole, where {chosen} reads their first {read.max_length} tokens."
+        text += f" It reads texts whole, where {chosen} reads at most their first {read.max_length} tokens."
     return [text]
 
 

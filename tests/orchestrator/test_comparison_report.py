@@ -84,7 +84,7 @@ def test_a_baseline_that_is_not_beaten_stands_at_the_top(over: Difference, words
 
 def test_a_baseline_at_the_top_that_reads_more_of_a_text_than_the_models_says_so() -> None:
     found, of_forty = results(WORSE, BETTER), comparison(data={"train": "rows.csv", "max_length": 40})
-    words = "It reads texts whole, where two_stage reads their first 40 tokens."
+    words = "It reads texts whole, where two_stage reads at most their first 40 tokens."
     assert words in describe(of_forty, found)
     # The frozen encoder reads what the fine-tuned one does.
     of_encoder = replace(found, baselines={"embeddings": found.baselines["tfidf"]}, best_baseline="embeddings")
