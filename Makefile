@@ -29,17 +29,24 @@ bench: .venv/test-installed
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 	$(BIN)/python tests/benchmarks/sweeps.py $(filter --quick --write,$(ARGS))
 
-lint: .venv/test-installed
+lint: .venv/test-installed .lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	cd .lint && ../$(BIN)/lint-imports ../pyproject.toml --no-cache
+	cd .lint && ../$(BIN)/mypy --config-file ../pyproject.toml
 
 format: .venv/test-installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis bench.json bench-sweeps.json
+	rm -rf .venv .lint build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis bench.json bench-sweeps.json
+
+# The packages as a wheel lays them out, one below the other, for tools that read the folders.
+.lint:
+	mkdir -p .lint/tailsweep
+	ln -s $(foreach name,__init__.py __main__.py py.typed,../../tailsweep/$(name)) .lint/tailsweep
+	ln -s $(foreach name,orchestrator trainables clusters,../../$(name)) .lint/tailsweep
 
 .venv:
 	$(PYTHON) -m venv .venv

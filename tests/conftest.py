@@ -45,12 +45,13 @@ ROWS = {"absorption": 55, "excretion": 30, "metabolism": 10}  # of the CSV, by c
 # Tests that go on from one sweep stay in one process of the two; those whose own processes take seconds to start stay
 # together. (xdist has marks for that, but pytest 9.2 does not tell it of them.)
 RAY_FILES = (
-    ("test_launch.py", "test_object_store.py", "test_resume.py", "test_security.py"),
-    ("test_compare.py", "test_cross_validation.py", "test_faults.py", "test_feature_cache.py", "test_tournament.py"),
+    ("test_run_sweep.py", "test_object_store.py", "test_resume.py", "test_security.py"),
+    ("test_run_comparison.py", "test_cross_validation.py", "test_faults.py", "test_publish_features.py",
+     "test_two_phase.py"),
 )  # fmt: skip
 WHOLE_FILES = (
-    "test_bucket.py", "test_cluster_verbs.py", "test_clusters.py", "test_doctor_on_nodes.py", "test_tracking.py",
-    "test_tracking_offline.py",
+    "test_bucket.py", "test_cluster_commands.py", "test_clusters.py", "test_doctor_on_nodes.py",
+    "test_wandb_tracker.py", "test_wandb_offline.py",
 )  # fmt: skip
 FORKING = (
     "test_workers_", "test_two_workers_", "test_of_several_processes_", "test_what_a_killed_process_",
@@ -64,7 +65,7 @@ MORE_ARCHITECTURES = {"roberta", "distilbert", "electra", "albert", "mpnet"}
 
 def _turn(item: pytest.Item) -> int:
     """The longest first; before them what must not have had a Ray in its process, which keeps its token mode."""
-    if item.path.name == "test_submission.py":
+    if item.path.name == "test_client.py":
         return 0
     return 2 if item.get_closest_marker("ray") is None else 1
 

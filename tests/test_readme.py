@@ -32,7 +32,7 @@ def test_make_commands_name_targets_of_the_makefile():
 
 
 def test_tailsweep_commands_exist(capsys: pytest.CaptureFixture[str]):
-    from orchestrator.__main__ import build_parser  # here, because it imports Ray
+    from tailsweep.orchestrator.cli.main import build_parser  # here, because it imports Ray
 
     verbs = tailsweep_verbs(README)
     assert "run" in verbs
@@ -41,7 +41,7 @@ def test_tailsweep_commands_exist(capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize("page", ["README.md", "CLUSTERS.md"])
 def test_tailsweep_commands_are_what_the_parser_takes(page: str, capsys: pytest.CaptureFixture[str]):
-    from orchestrator.__main__ import build_parser
+    from tailsweep.orchestrator.cli.main import build_parser
 
     lines = "\n".join(fenced_commands((ROOT / page).read_text())).replace("\\\n", "").splitlines()
     commands = [line for line in lines if line.startswith("tailsweep ")]
@@ -56,9 +56,9 @@ def test_tailsweep_commands_are_what_the_parser_takes(page: str, capsys: pytest.
 
 def test_clusters_are_rendered_by_commands_that_exist(monkeypatch: pytest.MonkeyPatch):
     """Those of CLUSTERS.md, with a sweep file in place of SWEEP.yaml."""
-    from clusters.kinds import KINDS
-    from orchestrator.__main__ import build_parser
-    from orchestrator.cluster_render import render
+    from tailsweep.clusters.render.entrypoint import KINDS
+    from tailsweep.orchestrator.cli.main import build_parser
+    from tailsweep.orchestrator.jobs.render import render
 
     monkeypatch.chdir(ROOT)
     lines = "\n".join(fenced_commands((ROOT / "CLUSTERS.md").read_text())).splitlines()
@@ -87,7 +87,7 @@ tailsweep is a name. ![plot](plot.png "title")
 $ make demo       # make nothing
 cd x && make -j2 lint VERBOSE=1
 .venv/bin/tailsweep run sweep.yaml --set a=b   # tailsweep is quick
-ray job submit -- python -m orchestrator resume RUN
+ray job submit -- python -m tailsweep resume RUN
 [not](a-link.md)
 ```
 ```
@@ -133,9 +133,9 @@ def make_targets(page: str) -> set[str]:
 
 
 def tailsweep_verbs(page: str) -> set[str]:
-    """First argument of every ``tailsweep`` and ``python -m orchestrator``, in fenced blocks and between backquotes."""
+    """First argument of every ``tailsweep`` and ``python -m tailsweep``, in fenced blocks and between backquotes."""
     code = [*fenced_commands(page), *INLINE_CODE.findall(FENCE.sub("", page))]
-    return set(re.findall(r"(?:^|[ /])(?:tailsweep|-m orchestrator) +([a-z][a-z-]*)", "\n".join(code), re.MULTILINE))
+    return set(re.findall(r"(?:^|[ /])(?:tailsweep|-m tailsweep) +([a-z][a-z-]*)", "\n".join(code), re.MULTILINE))
 
 
 def fenced_commands(page: str) -> list[str]:

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-
-from trainables import tokens
-from trainables.tokenised import PreparedData, TokenisedRows
+from tailsweep.trainables.data import tokenization
+from tailsweep.trainables.data.tokenized import PreparedData, TokenisedRows
 
 MAX_LENGTH = 128  # tokens, special tokens included
 # Of the logarithm of a row's words: SST-2's spread, and a mean of 14.6 tokens with the two special ones.
@@ -87,7 +86,7 @@ def prepared(texts: Sequence[str], labels: NDArray[np.int64], tokenizer: Any, or
 
 def tokenise(texts: Sequence[str], labels: NDArray[np.int64], tokenizer: Any) -> TokenisedRows:
     """By the project's own tokenising, a thousand rows at once."""
-    ids, offsets, _ = tokens.tokenise(texts, tokenizer, max_length(tokenizer))
+    ids, offsets, _ = tokenization.tokenise(texts, tokenizer, max_length(tokenizer))
     return TokenisedRows(ids, offsets, labels, int(tokenizer.pad_token_id))
 
 

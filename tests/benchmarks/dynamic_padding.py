@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 import transformers
 from numpy.typing import NDArray
+from tailsweep.trainables.data.tokenized import TokenisedRows
+from tailsweep.trainables.execution.trunk import Cut
+from tailsweep.trainables.models.layers import set_train_mode
 from torch import Tensor, nn
-
-from trainables.cut import Cut
-from trainables.model import set_train_mode
-from trainables.tokenised import TokenisedRows
 
 BATCH_SIZE = 16
 

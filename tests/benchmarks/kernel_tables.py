@@ -23,15 +23,14 @@ import torch
 from benchmark_rows import BenchmarkRows
 from numpy.typing import NDArray
 from tables import DYNAMIC, REFERENCE, Line, Table, rows_per_second, seconds_for
+from tailsweep.trainables.config.trial import HeadConfig, StageConfig, TopLayers, Trains
+from tailsweep.trainables.data.sampling import epoch_rows, steps
+from tailsweep.trainables.execution.backends import CachedVectorsRoad, cached_road, live_road
+from tailsweep.trainables.execution.feature_plan import FeaturePlan, plan_features
+from tailsweep.trainables.execution.feature_store import Features, make_features
+from tailsweep.trainables.models.layers import set_trainable
 from torch import nn
 from turns import Side, Timing, alternate
-
-from trainables.config import HeadConfig, StageConfig, TopLayers, Trains
-from trainables.feature_plan import FeaturePlan, plan_features
-from trainables.features import Features, make_features
-from trainables.model import set_trainable
-from trainables.roads import CachedVectorsRoad, cached_road, live_road
-from trainables.samplers import epoch_rows, steps
 
 BATCH_SIZE = 16
 LEARNING_RATE = 1e-5

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 from numpy.typing import NDArray
+from tailsweep.trainables.execution.trunk import Cut
 from torch import Tensor, nn
-
-from trainables.cut import Cut
 
 BATCH_SIZE = 16
 

@@ -25,10 +25,9 @@ import yaml
 from benchmark_rows import make_rows
 from machine import as_list, describe_cpu
 from tables import Line, Table, as_json, as_markdown, write_section
-
-from orchestrator.__main__ import main as tailsweep
-from trainables import keys
-from trainables.model import PACKAGED_MODEL, resolve
+from tailsweep.orchestrator.cli.main import main as tailsweep
+from tailsweep.trainables import report_keys
+from tailsweep.trainables.models.hub import PACKAGED_MODEL, resolve
 
 PAGE = Path(__file__).parents[2] / "BENCHMARKS.md"
 ROWS, EPOCHS, CPUS = 2_000, 5, 2
@@ -173,9 +172,9 @@ def read(run: Path, candidates: int) -> Played:
     reports = [
         (path.stat().st_mtime, json.loads(path.read_text())) for path in sorted((run / "state/history").iterdir())
     ]
-    reports = [(when, report) for when, report in reports if report[keys.STAGE] == keys.STAGE_ONE]
+    reports = [(when, report) for when, report in reports if report[report_keys.STAGE] == report_keys.STAGE_ONE]
     first, last = reports[0][0], max(when for when, _ in reports)
-    arithmetic = sum(report[keys.SECONDS] for _, report in reports[CPUS:])
+    arithmetic = sum(report[report_keys.SECONDS] for _, report in reports[CPUS:])
     overhead = ((last - first) * CPUS - arithmetic) / candidates
     return Played(candidates, last - (run / "state/candidates.json").stat().st_mtime, overhead)
 

@@ -14,9 +14,8 @@ from benchmark_rows import make_rows
 from kernel_tables import MEAN, TOP_LAYER, Bench, _dynamic_side, _features, _our_side, _reference_side
 from run import main, pretrained
 from tables import DYNAMIC, REFERENCE, Line, Table, as_markdown, write_section
+from tailsweep.trainables.config.trial import Trains
 from turns import Side, Timing, alternate
-
-from trainables.config import Trains
 
 TinyModel = Callable[..., Path]
 CPU = torch.device("cpu")

@@ -11,19 +11,18 @@ import numpy as np
 import torch
 from benchmark_rows import BenchmarkRows, tokenise
 from numpy.typing import NDArray
+from tailsweep.trainables.config.trial import StageConfig
+from tailsweep.trainables.data.tokenized import PreparedData
+from tailsweep.trainables.execution.backends import Road
+from tailsweep.trainables.execution.feature_plan import FeaturePlan
+from tailsweep.trainables.execution.feature_store import make_part
+from tailsweep.trainables.execution.sparse_embeddings import OccurringWords
+from tailsweep.trainables.models.layers import set_train_mode
+from tailsweep.trainables.training.losses import build_losses
+from tailsweep.trainables.training.optimizer import LinearSchedule, adamw
+from tailsweep.trainables.training.runtime import SingleProcess
+from tailsweep.trainables.training.stages import _train_span
 from torch import nn
-
-from trainables.config import StageConfig
-from trainables.feature_plan import FeaturePlan
-from trainables.features import make_part
-from trainables.losses import build_losses
-from trainables.model import set_train_mode
-from trainables.optimizer import LinearSchedule, adamw
-from trainables.roads import Road
-from trainables.runtime import SingleProcess
-from trainables.stages import _train_span
-from trainables.tokenised import PreparedData
-from trainables.vocabulary import OccurringWords
 
 
 def features(plan: FeaturePlan, model: nn.Module, rows: BenchmarkRows, count: int, device: torch.device) -> None:

@@ -4,11 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from definitions_at_hand import SHIPPED, definition
-
-from orchestrator.__main__ import build_parser
-from orchestrator.cluster_file import load_definition
-from orchestrator.mistakes import SweepConfigError
+from support.cluster_definitions import SHIPPED, definition
+from tailsweep.orchestrator.cli.main import build_parser
+from tailsweep.orchestrator.config.errors import SweepConfigError
+from tailsweep.orchestrator.jobs.definition_file import load_definition
 
 LEAST = """
 name: rare

@@ -9,12 +9,11 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 import yaml
-from freed import assert_freed
-from in_memory import WholeFiles
-from object_store import ObjectStore, serving
-
-from orchestrator import run_directory
-from orchestrator.run_directory import RunDirectory
+from support.memory_store import WholeFiles
+from support.object_store import ObjectStore, serving
+from support.resources_freed import assert_freed
+from tailsweep.orchestrator.runs import directory
+from tailsweep.orchestrator.runs.directory import RunDirectory
 
 LEARNING_RATES = [3e-3, 1e-7, 1e30]  # good, hopeless, and one whose loss is not a number
 
@@ -39,7 +38,7 @@ def run(tmp_path: Path) -> RunDirectory:
 def object_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunDirectory:
     """A run directory on storage that is not local and has no locks; it is kept in memory, one for the process."""
     store = pafs.PyFileSystem(pafs.FSSpecHandler(WholeFiles()))
-    monkeypatch.setattr(run_directory, "open_location", lambda location: (store, location.removeprefix("memory://")))
+    monkeypatch.setattr(directory, "open_location", lambda location: (store, location.removeprefix("memory://")))
     return RunDirectory(f"memory://{tmp_path}/demo")
 
 
@@ -59,8 +58,7 @@ def local_ray(ray_temp: str, keys_in_the_environment: list[str]) -> Iterator[Non
     """A Ray of four CPUs and a GPU that are only declared, in this process."""
     import ray
     from ray._raylet import AuthenticationTokenLoader
-
-    from orchestrator.ray_session import start_ray_here
+    from tailsweep.orchestrator.planning.ray_session import start_ray_here
 
     AuthenticationTokenLoader.instance().reset_cache()  # Ray keeps the token that an earlier test has had it read
     start_ray_here(num_cpus=4, num_gpus=1, _temp_dir=ray_temp)
@@ -110,7 +108,7 @@ def small_sweep(
 @pytest.fixture(scope="session")
 def finished(local_ray: None, small_sweep: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory: c000 is completed, c001 pruned, c002 failed. Within 10 s of its end, Ray is free again."""
-    from orchestrator.__main__ import main
+    from tailsweep.orchestrator.cli.main import main
 
     storage = tmp_path_factory.mktemp("runs with a space")
     sweep = small_sweep(resources={"stage_two": {"gpus_per_worker": 1}})

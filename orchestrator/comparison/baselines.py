@@ -1,0 +1,93 @@
+"""Classifiers that take seconds: what fine-tuning has to beat. scikit-learn's logistic regression on two kinds of rows.
+
+``tfidf`` reads words and pairs of words, ``embeddings`` the frozen encoder's mean-pooled output; each also with every
+class weighing the same (``..._balanced``). The strength of regularisation is chosen on validation rows, like everything
+that is chosen here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tailsweep.trainables import report_keys
+from tailsweep.trainables.config.data import DataConfig
+from tailsweep.trainables.config.trial import HeadConfig, ModelConfig
+from tailsweep.trainables.data.splits import load_splits
+from tailsweep.trainables.data.tokenized import PreparedData
+from tailsweep.trainables.execution.backends import live_road, split_logits
+from tailsweep.trainables.models.classifier import build_classifier
+from tailsweep.trainables.storage.cache import default_cache_dir
+from tailsweep.trainables.training.metrics import Confusion
+from tailsweep.trainables.training.runtime import SingleProcess
+from torch import nn
+
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of LogisticRegression: the inverse of the regularisation's strength
+MAX_ITERATIONS = 1000
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A fitted one, on the rows it was chosen and scored with."""
+
+    strength: float  # C
+    validation: float  # the metric it was chosen by
+    predicted: np.ndarray  # (n,) class of each test row
+
+
+def fit_baseline(name: str, config: DataConfig, model: ModelConfig, data: PreparedData, metric: str) -> Baseline:
+    """Fit one of ``comparison.BASELINES`` to the training rows with every strength; the best on validation rows stays.
+
+    Args:
+        config: the rows, as text.
+        data: the same rows, tokenised.
+        metric: a score of validation rows, as a sweep names it.
+    """
+    features = _words(config) if name.startswith("tfidf") else _embeddings(model, data)
+    train, validation, test = (
+        features(split) for split in (report_keys.TRAIN, report_keys.VALIDATION, report_keys.TEST)
+    )
+    weight = "balanced" if name.endswith("_balanced") else None
+    best: Baseline | None = None
+    for strength in STRENGTHS:
+        scale = [] if name.startswith("tfidf") else [StandardScaler()]
+        classifier = make_pipeline(
+            *scale, LogisticRegression(C=strength, class_weight=weight, max_iter=MAX_ITERATIONS, random_state=0)
+        )
+        classifier.fit(train, data.train.labels)
+        score = _score(metric, classifier.predict(validation), data)
+        if best is None or score > best.validation:
+            best = Baseline(strength, score, classifier.predict(test))
+    assert best is not None
+    return best
+
+
+def _words(config: DataConfig) -> Callable[[str], Any]:
+    splits = load_splits(config, default_cache_dir())
+    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
+    vectorizer.fit(splits.train["text"])
+    return lambda split: vectorizer.transform(getattr(splits, split)["text"])
+
+
+def _embeddings(model: ModelConfig, data: PreparedData) -> Callable[[str], Any]:
+    pooled: Any = build_classifier(
+        ModelConfig(name=model.name, head=HeadConfig(pooling="mean")), data.label_names, seed=0
+    )
+    pooled.head = nn.Identity()  # what the head would read is what is wanted
+    runtime = SingleProcess()
+    road = live_road(runtime.place(pooled), data, runtime.device, "fp32")
+    return lambda split: split_logits(road, split).numpy()
+
+
+def _score(metric: str, predicted: np.ndarray, data: PreparedData) -> float:
+    labels = torch.from_numpy(np.array(data.validation.labels))
+    confusion = Confusion(len(data.label_names))
+    confusion.update(nn.functional.one_hot(torch.from_numpy(predicted), len(data.label_names)).float(), labels)
+    score = confusion.scores(data.class_counts, data.label_names, report_keys.VALIDATION)[metric]
+    assert score is not None, f"{metric} was checked to be defined by these rows"
+    return score

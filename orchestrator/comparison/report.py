@@ -1,0 +1,206 @@
+"""A comparison's results in words, Markdown and JSON: which method to take, and which differences are noise."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from tailsweep.orchestrator.comparison.config import METHODS_FOLDER, SEEDS, Comparison
+from tailsweep.orchestrator.comparison.results import ComparisonResults, MethodResult, read_comparison, read_results
+from tailsweep.orchestrator.comparison.statistics import Difference, Estimate
+from tailsweep.orchestrator.runs.directory import BEST_FOLDER, RunDirectory
+from tailsweep.orchestrator.runs.text import format_cell
+from tailsweep.trainables import report_keys
+
+RESULTS_FILE = "comparison.json"
+REPORT_FILE = "comparison.md"
+OF_THESE_SEEDS = "with these seeds, though their spread may be all there is to it (more seeds would tell)"
+VERDICTS = {  # of a difference, and what is said of those that have it
+    "better": "better than {reference} in {metric}",
+    "worse": "worse than {reference} in {metric}",
+    "better with these seeds": "better than {reference} in {metric} " + OF_THESE_SEEDS,
+    "worse with these seeds": "worse than {reference} in {metric} " + OF_THESE_SEEDS,
+    "within noise": "within noise of {reference} in {metric}",
+}
+
+
+def report_comparison(location: str) -> str:
+    """Report on a comparison, finished, running or dead; needs no cluster."""
+    run = RunDirectory(location)
+    return write_comparison_report(run, read_comparison(run))[1]
+
+
+def write_comparison_report(run: RunDirectory, comparison: Comparison) -> tuple[ComparisonResults, str]:
+    """Write ``comparison.json`` and ``comparison.md`` from the run directory's files; returns the latter, too."""
+    results = read_results(run, comparison)
+    text = describe(comparison, results)
+    run.write_text(RESULTS_FILE, json.dumps(asdict(results), indent=1) + "\n")
+    run.write_text(REPORT_FILE, text + "\n")
+    return results, text
+
+
+def describe(comparison: Comparison, results: ComparisonResults) -> str:
+    """The whole report, Markdown."""
+    config = comparison.config
+    scores = [name for name in report_keys.SCORES if any(_of(r, name).mean is not None for r in results.all.values())]
+    budget = " ".join(f"{value} {unit}" for unit, value in config.budget.model_dump(exclude_none=True).items())
+    rows = ", ".join(f"{label} {count}" for label, count in results.train_rows.items())
+    parts = [
+        f"# {config.name}",
+        *(f"**{text}**" for text in _warnings(comparison, results)),
+        *findings(comparison, results),
+        f"Each method was searched with {budget}, its settings chosen by validation rows ({results.metric}), trained "
+        f"again with {len(config.seeds)} seeds ({', '.join(map(str, config.seeds))}), and its predictions of the "
+        f"{sum(results.test_rows.values()):,} test rows"
+        f"{'' if config.folds is None else f' ({config.folds} folds, each searched by itself)'} scored. "
+        f"Training rows{'' if config.folds is None else ' of the first fold'}: {rows}.",
+        *(f"Of the rows: {note}." for note in results.notes),
+        f"## {results.metric}",
+        _table(
+            ["method", "validation", "test", f"over {results.reference}", "over the seeds", "", "search", "seconds"],
+            [_line(name, result, results) for name, result in results.all.items()],
+        ),
+        f"Test: mean and standard error over the seeds. Over {results.reference}: difference of the means, and its "
+        f"95 % interval from {config.resamples:,} resamples of the test rows (paired, seeds averaged): what other rows "
+        "might say of these models. Over the seeds: the difference's 95 % interval by Student's t over the seeds "
+        "(paired): what these rows might say of models of other seeds. Neither is widened for the number of methods.",
+        "## Every score",
+        _table(
+            ["method", *scores],
+            [[name, *(_shown(_of(result, score)) for score in scores)] for name, result in results.all.items()],
+        ),
+        f"## Every score over {results.reference}",
+        _table(
+            ["method", *scores],
+            [
+                [
+                    name,
+                    *(_gap(result.difference.get(report_keys.on_split(report_keys.TEST, score))) for score in scores),
+                ]
+                for name, result in results.all.items()
+                if result.difference
+            ],
+        ),
+        "Bold: both 95 % intervals leave out 0.",
+        "## F1 of each class",
+        _table(
+            ["class", "training rows", "test rows", *results.all],
+            [
+                [
+                    label,
+                    str(count),
+                    str(results.test_rows[label]),
+                    *(
+                        _shown(result.test[report_keys.class_f1(report_keys.TEST, label)])
+                        for result in results.all.values()
+                    ),
+                ]
+                for label, count in results.train_rows.items()
+            ],
+        ),
+        "## Chosen settings",
+        "\n".join(
+            f"- {name}: " + "; ".join(json.dumps(settings) for settings in result.settings)
+            for name, result in results.all.items()
+        ),
+    ]
+    return "\n\n".join(parts)
+
+
+def findings(comparison: Comparison, results: ComparisonResults) -> list[str]:
+    """What the numbers say, in words: which differences are more than noise."""
+    key = report_keys.on_split(report_keys.TEST, results.metric)
+    texts = []
+    if results.chosen is not None:
+        chosen = results.methods[results.chosen]
+        texts.append(
+            f"By validation rows, {results.chosen} is the method to take ({results.metric} {chosen.validation:.4f}; on "
+            f"the test rows {_shown(_of(chosen, results.metric))})."
+        )
+    gaps = {name: result.difference[key] for name, result in results.all.items() if key in result.difference}
+    for verdict, sentence in VERDICTS.items():
+        told = ", ".join(f"{name} ({gap.value:+.4f})" for name, gap in gaps.items() if _verdict(gap) == verdict)
+        if told:
+            words = sentence.format(reference=results.reference, metric=results.metric)
+            texts.append(f"On the test rows, {words}: {told}.")
+    if results.chosen is not None and comparison.config.folds is None:
+        texts.append(
+            f"The model: {METHODS_FOLDER}/{results.chosen}/{SEEDS}/{BEST_FOLDER}, its best seed by validation rows."
+        )
+    asked = len(comparison.config.seeds)
+    short = [f"{name} ({r.num_seeds} of {asked})" for name, r in results.methods.items() if r.num_seeds < asked]
+    if short:
+        texts.append(f"Not every seed was trained to its end: {', '.join(short)}; the means are of those that were.")
+    missing = [name for name in comparison.config.methods if name not in results.methods]
+    if missing:
+        texts.append(f"Without a result, since nothing was trained to its end: {', '.join(missing)}.")
+    lonely = [name for name, result in results.methods.items() if result.num_seeds < 2]
+    if lonely:
+        texts.append(
+            "Trained with fewer than two seeds, so without a standard error or an interval over the seeds: "
+            f"{', '.join(lonely)}."
+        )
+    return texts
+
+
+def _warnings(comparison: Comparison, results: ComparisonResults) -> list[str]:
+    """What a reader must not miss: a baseline of seconds that fine-tuning does not beat."""
+    gap, chosen, baseline = results.over_baseline, results.chosen, results.best_baseline
+    if gap is None or chosen is None or baseline is None or gap.low > 0:
+        return []
+    words = "beats" if gap.high < 0 else "is within noise of" if gap.value > 0 else "is at least as good as"
+    seconds = results.baselines[baseline].seconds
+    text = (
+        f"{baseline}, a logistic regression that takes {seconds:.0f} s, {words} {chosen}, the fine-tuning chosen: "
+        f"{_shown(_of(results.baselines[baseline], results.metric))} against "
+        f"{_shown(_of(results.methods[chosen], results.metric))} {results.metric} on the test rows."
+    )
+    if baseline.startswith("tfidf"):  # it may win by reading more, which a larger max_length would mend
+        read = comparison.search(chosen, comparison.folds[0]).representatives()[0].data
+        text += f" It reads texts whole, where {chosen} reads at most their first {read.max_length} tokens."
+    return [text]
+
+
+def _line(name: str, result: MethodResult, results: ComparisonResults) -> list[str]:
+    difference = result.difference.get(report_keys.on_split(report_keys.TEST, results.metric))
+    return [
+        f"**{name}**" if name == results.chosen else name,
+        f"{result.validation:.4f}",
+        _shown(_of(result, results.metric)),
+        "" if difference is None else f"{difference.value:+.4f} {_interval(difference.low, difference.high)}",
+        "" if difference is None else _interval(difference.seeds_low, difference.seeds_high),
+        "" if difference is None else _verdict(difference),
+        ", ".join(f"{count} {state}" for state, count in result.candidates.items()),
+        f"{result.seconds:.0f}",
+    ]
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"[{low:+.4f}, {high:+.4f}]"
+
+
+def _verdict(difference: Difference) -> str:
+    """One of VERDICTS."""
+    if difference.within_noise:
+        return "within noise"
+    return ("better" if difference.value > 0 else "worse") + (" with these seeds" if difference.of_these_seeds else "")
+
+
+def _of(result: MethodResult, score: str) -> Estimate:
+    return result.test[report_keys.on_split(report_keys.TEST, score)]
+
+
+def _shown(estimate: Estimate) -> str:
+    spread = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.4f}"
+    return format_cell(estimate.mean) + spread
+
+
+def _gap(difference: Difference | None) -> str:
+    if difference is None:
+        return "-"
+    shown = f"{difference.value:+.4f}"
+    return shown if difference.within_noise or difference.of_these_seeds else f"**{shown}**"
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,0 +1,256 @@
+"""W&B: one run per candidate and one for the sweep, written by the sweep's driver.
+
+From the driver, because it outlives its trials: a pruned candidate's run still gets its summary, and a resumed one
+goes on under its id. Every value is logged with a step of ours (the number of the candidate's report), and what W&B
+lacks of a resumed candidate is logged again from the sweep's own history: W&B holds up to 15 s of values in memory,
+which a killed process takes with it.
+
+No sweep ends, or waits for long, because W&B does not answer or does not take the key: what is left of it is then
+written offline, to be uploaded later.
+"""
+
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+from tailsweep.orchestrator.config.sweep import WandbConfig
+from tailsweep.orchestrator.runs.directory import WANDB_FOLDER, RunDirectory
+from tailsweep.trainables import report_keys
+
+# In history rows, but said by W&B in its own way: the step axis and the run itself.
+NOT_LOGGED = {"candidate", report_keys.STAGE, report_keys.EPOCH, report_keys.STAGE_ONE_EPOCH}
+
+RUN_FOLDER = re.compile(r"(offline-)?run-\d{8}_\d{6}-(.+)")  # which W&B names so, by a run's id
+
+# Left to itself, W&B 0.31 waits 90 s for a run to begin, and hours for its last values to be taken.
+INIT_SECONDS = 20.0
+FINISH_SECONDS = 20.0
+
+
+class Tracker:
+    """The W&B runs of one sweep.
+
+    Args:
+        config: mode, project, entity and tags.
+        sweep: the sweep's name; the start of its runs' names and ids, after their group's, and else the group itself.
+        folder: below which W&B makes its ``wandb`` folder.
+        say: told if W&B cannot be used as asked.
+    """
+
+    def __init__(self, config: WandbConfig, sweep: str, folder: Path, say: Callable[[str], None] = print) -> None:
+        self.config = config
+        self.sweep = sweep if config.group is None else f"{config.group}-{sweep}"
+        self.folder = folder
+        self.say = say
+        self.mode: Literal["offline", "online", "disabled"] = config.mode  # offline from when W&B cannot be used
+        self._logged_in = False
+        self._runs: dict[str, Any] = {}
+        self._steps: dict[str, int] = {}
+        # Once W&B has ceased to answer: runs begun online that have come to their end, with their exit codes.
+        self._stranded: list[tuple[Any, int]] = []
+        self._not_uploaded: list[Path] = []  # folders of runs begun online
+
+    def start(self, candidate: str, settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+        """Open a candidate's run, if it is not open, and log what W&B lacks of ``history``, its reports so far."""
+        if candidate in self._runs:
+            return
+        run = self._init(candidate, "candidate", settings)
+        for stage in report_keys.STAGES:
+            run.define_metric(f"{stage}/{report_keys.EPOCH}", hidden=True)
+            run.define_metric(f"{stage}/*", step_metric=f"{stage}/{report_keys.EPOCH}")
+        self._runs[candidate] = run
+        self._steps[candidate] = run.step  # online, of a run gone on with: the reports its server has; else 0
+        for report in history[self._steps[candidate] :]:
+            self.log(candidate, report)
+
+    def log(self, candidate: str, report: Mapping[str, Any]) -> None:
+        """One report of one epoch, as ``stage_one/...`` or ``stage_two/...``, on that stage's epoch axis."""
+        # Without commit, W&B holds a step with a number back until the next one comes.
+        self._runs[candidate].log(logged_values(report), step=self._steps[candidate], commit=True)
+        self._steps[candidate] += 1
+
+    def finish(self, candidate: str, summary: Mapping[str, Any]) -> None:
+        """Close a candidate's run with its state, reason and rung in the summary."""
+        run = self._runs.pop(candidate, None)
+        if run is None:
+            return
+        run.summary.update({key: value for key, value in summary.items() if value is not None})
+        self._end(run, exit_code=1 if summary.get("state") == "failed" else 0)
+
+    def finish_sweep(self, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+        """The sweep's own run: its configuration, the chosen candidate and its test metrics."""
+        run = self._init("sweep", "sweep", settings)
+        run.summary.update({key: value for key, value in summary.items() if value is not None})
+        self._end(run, exit_code=0)
+        self.close()
+
+    def close(self) -> None:
+        """Close what is still open, without a verdict (the sweep was interrupted), and have every file whole."""
+        left = [*self._stranded, *((run, 1) for run in self._runs.values())]
+        self._runs.clear()
+        self._stranded.clear()
+        if left:
+            with ThreadPoolExecutor(max_workers=len(left)) as at_once:  # W&B may answer none of them
+                list(at_once.map(lambda one: self._finish(*one), left))
+        # W&B 0.31 may return from finish() before the run's last bytes, or all of them, are in its file.
+        try:
+            wandb.teardown()
+        except Exception as error:  # who ends a job (Ray's job server, Slurm) signals W&B's own process too
+            self.say(
+                f"W&B's own process was ended ({type(error).__name__}): its files may lack the last steps; "
+                "`tailsweep resume` makes them whole"
+            )
+        for folder in self._not_uploaded:
+            _rename_as_offline(folder)
+        self._not_uploaded.clear()
+
+    def _end(self, run: Any, exit_code: int) -> None:
+        if self.mode == "offline" and not run.offline:  # it would wait in vain, and the others too: see close()
+            self._stranded.append((run, exit_code))
+        else:
+            self._finish(run, exit_code)
+
+    def _finish(self, run: Any, exit_code: int) -> None:
+        folder = Path(run.dir).parent
+        try:
+            run.finish(exit_code=exit_code)
+        except Exception as error:  # a timeout, or whatever W&B's own process dies of
+            self._go_offline(error)
+            if not run.offline:
+                self._not_uploaded.append(folder)
+
+    def _init(self, name: str, job_type: str, settings: Mapping[str, Any]) -> Any:
+        if self.mode == "online":
+            try:
+                self._log_in()
+                run = self._begin(name, job_type, settings)
+            except Exception as error:  # W&B's, its own process's, a socket's: none of them is worth a sweep
+                self._go_offline(error)
+        if self.mode != "online":
+            run = self._begin(name, job_type, settings)
+        self._drop_earlier(name, Path(run.dir).parent)
+        return run
+
+    def _log_in(self) -> None:
+        """Have the key checked, once, within 10 s or ``$WANDB_HTTP_TIMEOUT``, and nobody asked for one."""
+        if self._logged_in:
+            return
+        if not wandb.login(verify=True, prompt=False):
+            asked = os.environ.get("WANDB_MODE")
+            raise wandb.errors.UsageError(
+                f"$WANDB_MODE is {asked}" if asked else "it has no key: export WANDB_API_KEY, or run `wandb login`"
+            )
+        self._logged_in = True
+
+    def _go_offline(self, error: Exception) -> None:
+        """From here on nobody waits for W&B; says so the first time."""
+        if self.mode == "online":
+            self.mode = "offline"
+            said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            self.say(
+                f"W&B cannot be used: {said}; check the network and the key. The sweep goes on, and what it logs is "
+                "kept to be uploaded later"
+            )
+
+    def _begin(self, name: str, job_type: str, settings: Mapping[str, Any]) -> Any:
+        return wandb.init(
+            project=self.config.project,
+            entity=self.config.entity,
+            group=self.config.group or self.sweep,
+            job_type=job_type,
+            name=f"{self.sweep}/{name}",
+            id=run_id(self.sweep, name),
+            tags=list(self.config.tags),
+            config=dict(settings),
+            mode=self.mode,
+            dir=str(self.folder),
+            # Offline, W&B cannot look for an earlier run and would warn.
+            resume="allow" if self.mode == "online" else None,
+            reinit="create_new",
+            settings=wandb.Settings(
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+                finish_timeout_raises=True,
+                # The driver's own terminal, git state and load say nothing about one candidate.
+                silent=True,
+                console="off",
+                disable_git=True,
+                save_code=False,
+                x_disable_stats=True,
+                x_disable_meta=True,
+            ),
+        )
+
+    def _drop_earlier(self, name: str, current: Path) -> None:
+        """Remove what was written of a run and not uploaded, by an earlier process or in vain: the run begun now holds
+        all of it, and more surely."""
+        kinds = {"offline": ("offline-run", "run"), "online": ("offline-run",), "disabled": ()}
+        for kind in kinds[self.mode]:
+            for folder in self.folder.glob(f"wandb/{kind}-????????_??????-{run_id(self.sweep, name)}"):
+                if folder != current:
+                    shutil.rmtree(folder)
+
+
+def _rename_as_offline(folder: Path) -> None:
+    """So that ``wandb sync`` takes it for one that it is to upload; by the name it tells them apart."""
+    folder.rename(folder.with_name(f"offline-{folder.name}"))
+    for link in folder.parent.iterdir():
+        if link.is_symlink() and not link.exists():  # to the latest run
+            link.unlink()
+
+
+def upload_runs(folder: Path, run: RunDirectory) -> None:
+    """Copy what W&B has written below a local folder to a run directory, which is elsewhere, in place of what an
+    earlier process has put there of the same runs: see ``Tracker._drop_earlier``."""
+    for made in sorted((folder / WANDB_FOLDER).glob("*run-*")):
+        if (new := RUN_FOLDER.fullmatch(made.name)) is None:
+            continue
+        run.upload(made, f"{WANDB_FOLDER}/{made.name}")
+        for name in run.list(WANDB_FOLDER):
+            earlier = RUN_FOLDER.fullmatch(name)
+            if earlier and name != made.name and earlier[2] == new[2] and (new[1] or earlier[1]):
+                run.delete_folder(f"{WANDB_FOLDER}/{name}")
+
+
+def uploaded_runs(run: RunDirectory) -> set[str]:
+    """Ids of the W&B runs that a run directory holds."""
+    return {found[2] for name in run.list(WANDB_FOLDER) if (found := RUN_FOLDER.fullmatch(name))}
+
+
+def logged_values(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report's values under the names W&B gets: ``stage_one/validation/macro_f1`` and so on; None is left out."""
+    stage = report[report_keys.STAGE]
+    values = {f"{stage}/{key}": value for key, value in report.items() if key not in NOT_LOGGED and value is not None}
+    return {f"{stage}/{report_keys.EPOCH}": report[report_keys.EPOCH], **values}
+
+
+def run_id(sweep: str, candidate: str) -> str:
+    """The fixed W&B id of a candidate: the same whenever the sweep is gone on with."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{sweep}-{candidate}")
+
+
+def sync_command(folder: str) -> str:
+    """The line that uploads what was logged offline below ``folder``."""
+    return f"wandb sync {shlex.quote(folder)}"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"stage_one": {"epochs": 3}}`` -> ``{"stage_one.epochs": 3}``; lists are leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def settings_of(trial: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A candidate's W&B config: its whole configuration under dotted names, and what was swept by itself."""
+    return {**flatten(trial), "swept": dict(values)}

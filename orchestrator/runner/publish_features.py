@@ -1,0 +1,150 @@
+"""Features made before the trials start, in parts, by all the CPUs or GPUs that the cluster has for trials."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.console import Console
+from rich.progress import Progress
+from tailsweep.orchestrator.runs.directory import DATA_FOLDER, FEATURES_FOLDER, RunDirectory
+from tailsweep.trainables.config.trial import TrialConfig
+from tailsweep.trainables.data.tokenized import fetch_prepared
+from tailsweep.trainables.distributed.train_run import Placement
+from tailsweep.trainables.distributed.worker import FeatureSource
+from tailsweep.trainables.errors import InputError, StorageError
+from tailsweep.trainables.execution.feature_plan import FeaturePlan
+from tailsweep.trainables.execution.feature_store import is_whole, make_part
+from tailsweep.trainables.models.classifier import build_classifier
+from tailsweep.trainables.models.layers import set_trainable
+from tailsweep.trainables.storage.cache import default_cache_dir
+
+ROWS_PER_PART = 1024  # small enough for a bar that moves
+FEWEST_ROWS = 256  # of a part: a process takes seconds to start
+MAX_PARTS = 256
+
+
+class FeatureError(InputError):
+    """Features cannot be made: a disk is full, say."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Features that candidates need, and the trial of one of these, dumped, whose trunk it is."""
+
+    plan: FeaturePlan
+    trial: dict[str, Any]
+    data_key: str  # of its rows
+
+
+def publish_features(
+    run: RunDirectory,
+    entries: Iterable[Entry],
+    placement: Placement,
+    slots: int,
+    cache_dir: str | None,
+    console: Console,
+) -> dict[str, FeatureSource]:
+    """Have the parts made of every entry that some node's cache lacks.
+
+    Args:
+        placement: what a task asks for: a worker's share of it.
+        slots: how many such workers the cluster holds.
+
+    Returns:
+        Where a trial finds its features, by their keys.
+
+    Raises:
+        FeatureError: they cannot be made.
+        StorageError: the run directory goes on refusing them.
+    """
+    task = ray.remote(num_cpus=placement["cpus_per_worker"], num_gpus=placement["gpus_per_worker"])(_make_one_part)
+    sources = {}
+    for entry in entries:
+        plan = entry.plan
+        folder = f"{FEATURES_FOLDER}/{plan.key}"
+        at_once = min(slots, plan.num_rows // FEWEST_ROWS)
+        parts = max(1, min(max(at_once, plan.num_rows // ROWS_PER_PART), MAX_PARTS))
+        sources[plan.key] = FeatureSource(
+            plan=plan.dump(), published=run.uri(folder), num_parts=parts, cache_dir=cache_dir
+        )
+        if _everywhere(plan, cache_dir):
+            continue
+        run.make_folder(folder)
+        rows = (entry.data_key, run.uri(f"{DATA_FOLDER}/{entry.data_key}"))
+        tasks = [task.remote(entry.trial, *rows, plan.dump(), run.uri(folder), part, parts) for part in range(parts)]
+        what = f"making features: {plan.cut}, {plan.num_bytes / 1e6:,.0f} MB"
+        try:
+            _wait(tasks, what, console)
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, StorageError):
+                raise cause from None
+            reason = str(cause).strip().splitlines()[-1]
+            raise FeatureError(
+                f"{what}: {reason}; mend that and go on by `{run.resume_command}`, or start again with "
+                "`--set features.cache=off`"
+            ) from None
+    return sources
+
+
+def _wait(tasks: Sequence[Any], what: str, console: Console) -> None:
+    """Until all are done, or one failed and the others are ended; a bar in a terminal, a line elsewhere."""
+    console.print(what, highlight=False, markup=False, soft_wrap=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("", total=len(tasks))
+        left = list(tasks)
+        while left:
+            done, left = ray.wait(left, num_returns=1)
+            try:
+                ray.get(done)
+            except ray.exceptions.RayError:
+                for other in left:
+                    ray.cancel(other, force=True)
+                raise
+            bar.advance(shown, len(done))
+
+
+def _everywhere(plan: FeaturePlan, cache_dir: str | None) -> bool:
+    """Whether every node has the entry already."""
+    check = ray.remote(num_cpus=0)(_is_here)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    asked = [
+        check.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            plan.dump(), cache_dir
+        )
+        for node in nodes
+    ]
+    return all(ray.get(asked))
+
+
+def _is_here(plan: dict[str, Any], cache_dir: str | None) -> bool:
+    loaded = FeaturePlan.load(plan)
+    return is_whole(_cache(cache_dir) / "features" / loaded.key, loaded)
+
+
+def _make_one_part(
+    trial: dict[str, Any], data_key: str, published_data: str, plan: dict[str, Any], location: str, part: int, of: int
+) -> None:
+    """A Ray task. Its process is used for several parts, and keeps the model between them."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = fetch_prepared(data_key, published_data, default_cache_dir())
+    model = _model(TrialConfig.model_validate(trial).model_dump_json(), data.label_names)
+    make_part(FeaturePlan.load(plan), model, data, location, part, of, device)
+
+
+@lru_cache(maxsize=1)
+def _model(trial: str, label_names: tuple[str, ...]) -> Any:
+    loaded = TrialConfig.model_validate_json(trial)
+    model = build_classifier(loaded.model, label_names, loaded.seed)
+    set_trainable(model, loaded.stage_one.trains)
+    return model
+
+
+def _cache(cache_dir: str | None) -> Path:
+    return default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()

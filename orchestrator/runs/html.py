@@ -1,0 +1,179 @@
+"""A run's records as one HTML page that stands alone: no script, no network, every number from the run's own files."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from tailsweep.orchestrator.runs.candidates import Records
+from tailsweep.orchestrator.runs.text import format_cell
+from tailsweep.orchestrator.runs.tables import ranking
+from tailsweep.trainables import report_keys
+
+WIDTH, HEIGHT = 860, 360  # of the drawing, in its own units
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 44  # margins around the axes
+COLOURS = {
+    "chosen": "#d9480f",
+    "completed": "#1c7ed6",
+    "pruned": "#adb5bd",
+    "not_promoted": "#b197fc",
+    "failed": "#e03131",
+    "running": "#868e96",
+}
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2em auto; padding: 0 1em; color: #212529; }
+h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2em .8em .2em 0; text-align: left; border-bottom: 1px solid #dee2e6; vertical-align: top; }
+.wide { overflow-x: auto; } svg { max-width: 100%; height: auto; } .note { color: #5c636a; }
+"""
+
+
+def render_page(
+    name: str,
+    records: Records,
+    rows: Sequence[Mapping[str, Any]],
+    metric: str,
+    test_metrics: Mapping[str, Any] | None,
+) -> str:
+    """The page: what was chosen and its test scores, the course of every candidate, the ranking.
+
+    Args:
+        name: the sweep's.
+        rows: as ``results.result_rows`` gives them.
+        metric: the key the candidates are ranked by.
+        test_metrics: ``best/metrics.json``; None where nothing has been chosen yet.
+    """
+    chosen = test_metrics["candidate"] if test_metrics else None
+    swept = list(dict.fromkeys(key for candidate in records.candidates for key in candidate.values))
+    parts = [f"<h1>{escape(name)}</h1>"]
+    if any(candidate.trial["data"]["train"].startswith("demo://") for candidate in records.candidates):
+        parts.append('<p class="note">The rows are synthetic: these scores say nothing about real ones.</p>')
+    if test_metrics is None:
+        parts.append("<p>No candidate has been chosen.</p>")
+    else:
+        where = f"{test_metrics['stage']} epoch {report_keys.shown_epochs(test_metrics['epoch'])}"
+        parts.append(
+            f"<p>Chosen by {escape(metric)}: <b>{escape(str(chosen))}</b>, {escape(where)}. The test rows were scored "
+            "once, for this model only.</p>"
+        )
+        parts.append(_table(["score", "test", ""], _score_rows(test_metrics)))
+        parts.append(_table(["class", "train rows", "test rows", "F1"], _class_rows(test_metrics)))
+    parts.append(f"<h2>The course of every candidate</h2>\n{draw_curves(records, rows, metric, chosen)}")
+    header = ["candidate", "state", "epochs", metric.split("/", 1)[1], *swept, "seconds", "reason"]
+    ranked = [
+        [
+            row["candidate"],
+            row["state"],
+            " + ".join(report_keys.shown_epochs(row[f"{stage}_epochs"]) for stage in report_keys.STAGES),
+            row.get(metric),
+            *(row.get(key) for key in swept),
+            round(row["seconds"]),
+            row["reason"],
+        ]
+        for row in ranking([dict(row) for row in rows], metric)
+    ]
+    parts.append(f'<h2>Ranking</h2>\n<div class="wide">{_table(header, ranked)}</div>')
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(name)}</title>\n'
+        f"<style>{STYLE}</style>\n{body}\n</html>\n"
+    )
+
+
+def draw_curves(records: Records, rows: Sequence[Mapping[str, Any]], metric: str, chosen: str | None) -> str:
+    """An SVG of ``metric`` over the epochs of stage one, then of stage two: a line per candidate, its end marked."""
+    epochs = {stage: max((c.trial[stage]["epochs"] for c in records.candidates), default=0) for stage in report_keys.STAGES}
+    # Epochs from one report to the next, at the least: each report is drawn in the middle of the span before it.
+    spans = {
+        stage: min(
+            (report[report_keys.EPOCH] % 1 or 1 for report in records.history if report[report_keys.STAGE] == stage), default=1
+        )
+        for stage in report_keys.STAGES
+    }
+    scores: list[float] = [report[metric] for report in records.history]
+    if not scores:
+        return "<p>No reports yet.</p>"
+    low, high = min(scores), max(scores)
+    low, high = low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
+    places = max(epochs[report_keys.STAGE_ONE] + epochs[report_keys.STAGE_TWO], 1)
+
+    def x(stage: str, epoch: float) -> float:
+        place = epoch + (epochs[report_keys.STAGE_ONE] if stage == report_keys.STAGE_TWO else 0) - spans[stage] / 2
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * place / places, 1)
+
+    def y(score: float) -> float:
+        return float(round(TOP + (HEIGHT - TOP - BOTTOM) * (high - score) / (high - low), 1))
+
+    drawn = _axes(epochs, spans, x, y, low, high, metric)
+    states = {row["candidate"]: row["state"] for row in rows}
+    # The chosen one last, over the others.
+    for name, state in sorted(states.items(), key=lambda of: (of[0] == chosen, of[1] == "completed")):
+        history = records.history_of(name)
+        if not history:
+            continue
+        points = [(x(report[report_keys.STAGE], report[report_keys.EPOCH]), y(report[metric])) for report in history]
+        kind = "chosen" if name == chosen else state
+        colour, width = COLOURS[kind], 3 if kind == "chosen" else 1.6
+        line = " ".join(f"{across},{down}" for across, down in points)
+        title = escape(f"{name}, {state}: {history[-1][metric]:.4f}")
+        drawn.append(
+            f'<g fill="none" stroke="{colour}" stroke-width="{width}"><title>{title}</title>'
+            f'<polyline points="{line}"/></g>'
+        )
+        drawn += [f'<circle cx="{across}" cy="{down}" r="{width + 0.8}" fill="{colour}"/>' for across, down in points]
+    shown = [kind for kind in COLOURS if kind == "chosen" or kind in states.values()]
+    for number, kind in enumerate(shown):
+        across = LEFT + 12 + 110 * number
+        drawn.append(f'<rect x="{across}" y="8" width="14" height="4" fill="{COLOURS[kind]}"/>')
+        drawn.append(f'<text x="{across + 20}" y="14">{kind.replace("_", " ")}</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'font-family="system-ui, sans-serif" font-size="12" fill="#495057">\n'
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>\n' + "\n".join(drawn) + "\n</svg>"
+    )
+
+
+def _axes(
+    epochs: Mapping[str, int], spans: Mapping[str, float], x: Any, y: Any, low: float, high: float, metric: str
+) -> list[str]:
+    """Five levels of the score, a tick per epoch, and the boundary between the stages."""
+    drawn = []
+    for level in (low + (high - low) * step / 4 for step in range(5)):
+        drawn.append(f'<path d="M{LEFT} {y(level)}H{WIDTH - RIGHT}" stroke="#e9ecef"/>')
+        drawn.append(f'<text x="{LEFT - 8}" y="{y(level) + 4}" text-anchor="end">{level:.2f}</text>')
+    for stage in report_keys.STAGES:
+        for epoch in range(1, epochs[stage] + 1):
+            across = x(stage, epoch)
+            drawn.append(f'<text x="{across}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{epoch}</text>')
+        if epochs[stage]:
+            middle = (x(stage, spans[stage]) + x(stage, epochs[stage])) / 2
+            name = escape(stage.replace("_", " "))
+            drawn.append(
+                f'<text x="{middle}" y="{HEIGHT - BOTTOM + 34}" text-anchor="middle" font-weight="bold">{name}</text>'
+            )
+    if all(epochs.values()):
+        boundary = (x(report_keys.STAGE_ONE, epochs[report_keys.STAGE_ONE]) + x(report_keys.STAGE_TWO, spans[report_keys.STAGE_TWO])) / 2
+        drawn.append(f'<path d="M{boundary} {TOP}V{HEIGHT - BOTTOM}" stroke="#868e96" stroke-dasharray="4 3"/>')
+    drawn.append(f'<text x="{WIDTH - RIGHT}" y="14" text-anchor="end">{escape(metric)}</text>')
+    return drawn
+
+
+def _score_rows(metrics: Mapping[str, Any]) -> list[list[Any]]:
+    names = [(name, meaning) for name, meaning in report_keys.SCORES.items() if report_keys.on_split(report_keys.TEST, name) in metrics]
+    return [[name, metrics[report_keys.on_split(report_keys.TEST, name)], meaning] for name, meaning in names]
+
+
+def _class_rows(metrics: Mapping[str, Any]) -> list[list[Any]]:
+    return [
+        [label, metrics["train_rows"][label], metrics["test_rows"][label], metrics[report_keys.class_f1(report_keys.TEST, label)]]
+        for label in metrics["labels"]
+    ]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{escape(format_cell(cell))}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table>\n<tr>{head}</tr>\n{body}\n</table>"

@@ -1,0 +1,77 @@
+"""The classifiers of seconds: what they read, and how their one setting is chosen."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from tailsweep.orchestrator.comparison.baselines import STRENGTHS, _embeddings, fit_baseline
+from tailsweep.orchestrator.comparison.config import BASELINES
+from tailsweep.trainables.config.data import DataConfig
+from tailsweep.trainables.config.trial import ModelConfig
+from tailsweep.trainables.data.splits import load_splits
+from tailsweep.trainables.data.tokenized import PreparedData
+from tailsweep.trainables.preparation import prepare
+from tailsweep.trainables.storage.cache import default_cache_dir
+
+METRIC = "validation/macro_f1"
+
+
+@pytest.fixture(scope="module")
+def config(rows_csv: Path) -> DataConfig:
+    return DataConfig(train=str(rows_csv), validation=0.2, test=0.2, max_length=40)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Callable[..., Path]) -> ModelConfig:
+    return ModelConfig(name=str(tiny_model("bert")))
+
+
+@pytest.fixture(scope="module")
+def data(config: DataConfig, model: ModelConfig) -> PreparedData:
+    return prepare(config, model.name, default_cache_dir())
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_each_learns_from_train_is_chosen_by_validation_and_predicts_test(
+    name: str, config: DataConfig, model: ModelConfig, data: PreparedData
+) -> None:
+    fitted = fit_baseline(name, config, model, data, METRIC)
+    assert fitted.strength in STRENGTHS
+    assert fitted.predicted.shape == data.test.labels.shape
+    most = np.full_like(data.validation.labels, np.bincount(data.train.labels).argmax())
+    assert fitted.validation > f1_score(data.validation.labels, most, average="macro")
+
+
+@pytest.mark.parametrize("weight", [None, "balanced"])
+def test_tfidf_is_the_best_of_scikit_learn_s_logistic_regressions(
+    weight: str | None, config: DataConfig, model: ModelConfig, data: PreparedData
+) -> None:
+    splits = load_splits(config)
+    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)).fit(splits.train["text"])
+    train, validation, test = (words.transform(part["text"]) for part in (splits.train, splits.validation, splits.test))
+    scored = []
+    for strength in STRENGTHS:
+        plain = LogisticRegression(C=strength, class_weight=weight, max_iter=1000, random_state=0)
+        plain.fit(train, splits.train["label"])
+        score = f1_score(splits.validation["label"], plain.predict(validation), average="macro")
+        scored.append((score, -strength, plain.predict(test)))
+    best, strength, predicted = max(scored, key=lambda one: one[:2])  # of equals the stronger regularisation
+    fitted = fit_baseline("tfidf" if weight is None else "tfidf_balanced", config, model, data, METRIC)
+    assert (fitted.validation, fitted.strength) == (pytest.approx(best), -strength)
+    assert np.array_equal(fitted.predicted, predicted)
+
+
+def test_embeddings_are_the_mean_of_the_frozen_encoder_s_last_states(model: ModelConfig, data: PreparedData) -> None:
+    found = _embeddings(model, data)("test")
+    encoder = transformers.AutoModel.from_pretrained(model.name).eval()
+    with torch.no_grad():
+        for row in range(len(data.test)):
+            tokens = torch.from_numpy(data.test.tokens[slice(*data.test.offsets[row : row + 2])].astype(np.int64))
+            expected = encoder(input_ids=tokens[None]).last_hidden_state[0].mean(dim=0)
+            np.testing.assert_allclose(found[row], expected.numpy(), atol=1e-5)

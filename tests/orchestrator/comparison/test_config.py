@@ -1,0 +1,231 @@
+"""A comparison file becomes one sweep per method with one budget, or all its mistakes at once."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tailsweep.orchestrator.comparison.config import SEARCH, Comparison, comparison_of, load_comparison
+from tailsweep.orchestrator.comparison.results import sweep_directory
+from tailsweep.orchestrator.config.errors import SweepConfigError
+from tailsweep.orchestrator.config.yaml_io import parse_yaml
+from tailsweep.orchestrator.runs.directory import RunDirectory
+from tailsweep.trainables.config.presets import METHODS
+from tailsweep.trainables.data.imbalance import imbalance_rows
+
+SWEEPS = Path(__file__).resolve().parents[3] / "orchestrator" / "sweeps"
+SWEPT = "stage_two: {learning_rate: {loguniform: [1e-5, 1e-4]}}"
+LEAST = f"data: {{train: rows.csv}}\n{SWEPT}\nmethods: [vanilla, two_stage]\n"
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Any:
+    def load_text(text: str, *overrides: str, **keywords: Any) -> Comparison:
+        path = tmp_path / "methods.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_comparison(path, overrides, **keywords)
+
+    return load_text
+
+
+def mistakes(load: Any, text: str, *overrides: str) -> list[str]:
+    with pytest.raises(SweepConfigError) as raised:
+        load(text, *overrides)
+    return raised.value.mistakes
+
+
+def test_every_method_is_a_sweep_of_the_shared_settings_with_the_budget(load: Any) -> None:
+    comparison = load(LEAST + "name: mine\nstorage: here\nbudget: {candidates: 5}\nmetric: validation/mcc")
+    for method in ("vanilla", "two_stage"):
+        config = comparison.search(method, None).config
+        assert (config.method, config.num_candidates, config.metric) == (method, 5, "validation/mcc")
+        assert config.stage_two["learning_rate"] == {"loguniform": [1e-5, 1e-4]}
+        assert f"{config.storage}/{config.name}" == f"here/mine/methods/{method}/search"
+        assert config.wandb.group == f"mine-{method}"
+    assert comparison.search("vanilla", None).config.stage_one["epochs"] == 0
+    assert comparison.search("two_stage", None).candidates()[0].trial.stage_one.epochs > 0
+
+
+def test_its_sweeps_lie_below_it_in_a_bucket_too(load: Any) -> None:
+    query = "?endpoint_override=127.0.0.1:9000&scheme=http&region=us-east-1"
+    comparison = load(LEAST + "name: mine", storage=f"s3://bucket/runs/{query}")
+    assert comparison.location == f"s3://bucket/runs/mine{query}"
+    assert comparison.search("vanilla", None).config.storage == f"s3://bucket/runs/mine/methods/vanilla{query}"
+    search = sweep_directory(RunDirectory(comparison.location), "vanilla", SEARCH, None)
+    assert (search.path, search.location) == (
+        "bucket/runs/mine/methods/vanilla/search",
+        f"s3://bucket/runs/mine/methods/vanilla/search{query}",
+    )
+
+
+def test_the_defaults_are_the_papers_seeds_and_vanilla(load: Any) -> None:
+    comparison = load(LEAST)
+    assert comparison.config.seeds == [7, 42, 106, 190, 191]
+    assert comparison.reference == "vanilla"
+    assert comparison.folds == [None]
+    assert comparison.config.baselines == ["tfidf", "tfidf_balanced", "embeddings", "embeddings_balanced"]
+    assert load(LEAST.replace("vanilla", "lp_ft")).reference == "lp_ft"
+
+
+def test_a_method_s_own_settings_lie_over_the_shared_ones(load: Any) -> None:
+    comparison = load(
+        "data: {train: rows.csv}\nmethods:\n  vanilla:\n  focused: {method: vanilla, "
+        "stage_two: {learning_rate: 1e-5, loss: {name: weighted_cross_entropy}}}\nstage_two: {learning_rate: 2e-5}"
+    )
+    assert comparison.search("vanilla", None).config.stage_two["learning_rate"] == 2e-5
+    of_two = comparison.search("focused", None).config.stage_two
+    assert (of_two["learning_rate"], of_two["loss"]["name"]) == (1e-5, "weighted_cross_entropy")
+
+
+def test_a_budget_of_epochs_takes_as_many_candidates_as_it_pays_for(load: Any) -> None:
+    """Three epochs of a candidate: 10 pay for three of them, 2 for the least there can be."""
+    text = LEAST.replace("vanilla, two_stage", "vanilla") + "budget: {epochs: %d}\n"
+    with_three = "\nstage_two.epochs=3"
+    for epochs, candidates in ((10, 3), (9, 3), (8, 2), (2, 1)):
+        comparison = load(text % epochs, *with_three.split())
+        assert comparison.search("vanilla", None).num_candidates == candidates
+
+
+def test_a_budget_of_seconds_is_the_sweep_s(load: Any) -> None:
+    config = load(LEAST + "budget: {seconds: 90}").search("vanilla", None).config
+    assert config.max_seconds == 90
+    assert config.num_candidates is not None
+    assert config.num_candidates > 50
+
+
+def test_a_method_with_fewer_different_candidates_than_the_budget_says_so(load: Any) -> None:
+    comparison = load("data: {train: rows.csv}\nmethods: {plain: {method: vanilla, stage_two: {learning_rate: 1e-5, "
+                      "epochs: 1, batch_size: 8}}}\nbudget: {candidates: 4}")  # fmt: skip
+    assert comparison.search("plain", None).num_candidates == 1
+    assert "plain: has 1 different candidate(s), fewer than the budget of 4" in comparison.notes
+
+
+def test_folds_take_the_test_rows_in_turn(load: Any) -> None:
+    comparison = load(LEAST + "folds: 3\nname: mine\n")
+    assert comparison.folds == [0, 1, 2]
+    config = comparison.search("vanilla", 2).config
+    assert config.data["fold"] == {"index": 2, "of": 3}
+    assert config.name == "search-fold2"
+
+
+def test_what_is_written_reads_back_the_same(load: Any) -> None:
+    comparison = load(LEAST + "folds: 3\nreference: two_stage\nseeds: [1, 2]\nbudget: {epochs: 20}\nname: mine\n")
+    again = comparison_of(comparison.tree(), "again")
+    assert again == comparison
+
+
+def test_overrides_are_those_of_a_sweep(load: Any) -> None:
+    comparison = load(LEAST, "data.train=other rows.csv", "seeds=[3]", "methods.vanilla.stage_two.epochs=9")
+    config = comparison.search("vanilla", None).config
+    assert config.data["train"] == "other rows.csv"
+    assert config.stage_two["epochs"] == 9
+    assert list(comparison.config.methods) == ["vanilla", "two_stage"]  # the other is still there
+    assert comparison.config.seeds == [3]
+
+
+def test_a_mistake_in_what_all_share_is_told_once(load: Any) -> None:
+    assert mistakes(load, LEAST + "metric: validation/macrof1\n") == [
+        'metric: is "validation/macrof1", but must be a validation score; did you mean "validation/macro_f1"?'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("methods: [vanila]", 'the name is not that of a method; did you mean "vanilla"?'),
+        ("methods: [vanilla]\nseeds: [1, 1]", "each seed must stand there once"),
+        ("methods: [vanilla]\nseeds: []", "seeds"),
+        ("methods: {}", "methods"),
+        ("methods: [vanilla]\nreference: two_stage", 'reference is "two_stage", but must be one of the methods'),
+        ("methods: [vanilla]\nmethod: vanilla", "method: is not for a comparison: say methods"),
+        ("methods: [vanilla]\nnum_candidates: 3", "num_candidates: is not for a comparison: say budget"),
+        ("methods: {vanilla: {metric: validation/mcc}}", "methods.vanilla.metric: all methods share it"),
+        ("methods: {vanilla: {data: {max_length: 12}}}", "vanilla.data.max_length: all methods share their rows"),
+        ("methods: [vanilla]\nbaselines: [tfdf]", "baselines"),
+        ("methods: [vanilla]\nfolds: 1", "folds"),
+        ("methods: [vanilla]\nwandb: [online]", 'wandb: is ["online"], but must be'),
+        ("methods: [vanilla]\nwandb:", "wandb: is null, but must be"),
+        ("methods: [vanilla]\nsearch: grid", "search: is grid, but a grid is as large as it is"),
+        ("methods: [vanilla]\nbudget: {candidates: 0}", "budget.candidates: is 0, but must be"),
+        ("methods: [vanilla]\nbudget: {candidates: 2, epochs: 3}", "budget: must say one of candidates, epochs"),
+        ("methods: [vanilla]\nbudget: {}", "budget: must say one of candidates, epochs and seconds"),
+        ("methods: [vanilla, two_stage]\nmethods_: 3", 'methods_'),
+        ("methods: {vanilla: {stage_two: {epochz: 1}}, two_stage: }", "methods.vanilla: stage_two.epochz"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_remedy(load: Any, text: str, expected: str) -> None:
+    found = mistakes(load, f"data: {{train: rows.csv}}\n{text}")
+    assert len(found) == 1
+    assert expected in found[0]
+
+
+def test_folds_and_given_test_rows_exclude_each_other(load: Any) -> None:
+    found = mistakes(load, "data: {train: rows.csv, test: test.csv}\nmethods: [vanilla]\nfolds: 3\n")
+    assert any("folds take their test rows from train: leave test out" in text for text in found)
+
+
+def test_the_file_is_a_mapping_as_a_sweep_s_is() -> None:
+    assert comparison_of(parse_yaml(LEAST) | {"name": "mine"}, "mine").config.name == "mine"
+
+
+# --- the comparisons that come with the project
+
+
+@pytest.mark.parametrize("file", ["methods", "papers/sst2", "papers/newsgroups_step", "papers/newsgroups_long_tailed",
+                                  "papers/imdb", "papers/adme"])  # fmt: skip
+def test_the_example_comparisons_hold_all_seven_methods_and_open_with_their_command(file: str) -> None:
+    path = SWEEPS / f"{file}.yaml"
+    comparison = load_comparison(path)
+    text = path.read_text(encoding="utf-8")
+    assert f"tailsweep compare orchestrator/sweeps/{file}.yaml" in text.split("\n\n")[0]
+    assert set(comparison.config.methods) == {name for name in METHODS if not name.endswith("/paper")}
+    small = load_comparison(path, ["model.name=sentence-transformers/all-MiniLM-L6-v2"])  # as each file says
+    for method in comparison.config.methods:
+        assert small.search(method, None).config.model["name"] == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+# Shi et al. 2022, their table of settings: batch, length, epochs of vanilla, epochs of stage two after a stage one.
+@pytest.mark.parametrize(
+    ("file", "batch", "length", "alone", "after"),
+    [("imdb", 8, 512, 3, 2), ("newsgroups_step", 8, 512, 5, 5), ("newsgroups_long_tailed", 8, 512, 5, 5),
+     ("adme", 16, 128, 3, 3), ("sst2", 16, 128, 1, 1)],
+)  # fmt: skip
+def test_the_papers_comparisons_have_the_papers_settings(
+    file: str, batch: int, length: int, alone: int, after: int
+) -> None:
+    comparison = load_comparison(SWEEPS / "papers" / f"{file}.yaml")
+    assert comparison.config.seeds == [7, 42, 106, 190, 191]
+    for method in comparison.config.methods:
+        (candidate,) = comparison.search(method, None).candidates()
+        trial = candidate.trial
+        assert (trial.model.name, trial.data.max_length) == ("bert-base-uncased", length)
+        assert (trial.stage_two.batch_size, trial.stage_two.learning_rate) == (batch, 1e-5)
+        single = method in ("vanilla", "reweighting", "oversampling")
+        assert (trial.stage_one.epochs, trial.stage_two.epochs) == ((0, alone) if single else (1, after)), method
+        if not single:
+            assert (trial.stage_one.batch_size, trial.stage_one.learning_rate) == (batch, 1e-4)
+            assert trial.stage_one.frozen_dropout
+
+
+# The rows of each class before, as the sets are published, and after, as the papers print them.
+NEWSGROUPS = [600, 599, 598, 597, 595, 594, 594, 593, 593, 591, 480, 584, 591, 590, 578, 585, 546, 564, 465, 377]
+TAIL = [600, 531, 470, 417, 369, 327, 289, 256, 227, 201, 178, 158, 140, 124, 109, 97, 86, 76, 67, 60]
+
+
+@pytest.mark.parametrize(
+    ("file", "published", "printed"),
+    [
+        ("sst2", [37569, 29780], [37569, 3756]),
+        ("imdb", [12500, 12500], [12500, 1250]),
+        ("newsgroups_step", NEWSGROUPS, [*NEWSGROUPS[:10], *[60] * 10]),
+        ("newsgroups_long_tailed", NEWSGROUPS, TAIL),
+    ],
+)
+def test_the_papers_comparisons_generate_the_papers_counts(file: str, published: list[int], printed: list[int]) -> None:
+    config = load_comparison(SWEEPS / "papers" / f"{file}.yaml").search("vanilla", None).candidates()[0].trial.data
+    assert config.imbalance is not None
+    names = config.imbalance.order
+    assert names is not None
+    labels = [name for name, count in zip(names, published, strict=True) for _ in range(count)]
+    kept = Counter(labels[row] for row in imbalance_rows(labels, config.imbalance))
+    assert [kept[name] for name in names] == printed

@@ -1,0 +1,144 @@
+"""What a comparison says in words: read from results made by hand."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tailsweep.orchestrator.comparison.config import Comparison, comparison_of
+from tailsweep.orchestrator.comparison.report import describe, findings
+from tailsweep.orchestrator.comparison.results import ComparisonResults, MethodResult
+from tailsweep.orchestrator.comparison.statistics import Difference, Estimate
+from tailsweep.trainables import report_keys
+
+BETTER, WORSE = Difference(0.05, 0.01, 0.09, 0.02, 0.08), Difference(-0.05, -0.09, -0.01, -0.08, -0.02)
+NOISE = Difference(0.02, -0.01, 0.05, -0.03, 0.07)
+OF_SEEDS, OF_ONE_SEED = Difference(0.05, 0.01, 0.09, -0.02, 0.12), Difference(-0.05, -0.09, -0.01)
+
+
+def comparison(**fields: Any) -> Comparison:
+    tree = {"data": {"train": "rows.csv"}, "methods": ["vanilla", "two_stage"], "name": "mine", **fields}
+    return comparison_of(tree, "mine")
+
+
+def result(mean: float, fine_tuned: bool = True, difference: Difference | None = None, num_seeds: int = 3) -> Any:
+    scores = {
+        report_keys.on_split(report_keys.TEST, score): Estimate(mean, 0.01 if fine_tuned else None)
+        for score in report_keys.SCORES
+    }
+    of_classes = {report_keys.class_f1(report_keys.TEST, label): Estimate(mean, None) for label in ("many", "rare")}
+    gaps = {} if difference is None else dict.fromkeys(scores, difference)
+    ended = {"completed": 1, "pruned": 3} if fine_tuned else {}
+    settings = [{"stage_two.learning_rate": 3e-5}]
+    return MethodResult(fine_tuned, mean, num_seeds, 12.0, ended, settings, {**scores, **of_classes}, gaps)
+
+
+def results(over_baseline: Difference | None, of_two_stage: Difference, num_seeds: int = 3) -> ComparisonResults:
+    return ComparisonResults(
+        metric="macro_f1",
+        reference="vanilla",
+        train_rows={"many": 900, "rare": 12},
+        test_rows={"many": 90, "rare": 3},
+        notes=["longer than 40 tokens, and cut there: 7 of 93 test rows"],
+        methods={"vanilla": result(0.6), "two_stage": result(0.65, difference=of_two_stage, num_seeds=num_seeds)},
+        baselines={"tfidf": result(0.5, fine_tuned=False, difference=WORSE)},
+        chosen="two_stage",
+        best_baseline="tfidf",
+        over_baseline=over_baseline,
+    )
+
+
+@pytest.mark.parametrize(
+    ("gap", "words"),
+    [
+        (BETTER, "better than vanilla in macro_f1: two_stage (+0.0500)"),
+        (NOISE, "within noise of vanilla in macro_f1: two_stage (+0.0200)"),
+        (WORSE, "worse than vanilla in macro_f1: two_stage (-0.0500), tfidf (-0.0500)"),
+        (OF_SEEDS, "better than vanilla in macro_f1 with these seeds, though their spread may be all"),
+        (
+            OF_ONE_SEED,
+            "worse than vanilla in macro_f1 with these seeds, though their spread may be all",
+        ),
+    ],
+)
+def test_a_difference_is_called_what_its_intervals_say(gap: Difference, words: str) -> None:
+    (told,) = [
+        text
+        for text in findings(comparison(), results(BETTER, gap))
+        if text.startswith("On the test rows") and "two_stage" in text
+    ]
+    assert words in told
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        (WORSE, "beats two_stage"),
+        (NOISE, "is within noise of two_stage"),
+        (Difference(-0.01, -0.05, 0.03), "is at least as good as two_stage"),
+    ],
+)
+def test_a_baseline_that_is_not_beaten_stands_at_the_top(over: Difference, words: str) -> None:
+    title, first, *_ = describe(comparison(), results(over, BETTER)).split("\n\n")
+    assert title == "# mine"
+    assert f"tfidf, a logistic regression that takes 12 s, {words}" in first
+    assert "0.5000 against 0.6500 ± 0.0100" in first
+
+
+def test_a_baseline_at_the_top_that_reads_more_of_a_text_than_the_models_says_so() -> None:
+    found, of_forty = results(WORSE, BETTER), comparison(data={"train": "rows.csv", "max_length": 40})
+    words = "It reads texts whole, where two_stage reads at most their first 40 tokens."
+    assert words in describe(of_forty, found)
+    # The frozen encoder reads what the fine-tuned one does.
+    of_encoder = replace(found, baselines={"embeddings": found.baselines["tfidf"]}, best_baseline="embeddings")
+    assert "embeddings, a logistic regression" in describe(of_forty, of_encoder)
+    assert "reads texts whole" not in describe(of_forty, of_encoder)
+
+
+def test_a_baseline_that_is_beaten_is_not_mentioned_there() -> None:
+    assert "logistic regression" not in describe(comparison(), results(BETTER, BETTER))
+
+
+def test_the_report_states_budget_seeds_rows_and_settings() -> None:
+    text = describe(comparison(budget={"epochs": 40}, seeds=[1, 2, 3]), results(BETTER, BETTER))
+    assert "searched with 40 epochs" in text
+    assert "3 seeds (1, 2, 3)" in text
+    assert "93 test rows" in text
+    assert "Of the rows: longer than 40 tokens, and cut there: 7 of 93 test rows." in text
+    assert "| rare | 12 | 3 |" in text
+    assert '- two_stage: {"stage_two.learning_rate": 3e-05}' in text
+    line = "| **two_stage** | 0.6500 | 0.6500 ± 0.0100 | +0.0500 [+0.0100, +0.0900] | [+0.0200, +0.0800] | better |"
+    assert line in text
+
+
+@pytest.mark.parametrize(
+    ("gap", "over_seeds", "verdict", "bold"),
+    [
+        (BETTER, "[+0.0200, +0.0800]", "better", True),
+        (OF_SEEDS, "[-0.0200, +0.1200]", "better with these seeds", False),
+        (OF_ONE_SEED, "-", "worse with these seeds", False),
+        (NOISE, "[-0.0300, +0.0700]", "within noise", False),
+    ],
+)
+def test_only_what_is_beyond_rows_and_seeds_is_bold(gap: Difference, over_seeds: str, verdict: str, bold: bool) -> None:
+    text = describe(comparison(), results(BETTER, gap))
+    assert f"| {over_seeds} | {verdict} |" in text
+    every_score = text.split("## Every score over vanilla")[1].split("## F1")[0]
+    (line,) = [line for line in every_score.splitlines() if line.startswith("| two_stage")]
+    assert line.split(" | ")[1].rstrip(" |") == (f"**{gap.value:+.4f}**" if bold else f"{gap.value:+.4f}")
+
+
+def test_one_seed_is_said_to_have_no_standard_error() -> None:
+    assert any("fewer than two seeds" in text for text in findings(comparison(), results(BETTER, BETTER, num_seeds=1)))
+
+
+def test_seeds_and_methods_without_a_result_are_named() -> None:
+    told = findings(comparison(methods=["vanilla", "two_stage", "lp_ft"], seeds=[1, 2, 3]), results(BETTER, BETTER, 2))
+    assert any("two_stage (2 of 3)" in text and "vanilla" not in text for text in told)
+    assert any("Without a result" in text and text.endswith(": lp_ft.") for text in told)
+    whole = findings(comparison(seeds=[1, 2, 3]), results(BETTER, BETTER))
+    assert not any("Not every seed" in text or "Without a result" in text for text in whole)
+
+
+def test_a_cross_validation_has_no_model() -> None:
+    assert any("methods/two_stage/seeds/best" in text for text in findings(comparison(), results(BETTER, BETTER)))
+    assert not any("best" in text for text in findings(comparison(folds=3), results(BETTER, BETTER)))

@@ -1,0 +1,145 @@
+"""A whole comparison on a Ray in this process, which is told to stop half-way through and is gone on with."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import scipy.stats
+import yaml
+from rich.console import Console
+from sklearn.metrics import f1_score
+from support.wandb_files import read_runs
+from tailsweep.orchestrator.cli.main import main
+from tailsweep.orchestrator.comparison import run_comparison
+from tailsweep.orchestrator.comparison.results import read_comparison
+from tailsweep.orchestrator.runs.directory import RunDirectory
+
+pytestmark = pytest.mark.ray
+
+SEEDS = [3, 4]
+
+
+@pytest.fixture(scope="module")
+def compared(
+    local_ray: None, tiny_model: Callable[..., Path], rows_csv: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The run directory: the process had a SIGTERM when the method's choice had been trained again, so between two runs
+    of Tune. One method, since every Ray Train run takes its seconds; the baselines have differences to it."""
+    folder = tmp_path_factory.mktemp("comparison")
+    stage = {"batch_size": 8, "learning_rate": 3e-3, "epochs": 1}
+    tree = {
+        "data": {"train": str(rows_csv), "max_length": 40, "validation": 0.2, "test": 0.3},
+        "model": {"name": str(tiny_model("distilbert"))},
+        "methods": {
+            "vanilla": {"stage_two": {"learning_rate": {"choice": [3e-3, 1e-3]}}},
+        },
+        "stage_two": stage,
+        "budget": {"seconds": 1},  # which the first candidate takes, alone
+        "max_concurrent": 1,
+        "seeds": SEEDS,
+        "resamples": 200,
+        "baselines": ["tfidf", "embeddings_balanced"],
+        "name": "mine",
+    }
+    path = folder / "methods.yaml"
+    path.write_text(yaml.safe_dump(tree))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_comparison, "_predict", lambda *_: signal.raise_signal(signal.SIGTERM))
+        assert main(["compare", str(path), "--storage", str(folder)]) == 1
+    run = folder / "mine"
+    assert not (run / "baselines").exists()  # it stopped there
+    # As if killed a moment earlier: the search's seconds are spent, and what it never started is not written yet.
+    (run / "methods/vanilla/search/state/outcomes/c001.json").unlink()
+    before = changed(run)
+    assert main(["resume", str(run)]) == 0
+    assert {name: changed(run)[name] for name in before} == before  # nothing was trained or predicted again
+    return run
+
+
+def changed(run: Path) -> dict[str, int]:
+    """When each record was written: outcomes, history and predictions."""
+    files = [*run.glob("methods/*/*/state/*/*.json"), *run.glob("predictions/*/*.parquet")]
+    return {str(file.relative_to(run)): file.stat().st_mtime_ns for file in files}
+
+
+def results(run: Path) -> dict:  # type: ignore[type-arg]
+    return json.loads((run / "comparison.json").read_text())  # type: ignore[no-any-return]
+
+
+def predicted(run: Path, method: str, name: str) -> tuple[list[str], list[str]]:
+    table = pq.read_table(run / "predictions" / method / f"{name}.parquet").to_pydict()
+    return table["label"], table["prediction"]
+
+
+def test_the_search_has_its_budget_and_every_seed_what_it_chose(compared: Path) -> None:
+    searched = pq.read_table(compared / "methods/vanilla/search/results.parquet").to_pylist()
+    assert [(row["state"], row["reason"].split(":")[0]) for row in searched] == [
+        ("completed", "all its epochs are done"),
+        ("pruned", "never started"),
+    ]
+    tried = json.loads((compared / "methods/vanilla/search/state/candidates.json").read_text())
+    trained = json.loads((compared / "methods/vanilla/seeds/state/candidates.json").read_text())
+    assert [one["trial"] for one in trained] == [tried[0]["trial"] | {"seed": seed} for seed in SEEDS]
+
+
+def test_scores_are_those_of_the_predictions(compared: Path) -> None:
+    found = results(compared)
+    tfidf, vanilla = found["baselines"]["tfidf"], found["methods"]["vanilla"]
+    f1 = {
+        name: f1_score(*predicted(compared, method, name), average="macro")
+        for method, name in (("tfidf", "only"), *(("vanilla", f"seed{seed}") for seed in SEEDS))
+    }
+    of_seeds = [f1[f"seed{seed}"] for seed in SEEDS]
+    assert vanilla["test"]["test/macro_f1"]["mean"] == pytest.approx(np.mean(of_seeds), abs=1e-12)
+    assert vanilla["test"]["test/macro_f1"]["standard_error"] == pytest.approx(scipy.stats.sem(of_seeds), abs=1e-12)
+    assert tfidf["test"]["test/macro_f1"] == {"mean": pytest.approx(f1["only"], abs=1e-12), "standard_error": None}
+    gap = tfidf["difference"]["test/macro_f1"]
+    assert gap["value"] == pytest.approx(f1["only"] - np.mean(of_seeds), abs=1e-12)
+    assert gap["low"] <= gap["value"] <= gap["high"]
+    half = scipy.stats.t.ppf(0.975, len(SEEDS) - 1) * scipy.stats.sem(of_seeds)
+    assert (gap["seeds_low"], gap["seeds_high"]) == pytest.approx((gap["value"] - half, gap["value"] + half), abs=1e-12)
+
+
+def test_the_model_is_the_chosen_method_s_best_seed_and_predicts_what_was_scored(compared: Path) -> None:
+    import transformers
+
+    found = results(compared)
+    assert found["chosen"] == "vanilla"
+    folder = compared / "methods" / found["chosen"] / "seeds"
+    metrics = json.loads((folder / "best/metrics.json").read_text())
+    rows = pq.read_table(folder / "results.parquet").to_pylist()
+    best = max(rows, key=lambda row: (row["validation/macro_f1"], -int(row["candidate"][1:])))
+    assert metrics["candidate"] == best["candidate"]
+    labels, predictions = predicted(compared, found["chosen"], f"seed{best['seed']}")
+    assert f1_score(labels, predictions, average="macro") == pytest.approx(metrics["test/macro_f1"], abs=1e-12)
+    transformers.AutoModelForSequenceClassification.from_pretrained(folder / "best")
+    assert [path.parent.name for path in compared.glob("methods/*/*/best")] == ["seeds"]  # and no other was made
+
+
+def test_a_search_that_is_interrupted_before_it_has_begun_is_said_not_to_be_at_its_end(
+    compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparison = read_comparison(RunDirectory(str(shutil.copytree(compared, tmp_path / "mine"))))
+    shutil.rmtree(tmp_path / "mine/methods")
+    monkeypatch.setattr(run_comparison, "run_sweep", lambda *_, **__: 1)
+    with pytest.raises(run_comparison.Interrupted, match="methods/vanilla/search is not at its end"):
+        run_comparison._bring_to_its_end(comparison.search("vanilla", None), None, Console())
+
+
+def test_wandb_has_one_group_per_method(compared: Path) -> None:
+    runs = [read_runs(compared / "methods/vanilla" / kind / "wandb") for kind in ("search", "seeds")]
+    assert {run.group for of_kind in runs for run in of_kind.values()} == {"mine-vanilla"}
+    assert not set(runs[0]) & set(runs[1])
+
+
+def test_report_makes_the_same_again_from_the_files_alone(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (compared / "comparison.md").read_text()
+    (compared / "comparison.md").unlink()
+    assert main(["report", str(compared)]) == 0
+    assert capsys.readouterr().out == text == (compared / "comparison.md").read_text()

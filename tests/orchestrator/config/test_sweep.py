@@ -1,0 +1,588 @@
+"""A sweep file becomes a checked sweep, or all its mistakes at once."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from tailsweep.orchestrator.config.sweep import AshaConfig, Sweep, SweepConfigError, load_sweep, to_yaml
+from tailsweep.trainables.config.presets import METHODS
+
+SWEEPS = Path(__file__).resolve().parents[3] / "orchestrator" / "sweeps"
+FIXED = "method: two_stage/paper\n"  # sweeps nothing of its own
+SMALL = "data: {train: rows.csv}\nnum_candidates: 2\nstage_one: {learning_rate: {loguniform: [1e-5, 1e-2]}}\n"
+in_one_folder = hypothesis_settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
+)
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Any:
+    def load_text(text: str, *overrides: str, **keywords: Any) -> Sweep:
+        path = tmp_path / "small.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_sweep(path, overrides, **keywords)
+
+    return load_text
+
+
+def mistakes(load: Any, text: str, *overrides: str) -> list[str]:
+    with pytest.raises(SweepConfigError) as raised:
+        load(text, *overrides)
+    assert str(raised.value).splitlines()[1:] == [f"  {mistake}" for mistake in raised.value.mistakes]
+    return raised.value.mistakes
+
+
+def test_the_least_sweep_gets_every_default(load: Any) -> None:
+    sweep = load("data: {train: rows.csv}")
+    config = sweep.config
+    assert re.fullmatch(r"small-\d{8}-\d{6}", config.name)
+    assert (config.storage, config.seed, config.method, config.search) == ("runs", 0, "two_stage", "random")
+    assert config.metric == "validation/macro_f1"
+    assert config.asha == AshaConfig(grace_epochs=1, reduction_factor=3, brackets=1)
+    assert config.max_concurrent == "auto"
+    assert config.num_candidates == 8
+    assert sweep.notes == []
+    assert config.resources.stage_two.model_dump() == {
+        "workers": 1, "min_workers": None, "cpus_per_worker": 1, "gpus_per_worker": 0,
+    }  # fmt: skip
+    wandb = {"mode": "offline", "project": "tailsweep", "entity": None, "group": None, "tags": []}
+    assert config.wandb.model_dump() == wandb
+
+
+def test_a_sweep_without_a_distribution_is_one_candidate(load: Any) -> None:
+    sweep = load(FIXED + "data: {train: rows.csv}")
+    assert sweep.config.num_candidates == 1
+    assert sweep.notes == ["no field is swept: there is one candidate"]
+    assert sweep.candidates()[0].trial.stage_one.model_dump() == sweep.config.stage_one
+
+
+def holds(resolved: Any, preset: Any) -> bool:
+    """Whether all of ``preset`` is in ``resolved``, defaults aside."""
+    if not isinstance(preset, dict):
+        return bool(resolved == preset)
+    return all(name in resolved and holds(resolved[name], value) for name, value in preset.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_makes_a_valid_sweep_that_holds_all_it_says(load: Any, method: str) -> None:
+    # The paraphrases of two_stage_augmented/paper are a file of the user's.
+    files = ["data.augmentation.file=aug.csv"] if method == "two_stage_augmented/paper" else []
+    sweep = load(f"{{method: {method}, data: {{train: rows.csv}}}}", *files)
+    for section, fields in METHODS[method].items():
+        assert holds(getattr(sweep.config, section), fields)
+    assert not holds(sweep.config.stage_two, METHODS[method]["stage_two"] | {"epochs": 77})
+    assert len(sweep.candidates()) == (1 if method.endswith("/paper") else 8)
+    for candidate in sweep.candidates():
+        assert candidate.trial.stage_two.epochs >= 1
+
+
+def test_a_presets_lists_are_what_a_grid_goes_through_and_a_value_takes_their_place(load: Any) -> None:
+    text = "{method: vanilla, search: grid, asha: null, data: {train: x}, stage_two: {warmup: {grid: [0, 0.1]}"
+    lists = METHODS["vanilla"]["stage_two"]
+    many = math.prod(len(lists[field]["choice"]) for field in ("learning_rate", "epochs", "batch_size"))
+    sweep = load(text + "}}")
+    assert len(sweep.candidates()) == 2 * many
+    assert sweep.notes == [
+        "method vanilla sweeps stage_two.learning_rate, stage_two.epochs, stage_two.batch_size: give those a value "
+        "that the grid is not to go through"
+    ]
+    fixed = load(text + ", learning_rate: 3e-5, epochs: 2, batch_size: 8}}")
+    assert len(fixed.candidates()) == 2
+    assert fixed.notes == []
+    (found,) = mistakes(load, text + "}, num_candidates: 2}")
+    assert found.startswith(
+        f"num_candidates: is 2, but the grid has {2 * many} points: leave num_candidates out; method"
+    )
+
+
+def test_a_preset_of_model_and_data_lies_beneath_the_files(load: Any) -> None:
+    config = load(FIXED + "data: {train: x}\nmodel: {name: bert-base-uncased, head: {dropout: 0}}").config
+    assert config.data["max_length"] == 128
+    assert config.model["name"] == "bert-base-uncased"
+    assert config.model["head"] == {"pooling": "pooler", "kind": "mlp", "hidden": 50, "dropout": 0}
+    config = load(FIXED + "data: {train: x, max_length: 64}\nmodel: {name: small, head: native}").config
+    assert config.data["max_length"] == 64
+    assert config.model == {"name": "small", "head": "native", "trust_remote_code": False}
+    assert mistakes(load, FIXED) == ["data: missing, but must be a mapping"]
+
+
+def test_fields_of_the_file_override_the_presets(load: Any) -> None:
+    stage = load("data: {train: x}\nstage_one: {epochs: 7, loss: {scale: 30}, trains: head}").config.stage_one
+    assert (stage["epochs"], stage["trains"]) == (7, "head")
+    assert stage["loss"] == {"name": "ldam", "max_margin": 0.5, "scale": 30, "beta": 0.9999, "defer": 0.0}
+    assert stage["learning_rate"] == METHODS["two_stage"]["stage_one"]["learning_rate"]
+
+
+def test_a_loss_of_another_name_replaces_the_presets_whole(load: Any) -> None:
+    loss = load("data: {train: x}\nstage_one: {loss: {name: cross_entropy}}").config.stage_one["loss"]
+    assert loss == {"name": "cross_entropy", "label_smoothing": 0.0}
+
+
+def test_loading_leaves_the_presets_as_they_are(load: Any) -> None:
+    before = str(METHODS)
+    config = load("data: {train: x}", "stage_one.loss.scale=2").config
+    config.stage_two["loss"]["name"] = "changed"
+    assert str(METHODS) == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SMALL,
+        "data: {train: x}",
+        "data: {train: x}\nmethod: lp_ft\nasha: null\nmax_concurrent: 3\nwandb: {tags: [a, 'no', '1e-5']}",
+        "data: {train: x, imbalance: {kind: step, ratio: 0.1, order: [no, 'yes', '1']}}",
+        "data: {train: x}\nstage_one: {evaluations_per_epoch: 4}\nasha: {grace_epochs: 0.25}",
+        "data: {train: x}\nsearch: grid\nstage_one: {trains: {grid: [all, {top_layers: 2}]}, epochs: {choice: [1, 2]}}",
+        "data: {train: x}\nstage_one: {loss: {name: {choice: [ldam, cross_entropy]}}}",
+        "data: {train: x}\nstage_two: {loss: {choice: [{name: ldam, scale: 1}, {name: cross_entropy}]}}",
+        "data: {train: x}\nfinish: {classifier: {kind: lws}, decision: {kind: logit_adjustment}, temperature: true}",
+        "data: {train: x}\nmodel: {head: {pooling: cls, dropout: {uniform: [0, 0.5]}}}\nnum_candidates: 3",
+    ],
+)
+def test_a_resolved_sweep_written_and_loaded_is_the_same_sweep(load: Any, text: str) -> None:
+    sweep = load(text)
+    again = load(to_yaml(sweep))
+    assert again == sweep
+    assert again.candidates() == sweep.candidates()
+    assert to_yaml(again) == to_yaml(sweep)
+
+
+@pytest.mark.parametrize("name", ["demo", "trec"])
+def test_the_example_sweeps_load_and_open_with_their_command(name: str) -> None:
+    path = SWEEPS / f"{name}.yaml"
+    sweep = load_sweep(path)
+    assert sweep.notes == []
+    assert load_sweep(path, [f"name={sweep.config.name}"]) == sweep
+    assert f"tailsweep run orchestrator/sweeps/{name}.yaml" in path.read_text(encoding="utf-8").split("method:")[0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "note"),
+    [
+        ("{name: ldam, scale: 30}", "stage_two.loss: ldam's scale is 30, which goes with a normalised head"),
+        ("{choice: [{name: cross_entropy}, {name: ldam, scale: 30}]}", "stage_two.loss: ldam's scale is 30"),
+        ("{name: weighted_cross_entropy, beta: 0.99}", "stage_two.loss: beta 0.99 tells classes apart up to about 100"),
+        ("{name: focal, beta: 0.9}", "stage_two.loss: beta 0.9 tells classes apart up to about 10 rows"),
+        ("{name: ldam, scale: 10, beta: 0.999}", None),
+        ("{name: weighted_cross_entropy, beta: 0}", None),
+    ],
+)  # fmt: skip
+def test_a_loss_that_does_little_or_harm_here_is_noted(load: Any, loss: str, note: str | None) -> None:
+    found = [one for one in load(f"data: {{train: x}}\nstage_two: {{loss: {loss}}}").notes if ".loss:" in one]
+    assert len(found) == (note is not None)
+    assert note is None or found[0].startswith(note)
+
+
+def test_all_mistakes_come_at_once_in_file_order_with_field_value_rule_and_remedy(load: Any) -> None:
+    text = """
+name: my run
+metirc: x
+metric: validation/macro_f
+search: gird
+method: twostage
+max_concurrent: many
+asha: {grace_epochs: 0}
+seed: {choice: [1, 2]}
+data: {train: 5, validation: 2, imbalance: {kind: stepp, ratio: 0.1}}
+model: {head: {pooling: men}}
+stage_one: {learning_rat: 1, trains: tops, loss: {name: ldm}, epochs: {uniform: [1, 3]}}
+stage_two: {trains: {top_layer: 1}, batch_size: true, epochs: "3", loss: {beta: 0.9}}
+wandb: {mode: offine, tags: [1]}
+resources: {stage_two: {workers: 0, gpus_per_worker: 1.5}}
+"""
+    assert mistakes(load, text) == [
+        'name: is "my run", but must be 1 to 128 letters, digits, dots, underscores and hyphens, the first a letter or '
+        "digit: it names a folder",
+        'metirc: unknown field; did you mean "metric"?',
+        'metric: is "validation/macro_f", but must be a validation score; did you mean "validation/macro_f1"?',
+        'search: is "gird", but must be one of random, grid, optuna; did you mean "grid"?',
+        'method: is "twostage", but must be a method; did you mean "two_stage"?',
+        'max_concurrent: is "many", but must be auto or a whole number > 0',
+        "asha.grace_epochs: is 0, but must be a number >= 0.001",
+        "seed: cannot be swept: candidates differ in settings, not in luck; run the sweep again with another seed",
+        'data.train: is 5, but must be text; if it is meant as text, write "5" in quotes',
+        'data.validation: is 2, but must be a number > 0 and < 1 or text; if it is meant as text, write "2" in quotes',
+        'data.imbalance.kind: is "stepp", but must be one of step, long_tailed, downsample; did you mean "step"?',
+        'model.head.pooling: is "men", but must be one of cls, mean, pooler; did you mean "mean"?',
+        'stage_one.learning_rat: unknown field; did you mean "learning_rate"?',
+        'stage_one.trains: is "tops", but must be one of head, pooler, all or {top_layers: k}',
+        'stage_one.loss.name: is "ldm", but must be one of cross_entropy, weighted_cross_entropy, ldam, focal, '
+        'balanced_softmax, logit_adjustment; did you mean "ldam"?',
+        "stage_one.epochs: uniform draws fractions, but this must be a whole number: say {randint: [low, high]}, high "
+        "left out",
+        'stage_two.trains.top_layer: unknown field; did you mean "top_layers"?',
+        "stage_two.batch_size: is true, but must be a whole number > 0",
+        'stage_two.epochs: is "3", but must be a whole number >= 0',
+        "stage_two.loss.name: missing, but must be one of cross_entropy, weighted_cross_entropy, ldam, focal, "
+        "balanced_softmax, logit_adjustment",
+        'wandb.mode: is "offine", but must be one of offline, online, disabled; did you mean "offline"?',
+        'wandb.tags.0: is 1, but must be text; if it is meant as text, write "1" in quotes',
+        "resources.stage_two.workers: is 0, but must be a whole number > 0",
+        "resources.stage_two.gpus_per_worker: is 1.5, but above 1 must be a whole number: Ray shares out single GPUs "
+        "only",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("seed: 1", "data: missing, but must be a mapping"),
+        ("data: {}", "data.train: missing, but must be text"),
+        ("data: rows.csv", 'data: is "rows.csv", but must be a mapping'),
+        ("data: {train: x}\nstage_one:", "stage_one: is null, but must be a mapping"),
+        ("data: {train: x}\nqqq: 1", "qqq: unknown field; valid are name, storage, seed, method,"),
+        (
+            "data: {train: x}\nstage_one: {loss: ldam}",
+            'stage_one.loss: is "ldam", but must be {name: cross_entropy} or {name: weighted_cross_entropy} or '
+            "{name: ldam} or {name: focal} or {name: balanced_softmax} or {name: logit_adjustment}",
+        ),
+        ("data: {train: x}\nstage_one: {loss: {name: [1]}}", "stage_one.loss.name: is [1], but must be one of"),
+        ("data: {train: x}\nstage_one: {loss: {name: ldam, max_margin: -1}}", "stage_one.loss.max_margin: is -1, but"),
+        (
+            "data: {train: x}\nstage_two: {trains: {top_layers: 0}}",
+            "stage_two.trains.top_layers: is 0, but must be a whole",
+        ),
+        (
+            "data: {train: x}\nmodel: {head: 3}",
+            "model.head: is 3, but must be native or {pooling: ..., kind: ..., hidden: k",
+        ),
+        (
+            "data: {train: x}\nstage_one: {batch_size: 4, gradient_accumulation: 8}",
+            "stage_one: gradient_accumulation is 8",
+        ),
+        (
+            "data: {train: x}\nmethod: vanilla\nstage_two: {epochs: 0}",
+            "stage_one.epochs and stage_two.epochs are both 0",
+        ),
+        ("data: {train: x}\nseed: -1", "seed: is -1, but must be a whole number >= 0 and < 4294967296"),
+        ("data: {train: x}\nname: ..", 'name: is "..", but must be'),
+        ("data: {train: x}\nname: a/b", 'name: is "a/b", but must be'),
+        ("data: {train: x}\nstorage: ''", 'storage: is "", but must be text, not empty'),
+        (
+            "data: {train: x}\nasha: {reduction_factor: 1}",
+            "asha.reduction_factor: is 1, but must be a whole number >= 2",
+        ),
+        (
+            "data: {train: x}\nfinish: {classifier: crt}",
+            'finish.classifier: is "crt", but must be {kind: crt} or',
+        ),
+        (
+            "data: {train: x}\nfinish: {classifier: {kind: tau_normalisation, tau: 11}}",
+            "finish.classifier.tau: is 11, but must be auto or a number >= 0 and <= 10",
+        ),
+        (
+            "data: {train: x}\nfinish: {decision: {tau: 1}}",
+            "finish.decision.kind: missing, but must be one of thresholds",
+        ),
+        ("data: {train: x}\nfinish: {temperature: {choice: [true]}}", "finish.temperature: cannot be swept"),
+    ],
+)
+def test_one_mistake_is_told_once_and_plainly(load: Any, text: str, mistake: str) -> None:
+    (found,) = mistakes(load, text)
+    assert found.startswith(mistake)
+    assert "pydantic" not in found
+
+
+def test_a_combination_that_makes_no_trial_is_named_with_its_candidate(load: Any) -> None:
+    text = f"{FIXED}data: {{train: x}}\nsearch: grid\n"
+    text += "stage_one: {epochs: {grid: [1, 0]}}\nstage_two: {epochs: {grid: [1, 0]}}"
+    (found,) = mistakes(load, text)
+    assert found.startswith("stage_one.epochs and stage_two.epochs are both 0")
+    assert found.endswith("(candidate c003: stage_one.epochs = 0, stage_two.epochs = 0)")
+
+
+@pytest.mark.parametrize(
+    ("stage_one", "fields", "mistake"),
+    [
+        ("", "num_candidates: 2", "num_candidates: is 2, but no field is swept, so that all would be the same"),
+        (
+            "epochs: {choice: [1, 2, 2]}",
+            "num_candidates: 3",
+            "num_candidates: is 3, but only 2 different candidates can",
+        ),
+        (
+            "epochs: {grid: [1, 2]}",
+            "{search: grid, num_candidates: 3}",
+            "num_candidates: is 3, but the grid has 2 points",
+        ),
+        ("epochs: {grid: [1, 1]}", "search: grid", "stage_one.epochs: names a value twice"),
+        ("", "num_candidates: 10001", "num_candidates: is 10001, but must be a whole number > 0 and <= 10000 or null"),
+    ],
+)
+def test_candidates_that_cannot_all_differ_are_refused(load: Any, stage_one: str, fields: str, mistake: str) -> None:
+    tree = {
+        "method": "two_stage/paper",
+        "data": {"train": "x"},
+        "stage_one": yaml.safe_load(f"{{{stage_one}}}"),
+        **yaml.safe_load(fields),
+    }
+    (found,) = mistakes(load, yaml.safe_dump(tree))
+    assert found.startswith(mistake)
+
+
+def test_a_grid_beyond_all_measure_is_refused_before_it_is_made(load: Any) -> None:
+    fields = ("epochs", "batch_size", "learning_rate", "weight_decay", "max_grad_norm")
+    grid = {field: {"grid": list(range(1, 101))} for field in fields}
+    (found,) = mistakes(
+        load, yaml.safe_dump({"method": "two_stage/paper", "data": {"train": "x"}, "search": "grid", "stage_two": grid})
+    )
+    assert found == "num_candidates: the grid has 10000000000 points, but must have at most 10000"
+
+
+def test_the_number_of_candidates_follows_from_the_space(load: Any) -> None:
+    data = FIXED + "data: {train: x}\n"
+    continuum = load(data + "stage_one: {learning_rate: {uniform: [1e-5, 1]}}")
+    few = load(data + "stage_one: {epochs: {randint: [1, 4]}}")
+    grid = load(data + "search: grid\nstage_one: {epochs: {grid: [1, 2, 3]}, batch_size: {grid: [8, 16]}}")
+    assert [sweep.config.num_candidates for sweep in (continuum, few, grid)] == [8, 3, 6]
+    assert [len(sweep.candidates()) for sweep in (continuum, few, grid)] == [8, 3, 6]
+
+
+def test_asha_without_a_rung_is_noted_and_a_bracket_without_one_refused(load: Any) -> None:
+    # 9 epochs, grace 1, factor 3: bracket 0 has rungs at 1, 3, 9, bracket 1 at 3, 9, bracket 2 at 9, bracket 3 none.
+    text = "data: {{train: x}}\nstage_one: {{epochs: {{choice: [1, 9]}}}}\nasha: {{grace_epochs: {}, brackets: {}}}"
+    assert load(text.format(1, 3)).notes == []
+    (found,) = mistakes(load, text.format(1, 4))
+    assert found.startswith(
+        "asha.brackets: is 4, but must be at most 3: the first rung of bracket 3 (from 0) lies beyond"
+    )
+    (note,) = load(text.format(10, 1)).notes
+    assert note == "asha prunes nothing: its first rung comes after epoch 10 of stage one, which has 9"
+    assert load("data: {train: x}\nmethod: vanilla\nasha: null\nstage_two: {epochs: {choice: [1, 2]}}").notes == []
+
+
+TOURNAMENT = (
+    "{method: two_stage/paper, data: {train: x}, num_candidates: 4, stage_one: {learning_rate: {uniform: [1e-5, 1]}}, "
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "mistake"),
+    [
+        (
+            "round_two: {settings: 2}",
+            "round_two.settings: is 2, but only 1 different settings of stage two can be drawn",
+        ),
+        (
+            "stage_two: {epochs: {choice: [1, 2]}}, round_two: {settings: 3}",
+            "round_two.settings: is 3, but only 2 different settings of stage two can be drawn: say 2, or sweep more",
+        ),
+        ("round_two: {settings: 1001}", "round_two.settings: is 1001, but must be a whole number > 0 and <= 1000"),
+        (
+            "round_two: {asha: {}}",
+            "round_two: needs a tournament: say promote: K, or leave round_two out",
+        ),
+        (
+            "stage_two: {epochs: 3}, round_two: {asha: {brackets: 3}}",
+            "round_two.asha.brackets: is 3, but must be at most 2: the first rung of bracket 2 (from 0) lies beyond "
+            "stage_two's 3 epochs",
+        ),
+    ],
+)
+def test_a_second_round_that_cannot_be_is_refused(load: Any, fields: str, mistake: str) -> None:
+    promote = "all" if mistake.startswith("round_two: needs") else "2"
+    (found,) = mistakes(load, f"{TOURNAMENT}{fields}, promote: {promote}}}")
+    assert found.startswith(mistake)
+
+
+def test_an_asha_of_stage_two_without_a_rung_is_noted(load: Any) -> None:
+    (note,) = load(TOURNAMENT + "promote: 2, stage_two: {epochs: 2}, round_two: {asha: {grace_epochs: 3}}}").notes
+    assert note == "round_two.asha prunes nothing: its first rung comes after epoch 3 of stage two, which has 2"
+
+
+def test_a_grid_of_stage_two_is_of_round_two_where_it_has_several_settings(load: Any) -> None:
+    text = (
+        "{method: two_stage/paper, data: {train: x}, search: grid, promote: 1, stage_one: {epochs: {grid: [1, 2]}}, "
+        "stage_two: {epochs: {grid: [3, 4, 5]}}"
+    )
+    assert len(load(text + "}").candidates()) == 6
+    sweep = load(text + ", round_two: {settings: 3}}")
+    assert [dict(one.values) for one in sweep.candidates()] == [{"stage_one.epochs": 1}, {"stage_one.epochs": 2}]
+    offspring = sweep.offspring("c001", 1, {"stage_one.epochs": 2})
+    assert [(one.trial.stage_one.epochs, one.trial.stage_two.epochs) for one in offspring] == [(2, 3), (2, 4), (2, 5)]
+    (found,) = mistakes(load, text + ", round_two: {settings: 2}}")
+    assert found.startswith("round_two.settings: is 2, but must be 3, the points of stage two's grid, or 1")
+    (found,) = mistakes(load, text.replace("3, 4, 5", "3, 4, 4") + ", round_two: {settings: 2}}")
+    assert found.startswith("stage_two.epochs: names a value twice")
+
+
+def test_asha_cannot_ask_before_stage_one_has_been_evaluated(load: Any) -> None:
+    text = "data: {{train: x}}\nstage_one: {{epochs: 3, evaluations_per_epoch: {}}}\nasha: {{grace_epochs: {}}}"
+    assert mistakes(load, text.format(1, 0.3)) == [
+        "asha.grace_epochs: is 0.3, but must be at least 1: stage_one.evaluations_per_epoch is 1; set that to 4, or "
+        "raise this"
+    ]
+    # One of the candidates is enough; what is fine to three decimals is fine.
+    (found,) = mistakes(load, text.format("{choice: [4, 3, 8]}", 0.3))
+    assert found.startswith(
+        "asha.grace_epochs: is 0.3, but must be at least 0.333: stage_one.evaluations_per_epoch is 3;"
+    )
+    for evaluations, grace in ((3, 0.333), (4, 0.25), ("{choice: [4, 8]}", 0.25), (1, 1.5), (1000, 0.001)):
+        assert load(text.format(evaluations, grace)).config.asha == AshaConfig(grace_epochs=grace)
+    assert load("{method: vanilla, data: {train: x}, asha: {grace_epochs: 0.25}}").config.asha is not None
+
+
+def test_grace_epochs_that_are_whole_stay_whole(load: Any) -> None:
+    for written in ("2", "1.5"):
+        sweep = load(f"{{data: {{train: x}}, stage_one: {{epochs: 9}}, asha: {{grace_epochs: {written}}}}}")
+        assert f"grace_epochs: {written}\n" in to_yaml(sweep)
+        assert f'"grace_epochs":{written},' in sweep.config.model_dump_json()
+    (note,) = load("{data: {train: x}, stage_one: {epochs: {choice: [1, 2]}}, asha: {grace_epochs: 2.5}}").notes
+    assert note == "asha prunes nothing: its first rung comes after epoch 2.5 of stage one, which has 2"
+    # 0.5, 1.5, 4.5: bracket 2 has no rung in 2 epochs.
+    text = (
+        "{data: {train: x}, stage_one: {epochs: 2, evaluations_per_epoch: 2}, asha: {grace_epochs: 0.5, brackets: 3}}"
+    )
+    (found,) = mistakes(load, text)
+    assert found.startswith("asha.brackets: is 3, but must be at most 2:")
+
+
+def test_what_has_no_effect_or_another_than_meant_is_noted(load: Any) -> None:
+    text = "data: {train: x}\nmethod: vanilla\nasha: null\nstage_one: {learning_rate: {uniform: [1e-5, 1]}}"
+    assert load(text).notes == ["sweeping stage_one.learning_rate changes nothing: stage_one.epochs is 0"]
+    early = FIXED + "data: {train: x}\nstage_one: {epochs: {choice: [1, 2]}, evaluations_per_epoch: 2, patience: 4}"
+    assert load(early).notes == ["stage_one.patience changes nothing: it is 4, and stage one is evaluated 4 times"]
+    assert load(early, "stage_one.patience=3").notes == []
+    decayed = "data: {train: x}\nstage_one: {trains: head, layer_decay: 0.9, epochs: {choice: [1, 2]}}"
+    assert load(FIXED + decayed).notes == [
+        "stage_one.layer_decay changes nothing: no encoder layer trains in stage one"
+    ]
+    assert load(FIXED + decayed, "stage_one.trains.top_layers=1").notes == []
+    gpus = load(SMALL, "resources.stage_two={workers: 2, gpus_per_worker: 0.5}").notes
+    assert len(gpus) == 1
+    assert "gloo" in gpus[0]
+
+
+def test_overrides_reach_fields_subtrees_and_into_distributions(load: Any) -> None:
+    config = load(
+        SMALL,
+        "stage_one.learning_rate.uniform=[1e-4, 1e-3]",  # another distribution takes the place of the file's
+        "stage_two.loss={name: ldam, scale: 2}",
+        "stage_two.trains.top_layers=2",  # a mapping takes the place of the preset's word
+        "asha.grace_epochs=2",
+        "wandb.tags=[a, b]",
+        "data.validation=1e-1",
+        "data.test=0.3.csv",
+        "max_concurrent=2",
+    ).config
+    assert config.stage_one["learning_rate"] == {"uniform": [1e-4, 1e-3]}
+    assert config.stage_two["loss"] == {"name": "ldam", "max_margin": 0.5, "scale": 2, "beta": 0.9999, "defer": 0.0}
+    assert config.stage_two["trains"] == {"top_layers": 2}
+    assert config.asha == AshaConfig(grace_epochs=2)
+    assert config.wandb.tags == ["a", "b"]
+    assert (config.data["validation"], config.data["test"]) == (0.1, "0.3.csv")
+    assert config.max_concurrent == 2
+
+
+def test_a_branch_of_a_swept_subtree_takes_the_distributions_place(load: Any) -> None:
+    text = "data: {train: x}\nstage_one: {loss: {choice: [{name: ldam}, {name: cross_entropy}]}}"
+    loss = load(text, "stage_one.loss.name=weighted_cross_entropy").config.stage_one["loss"]
+    assert loss == {"name": "weighted_cross_entropy", "beta": 0.9999, "defer": 0.0, "label_smoothing": 0.0}
+
+
+def test_overrides_and_file_are_reported_together(load: Any) -> None:
+    overrides = ("nonsense", "stage_one.epochs=[1", "stage_one.learning_rat=1", "foo.bar=1", "stage_two.epochs=")
+    found = mistakes(load, SMALL + "wandb: {mode: offine}", *overrides)
+    assert found == [
+        "--set 'nonsense' must be written as dotted.field=value, such as stage_one.epochs=2",
+        "--set 'stage_one.epochs=[1': the value cannot be read as YAML: line 1, column 3: while parsing a flow "
+        "sequence, expected ',' or ']', but got '<stream end>'",
+        'stage_one.learning_rat: unknown field; did you mean "learning_rate"?',
+        'wandb.mode: is "offine", but must be one of offline, online, disabled; did you mean "offline"?',
+        found[4],
+        "stage_two.epochs: is null, but must be a whole number >= 0",
+    ]
+    assert found[4].startswith("foo: unknown field; valid are name, ")
+
+
+@pytest.mark.parametrize(
+    "odd", ["a#b", "a # b", "a: b", "[1", "{x", "a=b", "'q", '"', "5", "null", "true", "é 日本", "*a", "", " x "]
+)
+def test_text_arrives_verbatim_wherever_a_field_takes_text(load: Any, odd: str) -> None:
+    config = load(SMALL, f"data.train={odd}", f"data.label={odd}", f"model.name={odd}", f"wandb.entity={odd}").config
+    assert (config.data["train"], config.data["label"], config.model["name"], config.wandb.entity) == (odd,) * 4
+    if odd:
+        assert load(SMALL, storage=odd).config.storage == odd
+        assert load(SMALL, f"storage={odd}").config.storage == odd
+
+
+@given(text=st.text(st.characters(exclude_characters="\0")))
+@in_one_folder
+def test_any_path_arrives_verbatim_and_survives_the_round_trip(load: Any, text: str) -> None:
+    sweep = load("data: {train: rows.csv}", f"data.train={text}", f"data.text={text}")
+    assert sweep.config.data["train"] == sweep.config.data["text"] == text
+    assert load(to_yaml(sweep)) == sweep
+
+
+def test_a_name_is_made_of_an_odd_file_name(tmp_path: Path) -> None:
+    path = tmp_path / ".my sweep, ü.yaml"
+    path.write_text(SMALL)
+    assert re.fullmatch(r"my-sweep--\d{8}-\d{6}", str(load_sweep(path).config.name))
+
+
+SECTIONS = ["data", "model", "stage_one", "stage_two", "asha", "resources", "wandb", "search", "seed", "name"]
+FIELDS = ["train", "validation", "imbalance", "head", "trains", "loss", "epochs", "learning_rate", "tags", "brackets"]
+INNER = ["kind", "ratio", "name", "scale", "top_layers", "loguniform", "uniform", "randint", "choice", "grid", "x"]
+NAMES = st.sampled_from(SECTIONS + FIELDS + INNER)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 40)
+    | st.floats()
+    | st.sampled_from(["rows.csv", "ldam", "grid", "vanilla", "all", "native", "step", "auto", "1e-5", ""])
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def mostly(*valid: Any) -> st.SearchStrategy[Any]:
+    return st.integers(0, 9).flatmap(lambda die: VALUES if die == 9 else st.sampled_from(valid))
+
+
+STAGE = st.fixed_dictionaries(
+    {},
+    optional={
+        "learning_rate": mostly(1e-4, {"loguniform": [1e-5, 1e-2]}, {"choice": [1e-5, 1e-4]}),
+        "epochs": mostly(0, 2, {"randint": [0, 3]}, {"choice": [1, 2]}, {"grid": [0, 1]}),
+        "trains": mostly("all", {"top_layers": 2}, {"choice": ["head", {"top_layers": 1}]}),
+        "loss": mostly({"name": "ldam"}, {"scale": 2.0}, {"name": {"choice": ["ldam", "cross_entropy"]}}),
+        "warmup": mostly(0, 0.1, {"uniform": [0, 0.5]}),
+    },
+)
+NEARLY = st.fixed_dictionaries(
+    {"data": mostly({"train": "rows.csv"}, {"train": "rows.csv", "max_length": {"choice": [64, 128]}})},
+    optional={
+        "method": mostly(*METHODS),
+        "search": mostly("random", "random", "grid"),
+        "num_candidates": mostly(None, 1, 3),
+        "asha": mostly(None, {"grace_epochs": 2}, {"brackets": 2}),
+        "stage_one": STAGE,
+        "stage_two": STAGE,
+        "model": mostly({}, {"head": {"kind": "mlp"}}, {"head": {"choice": ["native", {"kind": "mlp"}]}}),
+    },
+)
+TEXT = st.text(st.characters(codec="utf-8"))  # what a file can hold: no lone surrogates
+OVERRIDE = st.none() | st.sampled_from(["asha=null", "seed=3"]) | st.builds("{}.{}={}".format, NAMES, NAMES, st.text())
+
+
+@given(document=NEARLY.map(yaml.safe_dump) | VALUES.map(yaml.safe_dump) | TEXT, override=OVERRIDE)
+@hypothesis_settings(in_one_folder, max_examples=100)
+def test_whatever_is_written_is_a_sweep_or_a_clear_error(load: Any, document: str, override: Any) -> None:
+    overrides = [] if override is None else [override]
+    mistakes: list[str] = []
+    try:
+        sweep = load(document, *overrides)
+    except SweepConfigError as error:
+        mistakes = error.mistakes
+    else:
+        assert len(sweep.candidates()) == sweep.config.num_candidates
+        assert load(to_yaml(sweep)) == sweep
+    assert not any("pydantic" in mistake or "\n" in mistake for mistake in mistakes)

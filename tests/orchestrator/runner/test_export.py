@@ -1,0 +1,184 @@
+"""The model folder that a sweep leaves, made in this process: what was fitted after training is in the weights."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+from tailsweep.orchestrator.config.schema import FeaturesConfig
+from tailsweep.orchestrator.planning import preparation
+from tailsweep.orchestrator.runner.export import Chosen, export_best
+from tailsweep.orchestrator.runs.directory import RunDirectory
+from tailsweep.trainables import report_keys
+from tailsweep.trainables.config.postprocess import FinishConfig
+from tailsweep.trainables.config.trial import TrialConfig
+from tailsweep.trainables.data.tokenized import PreparedData
+from tailsweep.trainables.execution.backends import live_road
+from tailsweep.trainables.models.classifier import build_classifier, load_classifier
+from tailsweep.trainables.postprocess.calibration import expected_calibration_error
+from tailsweep.trainables.postprocess.last_layer import last_layer, layer_inputs
+from tailsweep.trainables.preparation import prepare
+from tailsweep.trainables.storage.cache import default_cache_dir
+from tailsweep.trainables.training.checkpoint import Progress, save_checkpoint
+from torch import nn
+
+TinyModel = Callable[..., Path]
+BEST = {"stage": "stage_two", "epoch": 1, "validation/macro_f1": 0.5, "seconds": 1.0}
+LABELS = ("absorption", "excretion", "metabolism")
+DECISION_AND_TEMPERATURE = {"decision": {"kind": "thresholds"}, "temperature": True}
+MLP = {"pooling": "mean", "kind": "mlp", "hidden": 5}
+
+
+@pytest.fixture(scope="module")
+def exported(
+    tiny_model: TinyModel, rows_csv: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[Path, PreparedData, list[str]]]:
+    """``exported(head, finish)``: the folder ``best/`` of a sweep of one candidate."""
+
+    def export(head: Any, finish: dict[str, Any]) -> tuple[Path, PreparedData, list[str]]:
+        trial = TrialConfig.model_validate(
+            {
+                "data": {"train": str(rows_csv), "validation": 0.2, "test": 0.2, "max_length": 30},
+                "model": {"name": str(tiny_model("bert")), "head": head},
+                "stage_one": {"epochs": 0},
+                "stage_two": {},
+            }
+        )
+        data = prepare(trial.data, trial.model.name, default_cache_dir())
+        run = tmp_path_factory.mktemp("run")
+        checkpoint = run / "state/checkpoints/c000/stage_two_epoch_001"
+        checkpoint.mkdir(parents=True)
+        model = build_classifier(trial.model, data.label_names, seed=1)  # not the values that export starts from
+        _teach(model, data)
+        trained = {name for name, _ in model.named_parameters()}
+        save_checkpoint(checkpoint, Progress(report_keys.STAGE_TWO, 1), model, trained, None)
+        dump = FinishConfig.model_validate(finish).model_dump()
+        said = export_best(
+            Chosen(
+                location=str(run),
+                candidate="c000",
+                trial=trial.model_dump(mode="json"),
+                best=BEST,
+                data_key=data.key,
+                finish=dump,
+                metric="validation/macro_f1",
+            )
+        )
+        return run / "best", data, said
+
+    return export
+
+
+def _teach(model: nn.Module, data: PreparedData) -> None:
+    """Make its last layer a logistic regression on what it is given, too sure of itself and of the first class."""
+    device = torch.device("cpu")
+    _, layer = last_layer(model, data.train, device)
+    inputs = layer_inputs(layer, live_road(model, data, device, "fp32"), report_keys.TRAIN, len(data.train))
+    regression = LogisticRegression(max_iter=500).fit(inputs, data.train.labels)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(3 * regression.coef_))
+        layer.bias.copy_(torch.from_numpy(3 * regression.intercept_ + [4.0, 0.0, 0.0]))
+
+
+@pytest.fixture(scope="module")
+def texts(rows_csv: Path) -> list[str]:
+    with rows_csv.open(newline="") as file:
+        return [row["text"] for row in csv.DictReader(file)]
+
+
+def test_a_plain_pipeline_says_what_was_decided(exported: Callable[..., Any], texts: list[str]) -> None:
+    as_trained, _, nothing_said = exported("native", {})
+    folder, _, said = exported("native", DECISION_AND_TEMPERATURE)
+    assert nothing_said == []
+    assert [line.split(":")[0] for line in said] == ["thresholds", "temperature"]
+    decision, calibration = json.loads((folder / "finish.json").read_text())["steps"]
+    thresholds = np.array([decision["fitted"]["thresholds"][label] for label in LABELS])
+    temperature = calibration["fitted"]["temperature"]
+    assert (thresholds != 1).any()
+    assert temperature != 1
+
+    model, tokenizer = load_classifier(as_trained)
+    with torch.no_grad():
+        batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.double().numpy()
+    decided = (softmax(logits, axis=1) / thresholds).argmax(axis=1)
+    assert (decided != logits.argmax(axis=1)).mean() > 0.1
+    classify = transformers.pipeline("text-classification", str(folder), device="cpu")
+    found = classify(texts, truncation=True, top_k=None)
+    assert [scores[0]["label"] for scores in found] == [LABELS[index] for index in decided]
+    by_class = [[next(s["score"] for s in scores if s["label"] == label) for label in LABELS] for scores in found]
+    expected = softmax((logits - np.log(thresholds)) / temperature, axis=1)
+    np.testing.assert_allclose(by_class, expected, atol=1e-5)
+
+
+def test_the_test_scores_are_those_of_the_finished_model(exported: Callable[..., Any]) -> None:
+    folder, data, _ = exported(MLP, {"classifier": {"kind": "lws"}, **DECISION_AND_TEMPERATURE})
+    metrics = json.loads((folder / "metrics.json").read_text())
+    model, _ = load_classifier(folder)
+    input_ids, mask = (torch.from_numpy(array) for array in data.test.padded(np.arange(len(data.test))))
+    with torch.no_grad():
+        logits = model(input_ids=input_ids, attention_mask=mask).logits.double()
+    labels = torch.from_numpy(data.test.labels.copy())
+    assert metrics["test/loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), abs=1e-5)
+    assert metrics["test/accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+    error = expected_calibration_error(logits.numpy(), data.test.labels)
+    assert metrics["test/ece"] == pytest.approx(error, abs=1e-4)
+    assert metrics["finish"] == json.loads((folder / "finish.json").read_text())["steps"]
+    assert [step["kind"] for step in metrics["finish"]] == ["lws", "thresholds", "temperature"]
+    card = (folder / "README.md").read_text()
+    assert "## After training" in card
+    assert "| thresholds | validation/macro_f1 |" in card
+    assert "`head.2`" in card
+
+
+def test_by_default_nothing_is_done(exported: Callable[..., Any]) -> None:
+    folder, data, _ = exported("native", {})
+    assert not (folder / "finish.json").exists()
+    assert "finish" not in json.loads((folder / "metrics.json").read_text())
+    assert "After training" not in (folder / "README.md").read_text()
+    weights = load_file(folder / "model.safetensors")
+    (checkpoint,) = (folder.parent / "state/checkpoints/c000").iterdir()
+    trained = load_file(checkpoint / "parameters.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in trained.items())
+    assert cast(Any, data).label_names == LABELS
+
+
+@pytest.mark.parametrize(("finish", "asked"), [({}, []), ({"temperature": True}, ["the model's last layer"])])
+def test_a_model_that_cannot_take_it_is_refused_before_the_sweep(
+    finish: dict[str, Any], asked: list[str], tiny_model: TinyModel, rows_csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+    monkeypatch.setattr(preparation, "last_layer", lambda *_: found.append("the model's last layer"))
+    data = {"train": str(rows_csv), "validation": 0.2, "test": 0.2, "max_length": 30}
+    model = {"name": str(tiny_model("bert"))}
+    trial = TrialConfig.model_validate({"data": data, "model": model, "stage_one": {"epochs": 0}, "stage_two": {}})
+    preparation.prepare_trials(
+        [trial.model_dump(mode="json")],
+        "validation/macro_f1",
+        FeaturesConfig(),
+        lambda _: None,
+        FinishConfig.model_validate(finish),
+    )
+    assert found == asked
+
+
+def test_the_metrics_are_written_last(exported: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an object store the other files appear one by one; `resume` exports again where there are no metrics."""
+    uploading, there = RunDirectory.upload, []
+
+    def upload(run: RunDirectory, folder: Path, relative: str) -> None:
+        uploading(run, folder, relative)
+        there.append(run.list(relative))
+
+    monkeypatch.setattr(RunDirectory, "upload", upload)
+    best, _, _ = exported("native", {})
+    assert "model.safetensors" in there[0]
+    assert {path.name for path in best.iterdir()} - set(there[0]) == {"metrics.json"}

@@ -1,0 +1,423 @@
+"""Sources as users write them, into splits; and one clear message for everything that can be wrong with them."""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tailsweep.trainables.config.data import DataConfig, Step
+from tailsweep.trainables.data.splits import DataError, Splits, _Rows, _split_off, load_splits
+
+TEXTS = [f"text number {i}" for i in range(60)]
+LABELS = ["ant", "bee", "cat"] * 20
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Splits]:
+    """``load_splits`` of a ``DataConfig`` with the given fields, relative paths being below ``tmp_path``."""
+
+    def _load(**fields: Any) -> Splits:
+        for role in ("train", "validation", "test"):
+            if isinstance(fields.get(role), Path):
+                fields[role] = str(fields[role])
+        return load_splits(DataConfig(**fields), tmp_path / "cache")
+
+    return _load
+
+
+def write(path: Path, texts: list[Any] = TEXTS, labels: list[Any] = LABELS) -> Path:
+    """A file of the type its name says, written by pandas or json: not by what reads it."""
+    frame = pd.DataFrame({"text": pd.Series(texts, dtype=object), "label": pd.Series(labels, dtype=object)})
+    if path.suffix in (".csv", ".tsv"):
+        frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+    elif path.suffix == ".jsonl":
+        rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(frame.to_dict("records")), encoding="utf-8")
+    else:
+        frame.to_parquet(path, index=False)
+    return path
+
+
+def pairs(splits: Splits) -> list[tuple[str, str]]:
+    """(text, name of the class) of all rows, in no order."""
+    parts = (splits.train, splits.validation, splits.test)
+    return sorted((row["text"], splits.label_names[row["label"]]) for part in parts for row in part)
+
+
+# --- what can be read ---
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.json", "a.jsonl", "a.parquet", "A.CSV", "odd [1]*.csv"])
+def test_every_file_type_gives_its_rows(load: Callable[..., Splits], tmp_path: Path, name: str) -> None:
+    source = tmp_path / name
+    write(tmp_path / f"written{source.suffix.lower()}").rename(source)
+    splits = load(train=source)
+    assert pairs(splits) == sorted(zip(TEXTS, LABELS, strict=True))
+    assert splits.label_names == ("ant", "bee", "cat")
+    assert splits.notes == ()
+    assert splits.train.features == {"text": datasets.Value("string"), "label": datasets.Value("int64")}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_classes_called_na_and_none_are_classes(load: Callable[..., Splits], tmp_path: Path, name: str) -> None:
+    splits = load(train=write(tmp_path / name, labels=["NA", "None", "null"] * 20))
+    assert splits.label_names == ("NA", "None", "null")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_integer_labels_are_ordered_as_numbers(load: Callable[..., Splits], tmp_path: Path, name: str) -> None:
+    splits = load(train=write(tmp_path / name, labels=[10, 9, -1] * 20))
+    assert splits.label_names == ("-1", "9", "10")
+
+
+def test_quotes_separators_and_line_breaks_in_csv_stay_in_the_text(load: Callable[..., Splits], tmp_path: Path) -> None:
+    odd = ['say "hi", twice', "two\nlines", "tab\there", "ünïcode 漢字", "01", "NA", " spaces "]
+    splits = load(train=write(tmp_path / "a.csv", odd + TEXTS[:53]))
+    assert set(odd) <= {text for text, _ in pairs(splits)}
+
+
+def test_a_class_label_keeps_its_own_order_without_the_names_that_do_not_occur(
+    load: Callable[..., Splits], tmp_path: Path
+) -> None:
+    names = ["zebra", "never", "ant"]
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    dataset = datasets.Dataset.from_dict({"text": TEXTS, "label": [0, 2] * 30}, features=features)
+    dataset.save_to_disk(tmp_path / "saved")
+    splits = load(train=tmp_path / "saved")
+    assert splits.label_names == ("zebra", "ant")
+    assert pairs(splits) == sorted(zip(TEXTS, ["zebra", "ant"] * 30, strict=True))
+
+
+def test_a_saved_dict_gives_each_role_its_split(load: Callable[..., Splits], tmp_path: Path) -> None:
+    def part(word: str) -> datasets.Dataset:
+        return datasets.Dataset.from_dict({"text": [f"{word} {i}" for i in range(4)], "label": ["a", "b"] * 2})
+
+    datasets.DatasetDict(train=part("train"), validation=part("validation")).save_to_disk(tmp_path / "saved")
+    splits = load(train=tmp_path / "saved", validation=tmp_path / "saved", test=0.5)
+    assert splits.validation["text"][0] == "validation 0"
+    assert sorted([*splits.train["text"], *splits.test["text"]]) == [f"train {i}" for i in range(4)]
+    with pytest.raises(
+        DataError, match=r"data.test: .* has the splits train, validation, but none called test: give a s"
+    ):
+        load(train=tmp_path / "saved", test=tmp_path / "saved")
+
+
+def test_other_column_names_are_read(load: Callable[..., Splits], tmp_path: Path) -> None:
+    pd.DataFrame({"sentence": TEXTS, "kind": LABELS, "more": 1.5}).to_csv(tmp_path / "a.csv", index=False)
+    assert len(pairs(load(train=tmp_path / "a.csv", text="sentence", label="kind"))) == 60
+
+
+def test_the_demo_rows_are_called_synthetic(load: Callable[..., Splits]) -> None:
+    splits = load(train="demo://drug-labels")
+    assert splits.label_names == ("absorption", "distribution", "excretion", "metabolism", "other")
+    assert "synthetic" in splits.notes[0]
+
+
+def test_a_hub_name_is_loaded_by_name_config_and_role(
+    load: Callable[..., Splits], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load_dataset(name: str, config: str | None, split: str) -> datasets.Dataset:
+        asked.append((name, config, split))
+        return datasets.Dataset.from_dict({"text": [f"{split} a", f"{split} b"], "label": [0, 1]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    splits = load(train="nyu-mll/glue:sst2", validation="rotten_tomatoes", test="nyu-mll/glue:sst2")
+    assert sorted(asked) == [
+        ("nyu-mll/glue", "sst2", "test"),
+        ("nyu-mll/glue", "sst2", "train"),
+        ("rotten_tomatoes", None, "validation"),
+    ]
+    assert splits.test["text"][:] == ["test a", "test b"]
+
+
+def test_a_file_changed_within_the_same_clock_tick_is_read_again(load: Callable[..., Splits], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv")
+    load(train=path)
+    before = path.stat()
+    write(path, [text.upper() for text in TEXTS])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert {text for text, _ in pairs(load(train=path))} == {text.upper() for text in TEXTS}
+
+
+def test_nothing_is_printed_or_logged(
+    load: Callable[..., Splits], tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    verbosity = datasets.logging.get_verbosity()
+    with caplog.at_level(logging.DEBUG):
+        load(train=write(tmp_path / "a.csv"))
+        with pytest.raises(DataError):
+            load(train=write(tmp_path / "b.csv", ["a"], ["x"]))
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.name.startswith("datasets")]
+    assert datasets.logging.get_verbosity() == verbosity
+
+
+# --- splits ---
+
+
+def test_shares_are_of_all_rows_and_of_each_class(load: Callable[..., Splits], tmp_path: Path) -> None:
+    labels = ["a"] * 40 + ["b"] * 20
+    splits = load(train=write(tmp_path / "a.csv", labels=labels), validation=0.1, test=0.25)
+    # a: 4 and 10 of 40; b: 2 and 5 of 20
+    assert Counter(splits.validation["label"]) == {0: 4, 1: 2}
+    assert Counter(splits.test["label"]) == {0: 10, 1: 5}
+    assert Counter(splits.train["label"]) == {0: 26, 1: 13}
+    assert pairs(splits) == sorted(zip(TEXTS, labels, strict=True))
+
+
+def test_the_split_follows_from_its_seed_and_test_rows_do_not_move_with_the_validation_share(
+    load: Callable[..., Splits], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.csv")
+    tests = [
+        load(train=path, test=0.2, **fields).test["text"][:]
+        for fields in ({}, {"split_seed": 42}, {"validation": 0.4}, {"validation": str(path)}, {"split_seed": -1})
+    ]
+    assert tests[0] == tests[1] == tests[2] == tests[3] != tests[4]
+
+
+def test_a_class_too_small_to_split_stays_in_train_and_is_named(load: Callable[..., Splits], tmp_path: Path) -> None:
+    labels = ["big"] * 54 + ["one"] + ["two"] * 2 + ["three"] * 3
+    splits = load(train=write(tmp_path / "a.csv", labels=labels))
+    assert splits.label_names == ("big", "one", "three", "two")
+    assert [Counter(splits.train["label"])[i] for i in (1, 2, 3)] == [1, 1, 2]
+    assert Counter(splits.validation["label"])[2] == Counter(splits.test["label"])[2] == 1
+    assert len(splits.notes) == 1
+    assert '"one" (1), "two" (2)' in splits.notes[0]
+    assert "three" not in splits.notes[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 40), min_size=2, max_size=6),
+    st.sampled_from([{"test": 0.2}, {"test": 0.2, "validation": 0.15}, {"test": 0.5, "validation": 0.49}]),
+    st.integers(),
+)
+def test_every_class_large_enough_has_a_row_in_every_part(sizes: list[int], shares: Any, seed: int) -> None:
+    labels = [f"c{i}" for i, size in enumerate(sizes) for _ in range(size)]
+    if max(sizes) <= len(shares):
+        return
+    rows = _Rows([str(i) for i in range(len(labels))], labels)
+    parts = _split_off(rows, shares, seed, [])
+    assert sorted(text for part in parts.values() for text in part.texts) == sorted(rows.texts)
+    for i, size in enumerate(sizes):
+        there = {role for role, part in parts.items() if f"c{i}" in part.labels}
+        assert there == ({"train", *shares} if size > len(shares) else {"train"})
+
+
+def test_imbalance_is_made_of_train_rows_after_the_split(load: Callable[..., Splits], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", labels=["a", "b"] * 30)
+    whole = load(train=path)
+    cut = load(train=path, imbalance=Step(kind="step", ratio=0.2, order=["b", "a"]))
+    assert cut.validation["text"][:] == whole.validation["text"][:]
+    assert cut.test["text"][:] == whole.test["text"][:]
+    # 30 - round(4.5) - 6 = 20 of each class, and 0.2 * 20 of the second one
+    assert Counter(whole.train["label"]) == {0: 20, 1: 20}
+    assert Counter(cut.train["label"]) == {0: 4, 1: 20}
+    assert set(cut.train["text"]) < set(whole.train["text"])
+    with pytest.raises(DataError, match=r"data.imbalance: order names the class \"c\""):
+        load(train=path, imbalance=Step(kind="step", ratio=0.2, order=["a", "b", "c"]))
+
+
+# --- what is dropped or warned of ---
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_empty_texts_and_missing_labels_are_dropped_and_counted(
+    load: Callable[..., Splits], tmp_path: Path, name: str
+) -> None:
+    texts = [*TEXTS[:57], "  \n", "", None]
+    labels = [None, *LABELS[1:]]
+    splits = load(train=write(tmp_path / name, texts, labels), max_dropped=0.1)
+    assert len(pairs(splits)) == 56
+    assert splits.notes == ("data.train: 4 of 60 rows were dropped: 3 with an empty text, 1 with no label",)
+
+
+def test_texts_that_are_not_strings_are_counted_apart(load: Callable[..., Splits], tmp_path: Path) -> None:
+    splits = load(train=write(tmp_path / "a.jsonl", [*TEXTS[:58], 5, ["x"]]))
+    assert splits.notes == ("data.train: 2 of 60 rows were dropped: 2 with a text that is not a string",)
+
+
+def test_more_dropped_rows_than_allowed_are_refused(load: Callable[..., Splits], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", [*TEXTS[:56], "", "", "", ""])
+    with pytest.raises(DataError, match=r"4 of 60 rows .* cannot be used \(4 with an empty text\).*max_dropped = 0.05"):
+        load(train=path)
+    load(train=path, max_dropped=0.07)
+
+
+def test_a_column_of_numbers_is_no_text(load: Callable[..., Splits], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", list(range(60)))
+    with pytest.raises(DataError, match=r"none of the 60 rows .* 60 with a text that is not a string"):
+        load(train=path)
+
+
+def test_texts_in_two_splits_are_counted(load: Callable[..., Splits], tmp_path: Path) -> None:
+    train = write(tmp_path / "train.csv", TEXTS[:30], LABELS[:30])
+    validation = write(tmp_path / "validation.csv", TEXTS[27:40], LABELS[27:40])  # 27, 28 and 29 are in train
+    test = write(tmp_path / "test.csv", TEXTS[39:50], LABELS[39:50])  # 39 is in validation
+    splits = load(train=train, validation=validation, test=test)
+    assert [note[:60] for note in splits.notes] == [
+        "3 of 13 validation rows have a text that is also in train: s",
+        "1 of 11 test rows have a text that is also in validation: sc",
+    ]
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.csv", b"", "is empty"),
+        ("a.csv", b"text,label\n", "has no rows"),
+        ("a.json", b"[]", "has no rows"),
+        ("a.jsonl", b"\n\n", "has no rows"),
+        ("a.csv", b"text,label\n ,x\n,y\n", "none of the 2 rows .* can be used: 2 with an empty text"),
+        ("a.csv", b"text,label\na,x\nb,x\n", 'every row has the label "x", but there must be at least 2 classes'),
+        (
+            "a.csv",
+            b"text,labels\na,x\n",
+            'data.label is "label", but the columns .* text, labels: did you mean "labels"',
+        ),
+        ("a.csv", b"sentence,label\na,x\n", 'data.text is "text", but the columns of data.train are sentence, label$'),
+        ("a.csv", b"text,label\na,x\nb,x,y\n", "cannot read .* as csv: .*Expected 2 fields in line 3, saw 3"),
+        ("a.csv", b"text,label\na,b,x\nc,d,y\n", "cannot read .* as csv: Length of header"),
+        ("a.csv", b'text,label\n"a,b\nc,d\n', "cannot read .* as csv: .*EOF inside string"),
+        ("a.csv", b"text,label\na,0.5\nb,1.0\nc,2\n", 'label column "label" holds the float 0.5, but labels must be'),
+        ("a.jsonl", b'{"text":"a","label":0.5}\n{"text":"b","label":1.0}\n', "holds the float 0.5"),
+        ("a.jsonl", b'{"text":"a","label":true}\n{"text":"b","label":false}\n', "holds the bool True"),
+        ("a.jsonl", b'{"text":"a","label":"x"}\n{"text":', "cannot read .* as jsonl: "),
+        ("a.json", b'{"text": "a", ', "cannot read .* as json: "),
+        ("a.jsonl", b'{"text":' + b"[" * 20_000, "cannot read .* as jsonl: it has values that are nested too deeply"),
+        ("a.json", b"null", "has no rows"),
+        ("a.parquet", b"PAR1 this is not one", "cannot read .* as parquet: Parquet"),
+        ("a.csv", b"text,label\na,x\ncaf\xe9,y\n", "is not UTF-8: byte 0xe9 in line 3\n.*iconv"),
+        ("a.jsonl", '{"text":"a"}'.encode("utf-16"), "is not UTF-8: byte 0xff in line 1"),
+        ("a.xlsx", b"PK", 'the type of .* is ".xlsx", but must be one of .csv, .tsv'),
+        ("data", b"text", 'the type of .* is "", but must be one of'),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused(
+    load: Callable[..., Splits], tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"(?s){told}"):
+        load(train=tmp_path / name)
+
+
+def test_an_empty_parquet_file_is_refused(load: Callable[..., Splits], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no rows"):
+        load(train=write(tmp_path / "a.parquet", [], []))
+
+
+def test_a_damaged_parquet_page_is_refused(load: Callable[..., Splits], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [text * 50 for text in TEXTS])
+    content = bytearray(path.read_bytes())
+    content[4:400] = bytes(396)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot read .* as parquet"):
+        load(train=path)
+
+
+def test_parquet_strings_that_are_not_utf8_are_refused(load: Callable[..., Splits], tmp_path: Path) -> None:
+    raw = pa.array([b"caf\xe9", b"tea"] * 30, pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 60, raw.buffers())
+    pq.write_table(pa.table({"text": text, "label": LABELS}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r'data.train: the column "text" holds bytes that are not UTF-8'):
+        load(train=tmp_path / "a.parquet")
+
+
+def test_a_missing_file_names_its_nearest_neighbour(load: Callable[..., Splits], tmp_path: Path) -> None:
+    write(tmp_path / "train.csv")
+    with pytest.raises(DataError, match=r'data.train: there is no file ".*trian.csv": did you mean ".*/train.csv"\?'):
+        load(train=tmp_path / "trian.csv")
+    with pytest.raises(DataError, match=r'there is no folder ".*nowhere" either'):
+        load(train=tmp_path / "nowhere" / "train.csv")
+
+
+def test_a_folder_that_is_no_saved_dataset_is_refused(load: Callable[..., Splits], tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match=r"is a folder, but not one that datasets.save_to_disk wrote"):
+        load(train=tmp_path / "folder")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"train": "s3://bucket/train"}, 'data.train is "s3://bucket/train", but must be a file'),
+        ({"train": "demo://other"}, "the only rows made here are demo://drug-labels"),
+        (
+            {"train": "demo://drug-labels", "test": "demo://drug-labels"},
+            "data.test is demo://drug-labels, but .* share",
+        ),
+        ({"train": "demo://drug-labels", "text": "txt"}, 'data.text is "txt", but .* did you mean "text"'),
+        ({"train": "demo://drug-labels", "test": 0.6, "validation": 0.5}, r"= 1.1, but must be less than 1"),
+    ],
+)
+def test_a_source_that_makes_no_sense_is_refused(
+    load: Callable[..., Splits], fields: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(DataError, match=told):
+        load(**fields)
+
+
+def test_a_hub_name_that_cannot_be_reached_is_refused(
+    load: Callable[..., Splits], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=r'no file or folder "someone/nothing".* cannot be loaded: .*[Oo]ffline'):
+        load(train="someone/nothing")
+
+
+def test_labels_never_seen_in_train_are_named(load: Callable[..., Splits], tmp_path: Path) -> None:
+    train = write(tmp_path / "train.csv")
+    test = write(tmp_path / "test.csv", TEXTS[:4], ["ant", "wasp", "wasp", "bug"])
+    with pytest.raises(DataError, match=r'data.test: 3 rows .* train has: "bug" \(1\), "wasp" \(2\); .* ant, bee, cat'):
+        load(train=train, test=test)
+
+
+# --- cross-validation
+
+
+def test_every_row_is_in_the_test_rows_of_one_fold(load: Callable[..., Splits], rows_csv: Path) -> None:
+    folds = [load(train=rows_csv, validation=0.2, fold={"index": index, "of": 4}) for index in range(4)]
+    texts = Counter(text for fold in folds for text in fold.test["text"])
+    whole = Counter(text for part in (folds[0].train, folds[0].validation, folds[0].test) for text in part["text"])
+    assert texts == whole
+    sizes = [len(fold.test) for fold in folds]
+    assert max(sizes) - min(sizes) <= 1  # 95 rows: what 55, 30 and 10 leave over goes to different folds
+    for fold in folds:
+        by_class = Counter(fold.test["label"])
+        assert all(abs(by_class[label] - rows / 4) < 1 for label, rows in enumerate((55, 30, 10)))
+
+
+def test_folds_follow_from_the_seed_of_the_split(load: Callable[..., Splits], rows_csv: Path) -> None:
+    fold = {"index": 1, "of": 4}
+    first, again = (load(train=rows_csv, validation=0.2, fold=fold) for _ in range(2))
+    other = load(train=rows_csv, validation=0.2, fold=fold, split_seed=7)
+    assert first.test["text"] == again.test["text"] != other.test["text"]
+
+
+def test_a_class_smaller_than_the_folds_stays_in_train(load: Callable[..., Splits], tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    rows = [(f"text {number}", "many") for number in range(20)] + [("a few", "few"), ("some few", "few")]
+    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    splits = load(train=path, validation=0.2, fold={"index": 0, "of": 5})
+    assert "few" not in {splits.label_names[label] for label in splits.test["label"]}
+    assert any('fewer rows than the 5 folds have these classes, which stay in train as a whole: "few" (2)' in note
+               for note in splits.notes)  # fmt: skip

@@ -1,0 +1,341 @@
+"""Packed rows against Hugging Face's own padded batches, and our attention against softmax written out by hand."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.loaded_classifier import build_classifier
+from tailsweep.trainables.config.trial import ModelConfig
+from tailsweep.trainables.data.tokenized import TokenisedRows
+from tailsweep.trainables.execution import attention, packing
+from tailsweep.trainables.execution.attention import attend_within_rows
+from tailsweep.trainables.execution.packed import PackedClassifier, Packer, unpackable
+from tailsweep.trainables.execution.packing import Packing
+from tailsweep.trainables.execution.probe import probe_rows
+from torch import Tensor, nn
+
+TinyModel = Callable[..., Path]
+CPU = torch.device("cpu")
+LENGTHS = [12, 1, 3, 30, 3, 12, 40, 2]  # from one token to the most the tiny models take, two pairs of equal ones
+MODERNBERT_REACH = 4  # half of its local window of 8: a token sees those at most so many places away
+
+WITH_POOLER = ["bert", "roberta", "albert"]
+PACKABLE = [*WITH_POOLER, "distilbert", "modernbert", "electra"]
+NOT_PACKABLE = ["deberta-v2", "mpnet"]
+CLASSIFIERS = [(name, head) for name in PACKABLE for head in ("native", "mean")]
+CLASSIFIERS += [("bert", "cls"), ("modernbert", "cls")]
+CLASSIFIERS += [(name, "pooler") for name in WITH_POOLER]
+
+
+def classifier(folder: Path, head: str = "native") -> nn.Module:
+    """A classifier of three classes, in eval mode; a head of ours drops nothing."""
+    of_model: Any = {"name": str(folder), "head": head if head == "native" else {"pooling": head, "dropout": 0}}
+    return build_classifier(ModelConfig.model_validate(of_model), ("a", "b", "c"), seed=0).eval()
+
+
+def rows_of(lengths: list[int], seed: int = 0) -> TokenisedRows:
+    """Rows of random words."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    tokens = np.random.default_rng(seed).integers(5, 50, offsets[-1]).astype(np.int32)
+    return TokenisedRows(tokens, offsets, np.zeros(len(lengths), np.int64), pad_token_id=0)
+
+
+def assert_within(found: Tensor, expected: Tensor, tolerance: float = 1e-5, what: str = "") -> None:
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0, msg=lambda text: f"{what}: {text}")
+
+
+def packed_logits(model: nn.Module, rows: TokenisedRows) -> Tensor:
+    logits: Tensor = PackedClassifier(model)(
+        torch.from_numpy(rows.tokens.astype(np.int64)), Packing.of(rows.lengths, CPU)
+    )
+    return logits
+
+
+def padded_logits(model: nn.Module, rows: TokenisedRows) -> Tensor:
+    input_ids, attention_mask = map(torch.from_numpy, rows.padded(np.arange(len(rows))))
+    logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask).logits
+    return logits
+
+
+def gradients(model: nn.Module, logits: Tensor) -> dict[str, Tensor]:
+    """Of every parameter, for a loss that weighs each logit differently."""
+    model.zero_grad()
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    (logits * weights / len(logits)).sum().backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# --- against the padded road
+
+
+@pytest.fixture(scope="module", params=CLASSIFIERS, ids="-".join)
+def packable(request: pytest.FixtureRequest, tiny_model: TinyModel) -> nn.Module:
+    """Each classifier that takes packed rows, in eval mode, without dropout; every test leaves it as it was."""
+    architecture, head = request.param
+    return classifier(tiny_model(architecture, dropout=0.0), head)
+
+
+def test_packed_forward_and_backward_are_the_padded_ones(packable: nn.Module) -> None:
+    model = packable
+    assert model.base_model.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
+    rows = rows_of(LENGTHS)
+    for training in (True, False):
+        model.train(training)
+        expected = padded_logits(model, rows)
+        assert (expected[0] - expected[5]).abs().max() > 1e-2  # rows of one length differ: right and wrong do as well
+        expected_gradients = gradients(model, expected)
+        found = packed_logits(model, rows)
+        assert_within(found, expected)
+        found_gradients = gradients(model, found)
+        assert found_gradients.keys() == expected_gradients.keys()
+        for name, gradient in expected_gradients.items():
+            assert_within(found_gradients[name], gradient, what=name)
+
+
+def test_modernbert_looks_no_further_than_its_window(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = classifier(tiny_model("modernbert", dropout=0.0))
+    short, long = rows_of([MODERNBERT_REACH + 1, 2]), rows_of(LENGTHS)
+    expected_short, expected_long = padded_logits(model, short), padded_logits(model, long)
+    monkeypatch.setattr(attention, "_within_window", lambda length, window, device: None)
+    assert_within(packed_logits(model, short), expected_short)
+    off = (packed_logits(model, long) - expected_long).abs().amax(1) > 1e-3
+    assert off.tolist() == [length > MODERNBERT_REACH + 1 for length in LENGTHS]
+
+
+@pytest.fixture(scope="module", params=["bert", "modernbert", "roberta"])
+def still_model(request: pytest.FixtureRequest, tiny_model: TinyModel) -> nn.Module:
+    return classifier(tiny_model(request.param, dropout=0.0), "mean")
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=7), seed=st.integers(0, 99))
+@torch.no_grad()
+def test_a_row_gets_the_same_logits_whatever_lies_beside_it(
+    still_model: nn.Module, lengths: list[int], seed: int
+) -> None:
+    rows = rows_of(lengths, seed)
+    alone = [padded_logits(still_model, rows.between(i, i + 1)) for i in range(len(rows))]
+    assert_within(packed_logits(still_model, rows), torch.cat(alone))
+
+
+@torch.no_grad()
+def test_batches_of_one_row_of_one_token_and_of_equal_lengths(packable: nn.Module) -> None:
+    for lengths in ([1], [40], [1, 1, 1], [9, 9], [1, 40, 1]):
+        rows = rows_of(lengths)
+        found = packed_logits(packable, rows)
+        assert found.shape == (len(lengths), 3)
+        assert_within(found, padded_logits(packable, rows), what=str(lengths))
+
+
+@pytest.mark.parametrize(("head", "last"), [("native", 3), ("cls", 3), ("pooler", 3), ("mean", 20)])
+def test_the_last_layer_computes_only_the_tokens_that_are_read(head: str, last: int, tiny_model: TinyModel) -> None:
+    model = classifier(tiny_model("bert"), head)
+    seen: list[int] = []
+    for layer in model.base_model.encoder.layer:  # type: ignore[union-attr]
+        layer.intermediate.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    packed_logits(model, rows_of([5, 12, 3]))
+    assert seen == [20, 20, last]
+
+
+def test_dropout_is_drawn_anew_for_every_row(tiny_model: TinyModel) -> None:
+    model = classifier(tiny_model("bert", dropout=0.5)).train()
+    row = rows_of([12])
+    twice = TokenisedRows(np.tile(row.tokens, 2), np.array([0, 12, 24]), np.zeros(2, np.int64), 0)
+    first, second = packed_logits(model, twice)
+    assert (first - second).abs().max() > 1e-2
+    assert_within(*packed_logits(model.eval(), twice))
+
+
+# --- the attention itself
+
+
+Attention = Callable[..., Tensor]
+
+
+def softmax_attention(
+    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float, window: int | None
+) -> Tensor:
+    """Row by row and head by head, as the textbook has it: (h, N, D) -> (N, h, D)."""
+    outputs, start = [], 0
+    for length in lengths:
+        heads = []
+        for head in range(query.shape[0]):
+            q, k, v = (tensor[head, start : start + length] for tensor in (query, key, value))
+            scores = q @ k.T * scale
+            for i in range(length):
+                for j in range(length):
+                    if window is not None and abs(i - j) >= window:
+                        scores[i, j] = -torch.inf
+            heads.append(scores.softmax(-1) @ v)
+        outputs.append(torch.stack(heads, dim=1))
+        start += length
+    return torch.cat(outputs)
+
+
+def heads_of(num_tokens: int, width: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value (h, N, D) of two heads."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, num_tokens, width, generator=generator)
+    return q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 20])
+@pytest.mark.parametrize("lengths", [[7], [1], [3, 3, 8, 3, 1, 1], [2, 9, 4]], ids=str)
+@pytest.mark.parametrize("attend", [attention._by_runs, attention._padded])
+def test_attention_is_softmax_within_each_row(attend: Attention, lengths: list[int], window: int | None) -> None:
+    qkv = heads_of(sum(lengths))
+    expected = softmax_attention(*qkv, lengths, 0.3, window)
+    weights = torch.arange(float(expected.numel())).view_as(expected).cos()
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), qkv)
+    found = attend(*qkv, Packing.of(np.array(lengths), CPU), 0.3, 0.0, window)
+    assert_within(found, expected, 1e-6)
+    for gradient, wanted in zip(torch.autograd.grad((found * weights).sum(), qkv), expected_gradients, strict=True):
+        assert_within(gradient, wanted, 2e-6)
+
+
+@pytest.mark.parametrize("attend", [attention._by_runs, attention._padded])
+def test_attention_drops_weights_and_keeps_their_sum_on_average(attend: Attention) -> None:
+    lengths = [16] * 64
+    query, key, value = heads_of(sum(lengths))
+    torch.manual_seed(0)
+    output = attend(query, key, torch.ones_like(value), Packing.of(np.array(lengths), CPU), 0.5, 0.25, None)
+    assert output.std() > 0.05  # without dropout all are 1
+    assert output.mean().item() == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 3])
+def test_flash_attention_is_softmax_within_each_row(window: int | None) -> None:
+    lengths = [3, 3, 8, 40, 1]
+    device = torch.device("cuda")
+    query, key, value = (t.detach().to(device, torch.bfloat16) for t in heads_of(sum(lengths), width=32))
+    expected = softmax_attention(query.float(), key.float(), value.float(), lengths, 0.3, window)
+    found = attention._by_flash(query, key, value, Packing.of(np.array(lengths), device), 0.3, 0.0, window)
+    assert_within(found.float(), expected, 2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_a_gpu_takes_packed_rows(architecture: str, precision: str, tiny_model: TinyModel) -> None:
+    device = torch.device("cuda")
+    model = classifier(tiny_model(architecture)).to(device)
+    assert unpackable(model, rows_of(LENGTHS), device, precision) is None
+
+
+def test_packing_by_hand() -> None:
+    found = Packing.of(np.array([2, 1, 1, 3]), CPU)
+    assert found.lengths == (2, 1, 1, 3)
+    assert found.positions.tolist() == [0, 1, 0, 0, 0, 1, 2]
+    assert found.cu_seq_lens.tolist() == [0, 2, 3, 4, 7]
+    assert found.cu_seq_lens.dtype == torch.int32  # what the flash kernel takes
+    assert found.starts.tolist() == [0, 2, 3, 4]
+    assert found.slots.tolist() == [0, 1, 3, 6, 9, 10, 11]  # rows of three slots
+    assert found.runs == [(1, 2), (2, 1), (1, 3)]
+    states = torch.tensor([[1.0], [3.0], [5.0], [7.0], [0.0], [1.0], [5.0]])
+    assert packing.first_tokens(states, found).flatten().tolist() == [1, 5, 7, 0]
+    assert packing.row_means(states, found).flatten().tolist() == [2, 5, 7, 2]
+
+
+# --- what is refused, and what stays as it was
+
+
+def test_padded_batches_are_refused(tiny_model: TinyModel) -> None:
+    one, two = torch.randn(1, 2, 5, 4), torch.randn(2, 2, 5, 4)
+    where = Packing.of(np.array([2, 3]), CPU)
+    attend_within_rows(nn.Module(), one, one, one, None, packing=where)
+    for tensor, mask, given_packing in ((two, None, where), (one, torch.ones(1, 1, 5, 5), where), (one, None, None)):
+        with pytest.raises(ValueError, match="packed attention was given a padded batch"):
+            attend_within_rows(nn.Module(), tensor, tensor, tensor, mask, packing=given_packing)
+
+    model = classifier(tiny_model("bert"))
+    ids = torch.full((1, 5), 7)
+    with Packer(model).taking(where), pytest.raises(ValueError, match="given a mask"):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), packing=where)
+    with Packer(model).taking(where), pytest.raises(ValueError, match="given a padded batch"):
+        model(input_ids=torch.full((2, 5), 7), packing=where)
+
+
+def state_of(model: nn.Module) -> list[Any]:
+    """All that running packed rows touches: attention, hooks, modes."""
+    hooks = [(m._forward_hooks.copy(), m._forward_pre_hooks.copy(), m.training) for m in model.modules()]
+    return [hooks, [m.config._attn_implementation for m in model.modules() if hasattr(m, "config")]]
+
+
+def test_a_packed_forward_leaves_the_model_as_it_was(packable: nn.Module) -> None:
+    model = packable
+    rows = rows_of(LENGTHS)
+    before, expected = state_of(model), padded_logits(model, rows)
+    packed_logits(model, rows)
+    assert state_of(model) == before
+    unknown = TokenisedRows(np.full_like(rows.tokens, 10**6), rows.offsets, rows.labels, 0)
+    with pytest.raises(IndexError):
+        packed_logits(model, unknown)
+    assert state_of(model) == before
+    assert torch.equal(padded_logits(model, rows), expected)
+
+
+# --- the probe
+
+
+def test_the_probe_accepts_what_takes_packed_rows(packable: nn.Module) -> None:
+    for precision in ("fp32", "bf16"):
+        assert unpackable(packable, rows_of(LENGTHS), CPU, precision) is None
+
+
+@pytest.mark.parametrize("head", ["native", "mean"])
+@pytest.mark.parametrize("architecture", NOT_PACKABLE)
+def test_the_probe_refuses_what_does_not(architecture: str, head: str, tiny_model: TinyModel) -> None:
+    model = classifier(tiny_model(architecture), head)
+    name = type(model.base_model).__name__
+    for precision in ("fp32", "bf16"):
+        reason = unpackable(model, rows_of(LENGTHS), CPU, precision)
+        assert reason is not None
+        assert reason.startswith((f"{name} gives other logits on packed rows (off by", f"{name} does not take packed"))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "deberta-v2"])
+def test_the_probe_restores_every_module_s_mode(architecture: str, tiny_model: TinyModel) -> None:
+    model = classifier(tiny_model(architecture)).train()
+    model.base_model.eval()  # type: ignore[operator]
+    before, state = state_of(model), torch.get_rng_state()
+    unpackable(model, rows_of(LENGTHS), CPU, "fp32")
+    assert state_of(model) == before
+    assert torch.equal(torch.get_rng_state(), state)  # what it asks draws no randomness
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_probe_sees_rows_that_attend_to_one_another(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def across_rows(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(0, 1)
+
+    def nowhere(query: Tensor, *_: object) -> Tensor:
+        return torch.full_like(query, torch.nan).transpose(0, 1)
+
+    def not_at_all(*_: object) -> Tensor:
+        raise NotImplementedError
+
+    model = classifier(tiny_model("bert"))
+    for wrong, reason in (
+        (across_rows, r"BertModel gives other logits on packed rows \(off by 0\.\d+\)"),
+        (nowhere, r"BertModel gives other logits on packed rows \(off by nan\)"),
+        (not_at_all, r"BertModel does not take packed rows \(NotImplementedError\)"),
+    ):
+        monkeypatch.setattr(attention, "_by_runs", wrong)
+        for precision in ("fp32", "bf16"):
+            found = unpackable(model, rows_of(LENGTHS), CPU, precision)
+            assert found is not None
+            assert re.fullmatch(reason, found)
+
+
+def test_the_probe_looks_at_rows_of_every_size() -> None:
+    lengths = [5, 9, 1, 7, 40, 3, 6]
+    assert [lengths[i] for i in probe_rows(rows_of(lengths))] == [1, 5, 7, 40]
+    assert [lengths[i] for i in probe_rows(rows_of(lengths), 2)] == [1, 40]
+    assert probe_rows(rows_of([4])).tolist() == [0]

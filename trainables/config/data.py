@@ -1,0 +1,163 @@
+"""The configuration of the data: where examples come from, how they are split, made imbalanced and augmented."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+from tailsweep.trainables.config.base import Section
+
+
+class Step(Section):
+    """Half of the classes keep all their rows, the others get ``ratio`` times the largest class."""
+
+    kind: Literal["step"]
+    ratio: float = Field(gt=0, le=1)  # rows of a minority class / rows of the largest class
+    order: list[str] | None = None  # every class, largest first; default: by their number of rows
+    seed: int = 42  # which rows stay
+
+
+class LongTailed(Section):
+    """Class i of n keeps ``n_max * ratio**(i / (n - 1))`` rows: an exponential tail, ``ratio`` from end to end."""
+
+    kind: Literal["long_tailed"]
+    ratio: float = Field(gt=0, le=1)  # rows of the last class / rows of the largest class
+    order: list[str] | None = None  # every class, largest first; default: by their number of rows
+    seed: int = 42
+
+
+class Downsample(Section):
+    """The first class keeps all its rows, every other gets ``floor(ratio * rows of the first)``.
+
+    The recipe of the official two-stage fine-tuning code (ValizadehAslani et al. 2022), row for row: a pandas sample
+    with ``random_state=seed``.
+    """
+
+    kind: Literal["downsample"]
+    ratio: float = Field(gt=0, le=1)
+    order: list[str] | None = None
+    seed: int = 42
+
+
+ImbalanceConfig = Annotated[Step | LongTailed | Downsample, Field(discriminator="kind")]
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+WordShare = Annotated[float, Field(ge=0, le=1)]
+
+
+class AugmentationSection(Section):
+    """What every way of making rows has; see ``augment.py`` for the rules they share."""
+
+    # Every class gets as many rows as bring it to this share of the largest one; the papers' 1.0: as large as that.
+    up_to: float = Field(1.0, gt=0, le=1)
+    seed: NonNegativeInt = 42  # which rows are copied more often than others, and what is random in a copy
+
+
+class EDA(AugmentationSection):
+    """Easy data augmentation (Wei & Zou 2019, arXiv 1901.11196): a copy of a row with some of its words changed by one
+    of four operations; each alpha is the share of words it changes, 0 leaves the operation out."""
+
+    kind: Literal["eda"]
+    alpha_sr: WordShare = 0.1  # synonym replacement
+    alpha_ri: WordShare = 0.1  # random insertion of synonyms
+    alpha_rs: WordShare = 0.1  # random swap
+    alpha_rd: WordShare = 0.1  # random deletion: the probability of each word
+    lexicon: Literal["built_in", "wordnet"] = "built_in"  # of synonyms; wordnet: through nltk and its corpus
+
+    @model_validator(mode="after")
+    def _some_operation(self) -> "EDA":
+        if not any((self.alpha_sr, self.alpha_ri, self.alpha_rs, self.alpha_rd)):
+            raise ValueError("alpha_sr, alpha_ri, alpha_rs and alpha_rd are all 0, but one of them must be above 0")
+        return self
+
+
+class Pivot(Section):
+    """Two translation models: hub names, or folders that ``AutoModelForSeq2SeqLM`` and ``AutoTokenizer`` load."""
+
+    to: str  # from the rows' language to another
+    back: str
+
+
+class Sampling(Section):
+    """Every token is drawn, so that one text has as many translations as are asked for."""
+
+    kind: Literal["sampling"]
+    temperature: PositiveFloat = 0.8  # towards 0: always the likeliest token; 1: as the model has it
+
+
+class BeamSearch(Section):
+    """The likeliest translation, as far as a search finds it: one of each text."""
+
+    kind: Literal["beam_search"]
+    num_beams: PositiveInt = 4
+
+
+class BackTranslation(AugmentationSection):
+    """A row translated to another language and back (Shi et al. 2022, PMLR 183). A row's copies come from one pivot
+    after the other; by beam search it has one from each, by sampling as many as its class needs."""
+
+    kind: Literal["back_translation"]
+    pivots: list[Pivot] = Field(
+        default=[
+            Pivot(to="Helsinki-NLP/opus-mt-en-de", back="Helsinki-NLP/opus-mt-de-en"),
+            Pivot(to="Helsinki-NLP/opus-mt-en-ru", back="Helsinki-NLP/opus-mt-ru-en"),
+        ],
+        min_length=1,
+    )
+    decoding: Annotated[Sampling | BeamSearch, Field(discriminator="kind")] = Sampling(kind="sampling")
+
+
+class Paraphrases(AugmentationSection):
+    """Rows that somebody has written or had written, as ``aug.csv`` of the official two-stage fine-tuning code."""
+
+    kind: Literal["paraphrases"]
+    file: str  # a source, as data.train
+    text: str | None = None  # name of the column with the paraphrase; null: as data.text
+    label: str | None = None  # name of the column with its class; null: as data.label
+    source: str = "source"  # name of the column with the text of the training row it paraphrases, if there is one
+
+
+AugmentationConfig = Annotated[EDA | BackTranslation | Paraphrases, Field(discriminator="kind")]
+
+
+class Fold(Section):
+    """One of ``of`` stratified folds of all rows: it is the test rows, the others are split as ``validation`` says."""
+
+    index: NonNegativeInt
+    of: int = Field(ge=2)
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "Fold":
+        if self.index >= self.of:
+            raise ValueError(f"index is {self.index}, but must be below of ({self.of}): folds are counted from 0")
+        return self
+
+
+class DataConfig(Section):
+    """Where the rows come from and how they are read. A *source* is a CSV, TSV, JSON-lines or Parquet file, a folder
+    written by ``datasets.save_to_disk``, a hub name (``name`` or ``name:config``) or ``demo://drug-labels``."""
+
+    train: str
+    validation: Share | str = 0.15  # a source, or the share of all rows to split off, stratified by label
+    test: Share | str = 0.2
+    fold: Fold | None = None  # cross-validation: the test rows are this fold of ``train``, whatever share ``test`` is
+    text: str = "text"  # name of the column with the text
+    label: str = "label"  # name of the column with the class: strings, integers or ClassLabel
+    max_length: int = Field(128, ge=3)  # tokens kept of a row, special tokens included
+    imbalance: ImbalanceConfig | None = None  # made of the training rows only
+    augmentation: AugmentationConfig | None = None  # how the rows of stages with rows: augmented are made
+    split_seed: int = 42  # which rows are split off; apart from the trial's seed, so that seeds share their splits
+    max_dropped: float = Field(0.05, ge=0, lt=1)  # share of empty or non-string texts above which a source is refused
+
+    @model_validator(mode="after")
+    def _test_rows_come_from_one_place(self) -> "DataConfig":
+        if self.fold is not None and isinstance(self.test, str):
+            raise ValueError(f'test is "{self.test}", but folds take their test rows from train: leave test out')
+        return self

@@ -1,0 +1,94 @@
+"""What is done about a trial that ended by an error: start it again, as it is or with smaller micro-batches, or not.
+
+Knows nothing of Ray; ``ray_trial.py`` says which of Ray's errors mean a lost process.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from tailsweep.trainables import report_keys
+from tailsweep.trainables.config.trial import TrialConfig
+
+# own: the candidate's settings or rows are at fault, and would be again. memory: too much at once for the device or the
+# host. lost: a process or node died. peer: another worker of the run is gone, for a reason that worker knows.
+# preempted: a node was taken back, as was announced. storage: it refused a file.
+Fault = Literal["own", "memory", "lost", "peer", "preempted", "storage"]
+
+FIRST_DELAY_S = 1.0  # before a start after a fault that may pass
+LONGEST_DELAY_S = 30.0
+
+
+def fault_of(error: BaseException) -> Fault:
+    """What kind of fault an exception of the trial's own process is."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "memory"
+    if isinstance(error, torch.distributed.DistError):
+        return "peer"
+    if isinstance(error, RuntimeError):  # what has no type of its own
+        if "CPUAllocator: " in str(error) and "memory" in str(error):  # of the host's
+            return "memory"
+        if "gloo/transport" in str(error):
+            return "peer"
+    return "storage" if isinstance(error, OSError) else "own"
+
+
+@dataclass(frozen=True)
+class Again:
+    """A trial is to be started again from its last checkpoint."""
+
+    trial: TrialConfig
+    delay: float  # seconds
+    why: str  # for the log
+
+
+@dataclass
+class Recovery:
+    """Decides for one trial, and counts.
+
+    Args:
+        trial: as it is to run.
+        retries: how often it is started again after lost processes and refused files. Preempted nodes are no fault of
+            anybody's and are not counted; nor is memory, for which micro-batches can be halved only so often.
+    """
+
+    trial: TrialConfig
+    retries: int
+    used: int = field(default=0, init=False)
+
+    def after(self, fault: Fault, reason: str) -> Again | None:
+        """How to go on after a fault; None: not at all.
+
+        Args:
+            reason: the error in one line.
+        """
+        if fault == "memory" and (smaller := halved(self.trial)) is not None:
+            self.trial = smaller
+            return Again(smaller, 0.0, f"{reason}; goes on with {_micro_batches(smaller)}, the batches as they were")
+        if fault == "preempted":
+            return Again(self.trial, 0.0, f"{reason}; goes on elsewhere")
+        if fault in ("lost", "peer", "storage") and self.used < self.retries:
+            self.used += 1
+            delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (self.used - 1))
+            return Again(
+                self.trial, delay, f"{reason}; goes on from its last checkpoint (retry {self.used} of {self.retries})"
+            )
+        return None
+
+
+def halved(trial: TrialConfig) -> TrialConfig | None:
+    """The same trial with micro-batches of half the rows in both stages; None where they have one row each."""
+    stages = {}
+    for stage in report_keys.STAGES:
+        described = getattr(trial, stage)
+        parts = min(2 * described.gradient_accumulation, described.batch_size)
+        stages[stage] = described.model_copy(update={"gradient_accumulation": parts})
+    smaller = trial.model_copy(update=stages)
+    return None if smaller == trial else smaller
+
+
+def _micro_batches(trial: TrialConfig) -> str:
+    parts = [
+        f"{getattr(trial, stage).gradient_accumulation} in {stage.replace('_', ' ')}" for stage in report_keys.STAGES
+    ]
+    return f"steps in more micro-batches ({', '.join(parts)})"

@@ -1,0 +1,207 @@
+"""The ways from a batch of rows to its logits: padded, packed, and the trained top alone on cached features.
+
+All give the same numbers, to rounding. A faster one is taken only after a probe of a few rows agrees with the plain
+padded one, and each says why it was chosen. What a stage or an evaluation needs of a road is its module (for
+data-parallel wrapping), the module's arguments for a batch, and how rows are best put together.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tailsweep.trainables.data.tokenized import TOKENS_AT_ONCE, PreparedData, length_batches
+from tailsweep.trainables.execution.feature_store import Features
+from tailsweep.trainables.execution.packed import PackedClassifier, unpackable
+from tailsweep.trainables.execution.packing import Packing
+from tailsweep.trainables.execution.probe import BF16_TOLERANCE, TOLERANCE, difference, probe_rows, probing
+from tailsweep.trainables.execution.trunk import TokenTop, VectorTop
+from torch import Tensor, nn
+
+CPU_ROWS_AT_ONCE = 8  # padded on a CPU, see PaddedRoad.parts
+EVALUATION_VECTORS = 4096
+
+
+# What cached_road has found to agree, so that a process that trains many candidates asks once.
+_agreed: WeakKeyDictionary[nn.Module, set[tuple[str, str, str]]] = WeakKeyDictionary()
+
+
+class Road(Protocol):
+    description: str  # for the log and the history: which road, and why not a faster one
+    module: nn.Module  # called with inputs(...), gives logits (B, C); its parameters are the classifier's
+
+    def inputs(self, split: str, rows: NDArray[np.int64]) -> tuple[Any, ...]:
+        """The module's arguments for a batch of the split's rows, on the device, in this order."""
+
+    def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """The rows of a micro-batch as they are best computed: other orders, or smaller batches, same gradient."""
+
+    def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
+        """Each row of the split once."""
+
+
+def live_road(model: nn.Module, data: PreparedData, device: torch.device, precision: str) -> "Road":
+    """The whole model on the rows' tokens: packed where a probe agrees, else padded."""
+    reason = unpackable(model, data.train, device, precision)
+    if reason is None:
+        return PackedRoad(model, data, device)
+    return PaddedRoad(model, data, device, reason)
+
+
+def cached_road(
+    model: nn.Module, features: Features, data: PreparedData, device: torch.device, precision: str
+) -> "Road":
+    """The trained top on the trunk's cached outputs, where two rows' logits agree with the live model's; else live."""
+    road: Road = (CachedTokensRoad if features.cut.per_token else CachedVectorsRoad)(model, features, data, device)
+    asked = (features.key, str(device), precision)
+    if asked in _agreed.setdefault(model, set()):
+        return road
+    live = live_road(model, data, device, precision)
+    split = features.training_split
+    few = probe_rows(data.rows_of(split), 2)
+    with probing(model), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        expected, found = (r.module(*r.inputs(split, few)).float() for r in (live, road))
+    lowered = "bf16" in (precision, features.dtype)
+    if (off := difference(found, expected)) <= (BF16_TOLERANCE if lowered else TOLERANCE):
+        _agreed[model].add(asked)
+        return road
+    live.description += f" (the cached features give other logits, off by {off:.1g})"
+    return live
+
+
+def split_logits(road: Road, split: str) -> Tensor:
+    """What the road's module gives for every row of a split, in eval mode: its logits (n, C), float32 on the CPU."""
+    road.module.eval()
+    batches = road.evaluation_batches(split)
+    with torch.inference_mode():
+        found = torch.cat([road.module(*road.inputs(split, batch)).float().cpu() for batch in batches])
+    logits = torch.empty_like(found)
+    logits[torch.from_numpy(np.concatenate(batches))] = found
+    return logits
+
+
+class PaddedRoad:
+    """Batches padded to their longest row: what every architecture takes."""
+
+    def __init__(self, model: nn.Module, data: PreparedData, device: torch.device, reason: str) -> None:
+        self.description = f"padded: {reason}"
+        self.module: nn.Module = _Padded(model)
+        self.data = data
+        self.device = device
+
+    def inputs(self, split: str, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        input_ids, attention_mask = self.data.rows_of(split).padded(rows)
+        return _to(input_ids, self.device), _to(attention_mask, self.device)
+
+    def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        return _parts_to_pad(rows, self.data.rows_of(split).lengths, self.device)
+
+    def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
+        return length_batches(self.data.rows_of(split).lengths, TOKENS_AT_ONCE[self.device.type])
+
+
+class PackedRoad:
+    """Rows laid end to end, nothing padded."""
+
+    def __init__(self, model: nn.Module, data: PreparedData, device: torch.device) -> None:
+        self.description = "packed"
+        self.module: nn.Module = PackedClassifier(model)
+        self.data = data
+        self.device = device
+
+    def inputs(self, split: str, rows: NDArray[np.int64]) -> tuple[Tensor, Packing]:
+        of = self.data.rows_of(split)
+        input_ids = of.tokens[of.positions(rows)].astype(np.int64)
+        return _to(input_ids, self.device), Packing.of(of.lengths[rows], self.device)
+
+    def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        return [_by_length(rows, self.data.rows_of(split).lengths)]
+
+    def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
+        return length_batches(self.data.rows_of(split).lengths, TOKENS_AT_ONCE[self.device.type])
+
+
+class CachedVectorsRoad:
+    """A head, or pooler and head, on one cached vector per row."""
+
+    def __init__(self, model: nn.Module, features: Features, data: PreparedData, device: torch.device) -> None:
+        self.description = f"cached {features.cut}"
+        self.module: nn.Module = VectorTop(model, features.cut)
+        self.features = features.near(device)
+        self.data = data
+        self.device = device
+
+    def inputs(self, split: str, rows: NDArray[np.int64]) -> tuple[Tensor]:
+        return (self.features.take(split, rows, self.device),)
+
+    def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """In the live road's order and sizes: the head's dropout is then the same."""
+        lengths = self.data.rows_of(split).lengths
+        return [_by_length(rows, lengths)] if self.features.packed else _parts_to_pad(rows, lengths, self.device)
+
+    def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
+        rows = np.arange(len(self.data.rows_of(split)))
+        return np.split(rows, range(EVALUATION_VECTORS, len(rows), EVALUATION_VECTORS))
+
+
+class CachedTokensRoad:
+    """The trained layers on the cached token states that enter the first of them."""
+
+    def __init__(self, model: nn.Module, features: Features, data: PreparedData, device: torch.device) -> None:
+        how = "packed" if features.packed else "padded"
+        self.description = f"cached {features.cut}, {how}"
+        self.module: nn.Module = TokenTop(model, features.cut)
+        self.features = features.near(device)
+        self.data = data
+        self.device = device
+
+    def inputs(self, split: str, rows: NDArray[np.int64]) -> tuple[Tensor, Packing | Tensor]:
+        of = self.data.rows_of(split)
+        states = self.features.take(split, of.positions(rows), self.device)
+        packing = Packing.of(of.lengths[rows], self.device)
+        if self.features.packed:
+            return states, packing
+        batch, longest = len(rows), max(packing.lengths)
+        padded = states.new_zeros(batch * longest, states.shape[1]).index_copy(0, packing.slots, states)
+        mask = torch.zeros(batch * longest, dtype=torch.long, device=self.device).index_fill(0, packing.slots, 1)
+        return padded.view(batch, longest, -1), mask.view(batch, longest)
+
+    def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        lengths = self.data.rows_of(split).lengths
+        return [_by_length(rows, lengths)] if self.features.packed else _parts_to_pad(rows, lengths, self.device)
+
+    def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
+        return length_batches(self.data.rows_of(split).lengths, TOKENS_AT_ONCE[self.device.type])
+
+
+class _Padded(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+
+def _by_length(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of one length side by side: they attend in one call."""
+    return rows[np.argsort(lengths[rows], kind="stable")]
+
+
+def _parts_to_pad(rows: NDArray[np.int64], lengths: NDArray[np.int64], device: torch.device) -> list[NDArray[np.int64]]:
+    """A micro-batch in smaller ones, rows of like length together: the same gradient from fewer padding tokens.
+
+    On a CPU padding costs what tokens cost, and small products run as fast as large ones; a GPU would rather have one
+    launch. An empty part stays one part: its worker still exchanges gradients.
+    """
+    if device.type != "cpu":
+        return [rows]
+    by_length = _by_length(rows, lengths)
+    return [by_length[start : start + CPU_ROWS_AT_ONCE] for start in range(0, max(len(rows), 1), CPU_ROWS_AT_ONCE)]
+
+
+def _to(array: NDArray[Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)

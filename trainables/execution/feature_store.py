@@ -1,0 +1,274 @@
+"""A frozen trunk's outputs for a stage's training rows and validation: made once, content-addressed, memory-mapped.
+
+An entry ``<cache>/features/<key>`` holds one file of numbers per split and ``meta.json``. Its key says what it was made
+of: the trunk's weights, the rows, the tokenizer, the length, the cut and the number format. It appears whole or not at
+all, and is never changed. It may be made in parts, by several processes on several nodes, each writing its own files;
+whoever opens it first puts the parts together.
+"""
+
+import functools
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs as pafs
+import torch
+import xxhash
+from filelock import FileLock
+from numpy.typing import NDArray
+from tailsweep.trainables import report_keys
+from tailsweep.trainables.data.tokenized import TOKENS_AT_ONCE, PreparedData, TokenisedRows, length_batches
+from tailsweep.trainables.errors import DataError
+from tailsweep.trainables.execution.feature_plan import ITEM_BYTES, Dtype, FeaturePlan, whole_model
+from tailsweep.trainables.execution.packing import Packing
+from tailsweep.trainables.execution.trunk import Cut, trunk_outputs
+from tailsweep.trainables.storage.cache import META_FILE, cache_errors, sync_to_disk
+from tailsweep.trainables.storage.checksums import checksum_of
+from tailsweep.trainables.storage.filesystem import join_location, open_location
+from tailsweep.trainables.storage.retry import fetched, patiently
+from torch import Tensor, nn
+
+SPLITS = ("train", "validation")  # "train": whatever the stage trains on
+SHARE_OF_GPU = 0.25  # of its free memory, that features may take
+ROWS_AT_ONCE = 2048  # that a part is made of: enough to find rows of one length in, few enough for memory
+CHECKSUM = ".xxh3"  # the file beside a part's that says what it holds
+
+# bf16 lies in the file as the 16-bit integers that NumPy can map
+_NUMPY: dict[str, Any] = {"fp32": np.float32, "bf16": np.uint16}
+_TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Features:
+    """An entry, opened: the trunk's outputs, (n, H) per split, or (N, H) where the cut is at tokens."""
+
+    key: str
+    cut: Cut
+    packed: bool
+    train: Tensor
+    validation: Tensor
+    training_split: str = report_keys.TRAIN  # which rows those of ``train`` are
+
+    @property
+    def dtype(self) -> str:
+        """``fp32`` or ``bf16``."""
+        return "bf16" if self.train.dtype == torch.bfloat16 else "fp32"
+
+    def near(self, device: torch.device) -> "Features":
+        """The same on the device, where it is a GPU with room to spare; else left in the page cache."""
+        if device.type != "cuda":
+            return self
+        free, _ = torch.cuda.mem_get_info(device)
+        if self.train.nbytes + self.validation.nbytes > free * SHARE_OF_GPU:
+            return self
+        return replace(self, train=self.train.to(device), validation=self.validation.to(device))
+
+    def take(self, split: str, indices: NDArray[np.int64], device: torch.device) -> Tensor:
+        """Vectors (B, H), fp32, contiguous, on the device."""
+        assert split in (self.training_split, report_keys.VALIDATION), split
+        held = self.validation if split == report_keys.VALIDATION else self.train
+        taken = held.index_select(0, torch.from_numpy(indices).to(held.device))
+        return taken.to(device, non_blocking=True).float()
+
+
+def make_features(
+    plan: FeaturePlan,
+    model: nn.Module,
+    data: PreparedData,
+    cache_dir: Path,
+    device: torch.device,
+    published: str | None = None,
+    num_parts: int = 1,
+) -> Features:
+    """The entry from this machine's cache; put there first where it is lacking or damaged, by one process of several.
+
+    Args:
+        published: folder or pyarrow URI that :func:`make_part` has written all parts to. None, or a place that lacks
+            them: the trunk is run here.
+
+    Raises:
+        DataError: the cache cannot be written.
+        StorageError: an object store goes on refusing what was published.
+    """
+    folder = cache_dir / "features" / plan.key
+    with cache_errors(cache_dir):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not is_whole(folder, plan):
+                partial = folder.with_name(f".{folder.name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+                partial.mkdir()
+                try:
+                    if published is None or not _are_there(published, num_parts):
+                        published, num_parts = str(partial), 1
+                        for split in SPLITS:
+                            _write_part(plan, model, data, split, published, 0, 1, device)
+                    _assemble(plan, published, num_parts, partial)
+                    shutil.rmtree(folder, ignore_errors=True)  # a damaged entry; who has it mapped keeps it
+                    partial.rename(folder)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+    return open_features(folder, plan)
+
+
+def make_part(
+    plan: FeaturePlan,
+    model: nn.Module,
+    data: PreparedData,
+    location: str,
+    part: int,
+    num_parts: int,
+    device: torch.device,
+) -> None:
+    """Run the trunk for part ``part`` of ``num_parts`` of every split, and write it to ``location``, a folder or URI.
+
+    A part of no rows is an empty file. Storage that refuses it is given it again, computed again.
+
+    Raises:
+        StorageError: it goes on refusing it.
+    """
+    for split in SPLITS:
+        write = functools.partial(_write_part, plan, model, data, split, location, part, num_parts, device)
+        patiently(write, join_location(location, _part_name(split, part, num_parts)))
+
+
+def open_features(folder: Path, plan: FeaturePlan) -> Features:
+    """Memory-map an entry. The caller has checked it with :func:`is_whole` or just made it."""
+    train, validation = (
+        _map(folder / f"{split}.bin", count, plan) for split, count in zip(SPLITS, plan.counts, strict=True)
+    )
+    return Features(plan.key, plan.cut, plan.packed, train, validation, plan.training_split)
+
+
+def is_whole(folder: Path, plan: FeaturePlan) -> bool:
+    """Whether the entry is there, is the one that was asked for, and holds the very bytes that were written."""
+    try:
+        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        return meta["key"] == plan.key and all(
+            meta["checksums"][split] == checksum_of(folder / f"{split}.bin") for split in SPLITS
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write_part(
+    plan: FeaturePlan,
+    model: nn.Module,
+    data: PreparedData,
+    split: str,
+    location: str,
+    part: int,
+    num_parts: int,
+    device: torch.device,
+) -> None:
+    """Of one split; see :func:`make_part`."""
+    filesystem, path = open_location(location)
+    model = model.to(device).eval()
+    rows = data.rows_of(plan.training_split if split == report_keys.TRAIN else split)
+    first, last = np.linspace(0, len(rows), num_parts + 1).round().astype(int)[part : part + 2].tolist()
+    name = f"{path}/{_part_name(split, part, num_parts)}"
+    digest = xxhash.xxh3_128()
+    with filesystem.open_output_stream(name) as stream:
+        for start in range(first, last, ROWS_AT_ONCE):
+            values = _outputs(plan, model, rows.between(start, min(start + ROWS_AT_ONCE, last)), device)
+            digest.update(values.data)
+            stream.write(values.data)
+    with filesystem.open_output_stream(f"{name}{CHECKSUM}") as stream:  # last: with it, the part is there
+        stream.write(digest.hexdigest().encode())
+
+
+def _outputs(plan: FeaturePlan, model: nn.Module, rows: TokenisedRows, device: torch.device) -> NDArray[Any]:
+    """The trunk's outputs for some rows, in their order: (n, H), or (N, H) where the cut is at tokens."""
+    count = int(rows.offsets[-1]) if plan.cut.per_token else len(rows)
+    values = np.empty((count, plan.width), _NUMPY[plan.dtype])
+    for batch, outputs in _trunk_batches(plan, model, rows, device):
+        values[rows.positions(batch) if plan.cut.per_token else batch] = _as_numpy(outputs, plan.dtype)
+    return values
+
+
+def _trunk_batches(
+    plan: FeaturePlan, model: nn.Module, rows: TokenisedRows, device: torch.device
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """Batches of rows, each with the trunk's outputs: (B, H), or the states of its tokens end to end, (N, H)."""
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=plan.dtype == "bf16"):
+        for batch in length_batches(rows.lengths, TOKENS_AT_ONCE[device.type]):
+            outputs = trunk_outputs(model, plan.cut, whole_model(model, rows, batch, plan.packed, device))
+            if plan.cut.per_token:
+                outputs = outputs.flatten(0, 1)
+                if not plan.packed:
+                    outputs = outputs.index_select(0, Packing.of(rows.lengths[batch], device).slots)
+            yield batch, outputs
+
+
+def _are_there(location: str, num_parts: int) -> bool:
+    filesystem, path = open_location(location)
+    names = [f"{path}/{_part_name(split, part, num_parts)}{CHECKSUM}" for split in SPLITS for part in range(num_parts)]
+    infos = fetched(filesystem, lambda: filesystem.get_file_info(names), location)
+    return all(info.type == pafs.FileType.File for info in infos)
+
+
+def _assemble(plan: FeaturePlan, location: str, num_parts: int, folder: Path) -> None:
+    """Put the parts together in ``folder``.
+
+    Raises:
+        DataError: a part is not as it was written.
+    """
+    filesystem, path = open_location(location)
+    checksums = {}
+    for split, count in zip(SPLITS, plan.counts, strict=True):
+        target = folder / f"{split}.bin"
+        if path == str(folder):  # made here, in one part
+            made = folder / _part_name(split, 0, 1)
+            made.rename(target)
+            written = Path(f"{made}{CHECKSUM}")
+            checksums[split] = written.read_text(encoding="ascii")
+            written.unlink()
+        else:
+            parts = [_part_name(split, p, num_parts) for p in range(num_parts)]
+            checksums[split] = fetched(filesystem, functools.partial(_join, filesystem, path, parts, target), location)
+        assert target.stat().st_size == count * plan.width * ITEM_BYTES[plan.dtype], "parts of other rows"
+        sync_to_disk(target)
+    meta = {"key": plan.key, "cut": str(plan.cut), "dtype": plan.dtype, "width": plan.width, "checksums": checksums}
+    (folder / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    sync_to_disk(folder / META_FILE)
+
+
+def _join(filesystem: pafs.FileSystem, path: str, parts: list[str], target: Path) -> str:
+    """Parts one after the other into one file; returns its checksum."""
+    whole = xxhash.xxh3_128()
+    with target.open("wb") as file:
+        for part in parts:
+            own = xxhash.xxh3_128()
+            with filesystem.open_input_stream(f"{path}/{part}") as stream:
+                while piece := stream.read(1 << 24):
+                    own.update(piece)
+                    whole.update(piece)
+                    file.write(piece)
+            with filesystem.open_input_stream(f"{path}/{part}{CHECKSUM}") as stream:
+                written = str(stream.read(), "ascii")
+            if own.hexdigest() != written:
+                raise DataError(
+                    f'the features in "{path}" are damaged: {part} is not as it was written; run again, which makes '
+                    "them anew"
+                )
+    return whole.hexdigest()
+
+
+def _part_name(split: str, part: int, num_parts: int) -> str:
+    return f"{split}-{part:04d}-of-{num_parts:04d}.bin"
+
+
+def _as_numpy(outputs: Tensor, dtype: Dtype) -> NDArray[Any]:
+    converted = outputs.to(_TORCH[dtype]).cpu()
+    return (converted.view(torch.uint16) if dtype == "bf16" else converted).numpy()
+
+
+def _map(path: Path, count: int, plan: FeaturePlan) -> Tensor:
+    # Copy-on-write: PyTorch wants writable memory, and nothing writes to it.
+    mapped = np.memmap(path, dtype=_NUMPY[plan.dtype], mode="c", shape=(count, plan.width))
+    tensor = torch.from_numpy(mapped)
+    return tensor.view(torch.bfloat16) if plan.dtype == "bf16" else tensor

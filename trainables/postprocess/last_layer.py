@@ -1,0 +1,74 @@
+"""The linear layer that gives a classifier's logits: found by trying, and what it is given for the rows of a split.
+
+Whatever is affine in the logits can be written into this layer, so that every reader of the model applies it. No
+architecture is known here: the layer is the one of which a few real rows show that logits = W x + b.
+
+n rows, H width of the layer's input, C classes.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from tailsweep.trainables.data.tokenized import TokenisedRows
+from tailsweep.trainables.errors import ModelError
+from tailsweep.trainables.execution.backends import Road
+from tailsweep.trainables.execution.probe import TOLERANCE, difference, probe_rows, probing
+from torch import Tensor, nn
+
+
+def last_layer(model: nn.Module, rows: TokenisedRows, device: torch.device) -> tuple[str, nn.Linear]:
+    """The layer and its name in the model, which is on ``device``.
+
+    Args:
+        rows: some that the model can be run on.
+
+    Raises:
+        ModelError: no linear layer with a bias gives the logits.
+    """
+    input_ids, attention_mask = (torch.from_numpy(array).to(device) for array in rows.padded(probe_rows(rows)))
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    given: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _, arguments: given.__setitem__(name, arguments[0])
+
+    hooks = [module.register_forward_pre_hook(keep(name)) for name, module in linear.items()]
+    try:
+        with probing(model):
+            logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
+            found = [
+                name
+                for name, inputs in given.items()
+                if inputs.shape[:-1] == logits.shape[:-1]
+                and linear[name].out_features == logits.shape[-1]
+                and difference(F.linear(inputs, linear[name].weight, linear[name].bias), logits) <= TOLERANCE
+            ]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(found) != 1 or linear[found[0]].bias is None:
+        what = "has no bias" if len(found) == 1 else "cannot be told" if found else "is not a linear layer"
+        raise ModelError(
+            f"finish: what gives the logits of {type(model).__name__} {what}, so that nothing can be written into it: "
+            "leave finish out, or use a head of ours, model.head: {pooling: mean}"
+        )
+    return found[0], linear[found[0]]
+
+
+def layer_inputs(layer: nn.Linear, road: Road, split: str, num_rows: int) -> NDArray[np.float32]:
+    """What the layer is given for every row of a split, in eval mode: (n, H)."""
+    inputs = np.empty((num_rows, layer.in_features), np.float32)
+    taken: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, arguments: taken.append(arguments[0]))
+    try:
+        road.module.eval()
+        with torch.inference_mode():
+            for batch in road.evaluation_batches(split):
+                road.module(*road.inputs(split, batch))
+                inputs[batch] = taken.pop().float().cpu().numpy()
+    finally:
+        hook.remove()
+    return inputs

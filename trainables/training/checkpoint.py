@@ -1,0 +1,158 @@
+"""What a checkpoint holds and where a trial goes on. One folder per report, JSON and safetensors, no pickle.
+
+It holds the parameters that training has touched so far (in stage one the top only: the frozen trunk is the
+pretrained one), the optimiser's moments while its stage goes on, and every report made up to then, so that a report
+lost between worker and driver can be made again. Checksums show what was cut short or altered; of several
+checkpoints the newest that is whole is gone on from.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import torch
+from safetensors.torch import load_file, save_file
+from tailsweep.trainables import report_keys
+from tailsweep.trainables.storage.checksums import checksum_of
+from tailsweep.trainables.storage.filesystem import copy_here, open_location
+from tailsweep.trainables.storage.retry import patiently
+from tailsweep.trainables.training.runtime import Report
+from torch import Tensor, nn
+
+PROGRESS_FILE = "progress.json"
+PARAMETERS_FILE = "parameters.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+CHECKSUMS_FILE = "checksums.json"  # of the others, by name
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a trial has come: ``epoch`` epochs of ``stage`` are done, as its last report has it."""
+
+    stage: str = report_keys.STAGE_ONE
+    epoch: int | float = 0  # an int where whole
+    reports: tuple[Report, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return checkpoint_name(self.stage, self.epoch)
+
+
+def checkpoint_name(stage: str, epoch: float) -> str:
+    """``stage_one_epoch_003``, within an epoch ``stage_one_epoch_002.333``; names sort in the order of training."""
+    whole = f"{stage}_epoch_{int(epoch):03d}"
+    return whole if epoch == int(epoch) else whole + f"{epoch % 1:.{report_keys.EPOCH_DECIMALS}f}".removeprefix("0")
+
+
+def save_checkpoint(
+    folder: Path, progress: Progress, model: nn.Module, trained: set[str], optimizer: torch.optim.Optimizer | None
+) -> None:
+    """Write a checkpoint into an existing, empty folder.
+
+    Args:
+        trained: names of the parameters that some stage has trained so far.
+        optimizer: one that knows its parameters' names; they need not be the model's own (see ``vocabulary.py``).
+            None at a stage's end, since the next stage starts with a fresh one.
+    """
+    parameters = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if name in trained}
+    save_file(parameters, folder / PARAMETERS_FILE)
+    if optimizer is not None:
+        state = {
+            f"{key}/{name}": value.detach().cpu().contiguous()
+            for name, parameter in _named(optimizer)
+            for key, value in optimizer.state.get(parameter, {}).items()
+        }
+        save_file(state, folder / OPTIMIZER_FILE)
+    written = {"stage": progress.stage, "epoch": progress.epoch, "reports": [dict(r) for r in progress.reports]}
+    (folder / PROGRESS_FILE).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    checksums = {path.name: checksum_of(path) for path in sorted(folder.iterdir())}
+    (folder / CHECKSUMS_FILE).write_text(json.dumps(checksums, indent=1) + "\n", encoding="utf-8")
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint holds the very bytes that were written."""
+    try:
+        checksums = json.loads((folder / CHECKSUMS_FILE).read_text(encoding="utf-8"))
+        return PROGRESS_FILE in checksums and all(
+            checksum_of(folder / name) == written for name, written in checksums.items()
+        )
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+
+
+@contextmanager
+def newest_checkpoint(locations: Sequence[str]) -> Iterator[tuple[Path | None, list[str]]]:
+    """Within it, the checkpoint to go on from, and the names of newer ones that are damaged.
+
+    Args:
+        locations: folders or pyarrow URIs with a checkpoint per folder; an earlier one goes before a later one. They
+            need not be there.
+
+    Yields:
+        A local folder, a copy where storage is not; None: there is no whole checkpoint.
+
+    Raises:
+        StorageError: storage goes on refusing them.
+    """
+    damaged: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
+        for location in locations:
+            filesystem, path = open_location(location)
+            selector = pafs.FileSelector(path, allow_not_found=True)
+            found = patiently(partial(filesystem.get_file_info, selector), location)
+            names = [info.base_name for info in found if info.base_name.startswith(report_keys.STAGES)]
+            for name in sorted(names, key=_place, reverse=True):
+                folder = Path(path) / name
+                if not isinstance(filesystem, pafs.LocalFileSystem):
+                    folder = Path(tempfile.mkdtemp(dir=temporary)) / name  # a parent's may have the same name
+                    patiently(partial(copy_here, filesystem, f"{path}/{name}", folder), location)
+                if is_whole(folder):
+                    yield folder, damaged
+                    return
+                damaged.append(name)
+        yield None, damaged
+
+
+def load_progress(folder: Path) -> Progress:
+    read = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
+    return Progress(read["stage"], read["epoch"], tuple(read["reports"]))
+
+
+def load_parameters(folder: Path, model: nn.Module) -> None:
+    """Put the checkpoint's parameters into a model built with the same configuration and seed."""
+    parameters: dict[str, Tensor] = load_file(folder / PARAMETERS_FILE)
+    own = dict(model.named_parameters())
+    unknown = parameters.keys() - own.keys()
+    assert not unknown, f"checkpoint {folder} is of another model: {sorted(unknown)[:3]}"
+    with torch.no_grad():
+        for name, value in parameters.items():
+            own[name].copy_(value)
+
+
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Put the checkpoint's moments into a fresh optimiser over parameters of the same names and shapes."""
+    own = dict(_named(optimizer))
+    for full_name, value in load_file(folder / OPTIMIZER_FILE).items():
+        key, name = full_name.split("/", 1)
+        # The fused kernels want the step count where the parameter is, as they made it themselves.
+        optimizer.state[own[name]][key] = value.to(own[name].device)
+
+
+def _place(name: str) -> tuple[int, float]:
+    """Of a checkpoint in the course of training, by its name."""
+    stage, epoch = name.split("_epoch_")
+    return report_keys.STAGES.index(stage), float(epoch)
+
+
+def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
+    """Its parameters, with the names it was given them with."""
+    return [
+        (name, parameter)
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+    ]

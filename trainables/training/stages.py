@@ -1,0 +1,289 @@
+"""The two stages of a trial: the heart of this project, and free of Ray.
+
+Each stage is ordinary fine-tuning with a fresh AdamW and a fresh linear schedule, sized by the rows it really visits;
+what makes it stage one or stage two is only its :class:`StageConfig`. After every epoch, or span of one where
+``evaluations_per_epoch`` is above 1, the validation rows are scored and a checkpoint is written; the test rows are
+never looked at here.
+
+Everything random is drawn from where in the trial it is used: the order of rows from (seed, stage, epoch), dropout from
+these and the span of the epoch. So a trial that goes on from a checkpoint is the same trial.
+"""
+
+import math
+import tempfile
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tailsweep.trainables import report_keys
+from tailsweep.trainables.config.trial import StageConfig, TrialConfig
+from tailsweep.trainables.data.sampling import epoch_rows, num_rows, shares, stage_spans, steps
+from tailsweep.trainables.data.tokenized import PreparedData
+from tailsweep.trainables.execution.backends import Road, cached_road, live_road
+from tailsweep.trainables.execution.feature_store import Features
+from tailsweep.trainables.execution.sparse_embeddings import OccurringWords
+from tailsweep.trainables.models.layers import set_train_mode, set_trainable
+from tailsweep.trainables.training.checkpoint import (
+    Progress,
+    load_optimizer,
+    load_parameters,
+    load_progress,
+    save_checkpoint,
+)
+from tailsweep.trainables.training.early_stopping import stage_is_over
+from tailsweep.trainables.training.losses import LossSchedule, build_losses
+from tailsweep.trainables.training.metrics import Confusion
+from tailsweep.trainables.training.optimizer import LinearSchedule, adamw, set_learning_rate
+from tailsweep.trainables.training.runtime import Report, Runtime
+from torch import Tensor, nn
+
+STEPS_BETWEEN_LOSS_CHECKS = 50  # a look at the loss waits for the device
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss or a score is not a finite number; the candidate fails, the sweep goes on."""
+
+
+def run_two_stages(
+    config: TrialConfig,
+    data: PreparedData,
+    model: nn.Module,
+    runtime: Runtime,
+    start: Path | None = None,
+    features: Features | None = None,
+    metric: str = report_keys.DEFAULT_METRIC,
+) -> None:
+    """Train ``model`` through both stages, reporting after every epoch, or span of one.
+
+    Args:
+        config: the trial.
+        data: its rows, tokenised.
+        model: as ``build_classifier`` gives it for this configuration and seed.
+        runtime: where it runs and whom it reports to.
+        start: a checkpoint folder to go on from. Its reports are made again first (without a checkpoint): the last of
+            them may not have been heard.
+        features: the outputs of stage one's frozen trunk, where they are cached; None: the trunk is run live.
+        metric: the key of the score that a stage with ``patience`` waits for.
+
+    Raises:
+        TrainingDiverged: see there.
+    """
+    progress = Progress()
+    model = runtime.place(model)
+    if start is not None:
+        progress = load_progress(start)
+        load_parameters(start, model)
+        for report in progress.reports:
+            runtime.report(report, None)
+    trained: set[str] = set()  # names of the parameters that some stage has trained so far
+    for stage, stage_config in ((report_keys.STAGE_ONE, config.stage_one), (report_keys.STAGE_TWO, config.stage_two)):
+        if stage_config.epochs == 0:
+            continue
+        set_trainable(model, stage_config.trains)
+        trained |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if report_keys.STAGES.index(stage) < report_keys.STAGES.index(progress.stage):
+            continue
+        if stage != progress.stage:
+            progress, start = Progress(stage, 0, progress.reports), None
+        if _is_over(stage_config, progress, metric):
+            continue
+        if stage == report_keys.STAGE_ONE and features is not None:
+            road = cached_road(model, features, data, runtime.device, stage_config.precision)
+        else:
+            road = live_road(model, data, runtime.device, stage_config.precision)
+        progress = run_stage(stage_config, data, model, road, runtime, progress, trained, config.seed, metric, start)
+
+
+def stage_one_is_left(config: TrialConfig, start: Path | None, metric: str = report_keys.DEFAULT_METRIC) -> bool:
+    """Whether a trial that goes on from ``start`` has some of stage one before it."""
+    progress = Progress() if start is None else load_progress(start)
+    return progress.stage == report_keys.STAGE_ONE and not _is_over(config.stage_one, progress, metric)
+
+
+def run_stage(
+    config: StageConfig,
+    data: PreparedData,
+    model: nn.Module,
+    road: Road,
+    runtime: Runtime,
+    progress: Progress,
+    trained: set[str],
+    seed: int,
+    metric: str,
+    start: Path | None = None,
+) -> Progress:
+    """Train one stage from ``progress`` to its end; what trains has been set on the model.
+
+    Args:
+        road: how the model's logits are computed.
+        metric: the key of the score that ``patience`` waits for.
+        start: the checkpoint ``progress`` was read from, where it lies within this stage.
+
+    Returns:
+        The progress at the stage's end, with every report.
+    """
+    stage_index = report_keys.STAGES.index(progress.stage)
+    split = config.training_split
+    labels, class_counts = data.rows_of(split).labels, data.class_counts_of(split)
+    words = OccurringWords(model, road, data, split)
+    with words.alone():  # what is made here is made for the parameters as the steps will find them
+        optimizer = adamw(model, config)
+        if start is not None and progress.epoch > 0:
+            load_optimizer(start, optimizer)
+        wrapped = runtime.wrap(road.module)
+    num_steps = math.ceil(num_rows(config.rows, class_counts) / config.batch_size)  # of an epoch
+    losses = build_losses(config.loss, class_counts, config.epochs * num_steps)
+    schedule = LinearSchedule(config.learning_rate, config.epochs * num_steps, config.warmup)
+    rows_seed = _seed(seed, stage_index)
+    for span in stage_spans(config.epochs, num_steps, config.evaluations_per_epoch, progress.epoch):
+        began = time.perf_counter()
+        later = [span.after] if span.after else []  # the first span draws what a whole epoch would
+        torch.manual_seed(_seed(seed, stage_index, span.epoch, runtime.rank, *later))
+        rows = epoch_rows(config.rows, labels, rows_seed, span.epoch, config.epochs)
+        span_steps = steps(rows, config.batch_size)[span.steps]
+        where = f"{progress.stage} epoch {report_keys.shown_epochs(span.done)}"
+        set_train_mode(model, config.frozen_dropout)
+        first_step = span.epoch * num_steps + span.steps.start
+        with words.alone(optimizer):
+            train_loss = _train_span(
+                config, data, road, span_steps, wrapped, losses, optimizer, schedule, runtime, where, first_step
+            )
+        report: dict[str, str | int | float | None] = {
+            report_keys.STAGE: progress.stage,
+            report_keys.EPOCH: span.done,
+            report_keys.TRAIN_LOSS: train_loss,
+            report_keys.LEARNING_RATE: schedule(first_step + len(span_steps) - 1),
+            report_keys.ROWS: sum(map(len, span_steps)),
+            report_keys.ROAD: road.description + words.told,
+            **evaluate(road, data, runtime, report_keys.VALIDATION, config.precision),
+        }
+        _check_finite(report, where, config)
+        if progress.stage == report_keys.STAGE_ONE:
+            report[report_keys.STAGE_ONE_EPOCH] = span.done
+        report[report_keys.SECONDS] = time.perf_counter() - began
+        progress = replace(progress, epoch=span.done, reports=(*progress.reports, report))
+        over = _is_over(config, progress, metric)  # on every worker alike: scores are of counts summed over them
+        _report_with_checkpoint(report, progress, model, trained, None if over else optimizer, runtime)
+        if over:
+            break
+    return progress
+
+
+def evaluate(
+    road: Road, data: PreparedData, runtime: Runtime, split: str, precision: str = "fp32"
+) -> dict[str, float | None]:
+    """Score a split in eval mode, each worker its share of the batches, from confusion counts summed over workers."""
+    road.module.eval()
+    labels = getattr(data, split).labels
+    confusion = Confusion(len(data.label_names), runtime.device)
+    with torch.inference_mode(), _autocast(runtime.device, precision):
+        for batch in road.evaluation_batches(split)[runtime.rank :: runtime.world_size]:
+            logits = road.module(*road.inputs(split, batch))
+            confusion.update(logits.float(), _labels(labels, batch, runtime.device))
+    confusion.load(runtime.sum(confusion.state()))
+    return confusion.scores(data.class_counts, data.label_names, split)
+
+
+def _train_span(
+    config: StageConfig,
+    data: PreparedData,
+    road: Road,
+    span_steps: list[np.ndarray],
+    model: nn.Module,
+    losses: LossSchedule,
+    optimizer: torch.optim.Optimizer,
+    schedule: LinearSchedule,
+    runtime: Runtime,
+    where: str,
+    first_step: int,
+) -> float:
+    """An epoch or a span of it; returns the mean over its steps of the step's global weighted mean loss."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    split = config.training_split
+    labels = data.rows_of(split).labels
+    total = torch.zeros((), device=runtime.device)
+    for number, step_rows in enumerate(span_steps):
+        set_learning_rate(optimizer, schedule(first_step + number))
+        loss = losses(first_step + number)
+        class_weights = loss.class_weights.numpy()
+        # Weighted losses are means over weights: every part counts by its share of the whole step's weight, so that
+        # the sum over workers and micro-batches is the weighted mean over the step, whoever computes it.
+        step_weight = float(class_weights[labels[step_rows]].sum())
+        micro_batches = shares(step_rows, runtime.rank, runtime.world_size, config.gradient_accumulation)
+        parts = [part for micro_batch in micro_batches for part in road.parts(split, micro_batch)]
+        for index, part in enumerate(parts):
+            share = float(class_weights[labels[part]].sum()) / step_weight
+            if len(part) == 0:  # a worker without rows still takes part in the exchange of gradients
+                part = step_rows[:1]
+            with _gradients_exchanged(model, last=index + 1 == len(parts)):
+                with _autocast(runtime.device, config.precision):
+                    logits = model(*road.inputs(split, part))
+                part_loss = loss.function(logits.float(), _labels(labels, part, runtime.device)) * share
+                # Data-parallel training takes the mean of the workers' gradients; the shares want their sum.
+                (part_loss * runtime.world_size).backward()  # type: ignore[no-untyped-call]
+            total += part_loss.detach()
+        nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if (number + 1) % STEPS_BETWEEN_LOSS_CHECKS == 0 and not math.isfinite(total.item()):
+            raise TrainingDiverged(_diverged("training loss", total.item(), f"{where}, step {number + 1}", config))
+    return float(runtime.sum(total).item()) / len(span_steps)
+
+
+def _is_over(config: StageConfig, progress: Progress, metric: str) -> bool:
+    return stage_is_over(progress.stage, progress.reports, metric, config.epochs, config.patience)
+
+
+def _labels(labels: np.ndarray, batch: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(labels[batch]).to(device, non_blocking=True)
+
+
+def _report_with_checkpoint(
+    report: Report,
+    progress: Progress,
+    model: nn.Module,
+    trained: set[str],
+    optimizer: torch.optim.Optimizer | None,
+    runtime: Runtime,
+) -> None:
+    if runtime.rank != 0:
+        runtime.report(report, None)
+        return
+    with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
+        folder = Path(temporary) / progress.name
+        folder.mkdir()
+        save_checkpoint(folder, progress, model, trained, optimizer)
+        runtime.report(report, folder)
+
+
+def _check_finite(report: Report, where: str, config: StageConfig) -> None:
+    for key, value in report.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise TrainingDiverged(_diverged(key, value, where, config))
+
+
+def _diverged(what: str, value: float, where: str, config: StageConfig) -> str:
+    return (
+        f"{what} is {value} in {where}, but must be finite: learning_rate {config.learning_rate:g} is likely too high "
+        f"for trains {config.trains}, loss {config.loss.name}, precision {config.precision}"
+    )
+
+
+def _seed(*parts: int) -> int:
+    """One number from several, well mixed, so that neighbouring seeds and epochs share nothing."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def _gradients_exchanged(model: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Workers exchange gradients once per step, in the backward pass of its last micro-batch."""
+    if last or not isinstance(model, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    exchange_later: AbstractContextManager[None] = model.no_sync()
+    return exchange_later
