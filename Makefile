@@ -32,6 +32,7 @@ bench: .venv/test-installed
 lint: .venv/test-installed .lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python tests/house_rules.py
 	cd .lint && ../$(BIN)/lint-imports ../pyproject.toml --no-cache
 	cd .lint && ../$(BIN)/mypy --config-file ../pyproject.toml
 

@@ -1,8 +1,7 @@
 """How many workers nodes can hold, and how far a cluster with an autoscaler can grow.
 
-Growth is said by the definition and read by the sweep that runs on the cluster: 2.60 tells a program what nodes
-there are, not what nodes there may be, and a cluster without a single worker could not be told from one that will never
-have any.
+The definition states the growth, and the sweep on the cluster reads it. Ray 2.60 lists the nodes that exist, not those
+that the autoscaler may add: a cluster that has no worker yet would look like one that never gets any.
 """
 
 import json
@@ -15,18 +14,18 @@ GROWTH_VARIABLE = "TAILSWEEP_GROWS_TO"  # in the environment of the head's Ray
 
 
 def growth(groups: Sequence[Group]) -> str:
-    """The variable's value: a list of groups, each with the resources of one node and the most nodes it can have."""
+    """Return the variable's value: a list of groups, each with the resources of a node and the maximum of nodes."""
     return json.dumps([{"nodes": group.max_nodes, "CPU": group.cpus, "GPU": group.gpus} for group in groups])
 
 
 def grown_nodes(environment: Mapping[str, str]) -> list[dict[str, float]]:
-    """The resources of every node that there can be; empty where the cluster does not grow."""
+    """Return the resources of every node that the cluster can have; empty if it does not grow."""
     groups = json.loads(environment.get(GROWTH_VARIABLE, "[]"))
     return [{"CPU": group["CPU"], "GPU": group["GPU"]} for group in groups for _ in range(group["nodes"])]
 
 
 def workers_on(node: Mapping[str, float], cpus: float, gpus: float) -> int:
-    """How many workers of so many CPUs and GPUs each a node with these resources holds."""
+    """Return how many workers of so many CPUs and GPUs each fit on a node with these resources."""
     by_cpu = math.floor(node.get("CPU", 0) / cpus)
     if not gpus:
         return by_cpu

@@ -1,8 +1,8 @@
 """The fields of a cluster's definition: one small schema for every kind of cluster that this project can describe.
 
-Nodes, storage, names of secrets and a time limit are the same everywhere; what only one kind knows stands in a section
-of that kind. A definition says nothing of sweeps. The rules here are those of one field or section; what a kind cannot
-do is that kind's to say, when it is rendered.
+Nodes, storage, names of secrets and a time limit are the same for every kind; settings of one kind are in a section of
+their own. A definition contains nothing about sweeps. The rules here concern one field or section; the modules in
+``render/`` report what a kind does not support.
 """
 
 import re
@@ -10,13 +10,13 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-# A Ray node's custom resource: where a node of a cluster has it, the drivers of trials run on such nodes only. The
-# rendered clusters give it to the head and to every group that is not spot, as many as ``Node.driver_slots``.
+# A Ray node's custom resource: if any node of a cluster has it, the drivers of trials run on such nodes only. The
+# rendered clusters give ``Node.driver_slots`` of it to the head and to every group that is not spot.
 DRIVER_RESOURCE = "tailsweep_driver"
 
 
 def _matching(pattern: str, rule: str) -> AfterValidator:
-    """Text of this form; ``rule`` completes "is ..., but must be "."""
+    """Return a validator of text of this form; ``rule`` completes "is ..., but must be "."""
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -28,7 +28,7 @@ def _matching(pattern: str, rule: str) -> AfterValidator:
 
 _LABEL = r"[a-z]([a-z0-9-]*[a-z0-9])?"
 _LABEL_RULE = "lower-case letters, digits and hyphens, the first a letter and the last no hyphen"
-# Of a RayJob: KubeRay adds to the name what it names services and pods by, and refuses more than 47.
+# KubeRay derives the names of services and pods from that of a RayJob, and refuses more than 47 characters.
 ClusterName = Annotated[str, _matching(rf"(?=.{{1,40}}\Z){_LABEL}", f"at most 40 {_LABEL_RULE}")]
 GroupName = Annotated[str, _matching(rf"(?!head\Z)(?=.{{1,20}}\Z){_LABEL}", f"at most 20 {_LABEL_RULE}, not head")]
 ObjectName = Annotated[  # of a Kubernetes object
@@ -50,7 +50,7 @@ class Section(BaseModel):
 
 
 class NodeRange(Section):
-    """As many nodes as the work at hand asks for, within these."""
+    """A range for the number of nodes, which follows the work."""
 
     min: int = Field(ge=0)
     max: PositiveInt
@@ -63,47 +63,49 @@ class NodeRange(Section):
 
 
 class Node(Section):
-    """What one machine has. For Kubernetes: what its pod asks for."""
+    """The resources of one machine; for Kubernetes, those that its pod requests."""
 
     cpus: PositiveInt
     memory_gb: PositiveFloat  # GiB
 
     @property
     def driver_slots(self) -> int:
-        """Drivers of trials that its memory holds, where Ray and the sweep's own process have 4 GiB of it.
+        """Return how many drivers of trials fit in memory, next to 4 GiB for Ray and the sweep's own process.
 
-        A driver and the controller of its Train run take 0.7 GiB (Ray 2.60); counted is 1 GiB.
+        A driver and the controller of its Train run take 0.7 GiB (Ray 2.60); this counts 1 GiB.
         """
         return max(1, int(self.memory_gb) - 4)
 
 
 class Head(Node):
-    """The machine with the sweep's own process, Ray's head and the drivers of trials; trains nothing. Never spot."""
+    """The machine with the sweep's own process, Ray's head and drivers; it trains nothing and is never spot."""
 
     cpus: PositiveInt = 4
     memory_gb: PositiveFloat = 16.0
 
 
 class Group(Node):
-    """Machines of one kind, which train."""
+    """A group of machines of one kind that train."""
 
     name: GroupName
     nodes: PositiveInt | NodeRange
     gpus: int = Field(0, ge=0)  # of one node
-    accelerator: Word | None = None  # the GPU's name, as this kind of cluster calls it; null: any
+    accelerator: Word | None = None  # the GPU's name in this kind of cluster; null: any
     spot: bool = False  # may be taken away at short notice, at a lower price
 
     @property
     def min_nodes(self) -> int:
+        """Return the smallest number of nodes."""
         return self.nodes if isinstance(self.nodes, int) else self.nodes.min
 
     @property
     def max_nodes(self) -> int:
+        """Return the largest number of nodes."""
         return self.nodes if isinstance(self.nodes, int) else self.nodes.max
 
 
 class Storage(Section):
-    """Where run directories are made: an object store, or a folder that every node has at the same path."""
+    """The place of the run directories: an object store, or a folder that every node has at the same path."""
 
     uri: Annotated[str, _matching(r"[a-z][a-z0-9+.-]*://[^\s\x00-\x1f]+", "a URI such as s3://BUCKET/runs")] | None = (
         None
@@ -121,7 +123,7 @@ class Storage(Section):
 
     @property
     def location(self) -> str:
-        """As ``--storage`` takes it."""
+        """Return the location as ``--storage`` accepts it."""
         location = self.uri or self.path
         assert location is not None
         return location
@@ -135,7 +137,7 @@ class SecretKey(Section):
 
 
 class Environment(Section):
-    """Packages that Ray installs for the job on every node, beside those that are there."""
+    """Packages that Ray installs for the job on every node, in addition to those of the node."""
 
     pip: Annotated[list[OneLine], Field(min_length=1)] | None = None  # requirements
     uv: Annotated[list[OneLine], Field(min_length=1)] | None = None  # requirements
@@ -162,14 +164,14 @@ def _as_taint(text: str) -> str:
 
 
 class Placed(Section):
-    """Which of a Kubernetes' nodes pods may go to."""
+    """The nodes of a Kubernetes cluster that pods may run on."""
 
     node_selector: list[Annotated[str, AfterValidator(_as_pairs)]] = Field(default_factory=list)  # KEY=VALUE
     tolerations: list[Annotated[str, AfterValidator(_as_taint)]] = Field(default_factory=list)  # KEY=VALUE:EFFECT
 
 
 class Kubernetes(Section):
-    """For KubeRay: ``rayjob`` and ``raycluster``."""
+    """The settings for KubeRay: ``rayjob`` and ``raycluster``."""
 
     namespace: ObjectName = "default"
     service_account: ObjectName | None = None  # of all pods; for an object store without keys
@@ -186,6 +188,8 @@ class Kubernetes(Section):
 
 
 class Slurm(Section):
+    """The settings for Slurm."""
+
     partition: Word | None = None
     account: Word | None = None
     qos: Word | None = None
@@ -205,6 +209,8 @@ class _Cloud(Section):
 
 
 class Aws(_Cloud):
+    """The settings for AWS."""
+
     region: Word
     availability_zone: Word | None = None  # one or more, between commas; null: any of the region
     ami: Annotated[str, _matching(r"ami-[0-9a-f]+", "an AMI, ami-...")]  # Ubuntu, with docker where an image is named
@@ -212,6 +218,8 @@ class Aws(_Cloud):
 
 
 class Gcp(_Cloud):
+    """The settings for Google Cloud."""
+
     project_id: Word
     region: Word
     availability_zone: Word
@@ -220,6 +228,8 @@ class Gcp(_Cloud):
 
 
 class Azure(_Cloud):
+    """The settings for Azure."""
+
     location: Word
     resource_group: Word
     subscription_id: Word | None = None  # null: that of `az login`
@@ -239,10 +249,10 @@ class Definition(Section):
     storage: Storage
     # Environment variables whose values are secret: their names, and where Kubernetes keeps them. Never a value.
     secrets: dict[VariableName, SecretKey | None] = Field(default_factory=dict)
-    # Their values on Slurm and in clouds: a file of lines NAME=VALUE that nobody else may read (mode 0600); on Slurm in
+    # Their values on Slurm and in clouds: a file of lines NAME=VALUE that no one else may read (mode 0600); on Slurm in
     # a folder that all nodes share. null: on Slurm the environment that sbatch exports.
     secrets_file: OneLine | None = None
-    time_limit_hours: PositiveFloat | None = None  # of a job; null: none of ours
+    time_limit_hours: PositiveFloat | None = None  # of a job; null: not ours
     # Sections that only their own kind reads:
     kubernetes: Kubernetes = Kubernetes()
     slurm: Slurm = Slurm()
@@ -251,9 +261,9 @@ class Definition(Section):
     azure: Azure | None = None
 
     @model_validator(mode="after")
-    def _groups_are_told_apart(self) -> "Definition":
+    def _group_names_differ(self) -> "Definition":
         names = [group.name for group in self.groups]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"groups: two of them are called {', '.join(twice)}: give each a name of its own")
+            raise ValueError(f"groups: two of them have the name {', '.join(twice)}: give each a name of its own")
         return self

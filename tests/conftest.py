@@ -1,7 +1,7 @@
-"""What every test may lean on: no hub, a cache of this run's own, tiny models on disk and a small CSV of rows.
+"""Fixtures of all tests: no hub, a cache for this run only, tiny models on disk and a small CSV of examples.
 
-The models are randomly initialised, but with weights large enough that their outputs depend on every token: with the
-usual 0.02 a model of width 16 gives nearly the same logits for any row, and a test could not tell right from wrong.
+The models are randomly initialized, with weights so large that their outputs depend on every token. With the usual
+0.02, a model of width 16 gives nearly the same logits for any text, and a test could not detect an error.
 """
 
 import atexit
@@ -14,21 +14,23 @@ import tempfile
 _cache = tempfile.TemporaryDirectory(prefix="tailsweep-tests-", ignore_cleanup_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TAILSWEEP_CACHE"] = _cache.name
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a script's background, where tests press Ctrl-C all the same
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a script, where tests still send Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small gain nothing from threads, and lose on a busy machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads do not help models this small
 
 import csv  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, Protocol  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from support.messages import messages  # noqa: E402
 
-MAX_LENGTH = 40  # tokens of a row that the tiny models take
+MAX_LENGTH = 40  # tokens of a text that the tiny models accept
 HIDDEN_SIZE = 16
 NUM_LAYERS = 3
-UNUSED_WORDS = 60  # that the tiny models have an embedding for, after those of their tokenizer; as many as occur
+UNUSED_WORDS = 60  # embeddings of the tiny models beyond the vocabulary of their tokenizer: as many as it has
 
 OWN_WORDS = {
     "absorption": "oral absorbed bioavailability peak intestine fasted food tablet tmax gut",
@@ -42,77 +44,87 @@ SHARED_WORDS = (
 ROWS = {"absorption": 55, "excretion": 30, "metabolism": 10}  # of the CSV, by class
 
 
-# Tests that go on from one sweep stay in one process of the two; those whose own processes take seconds to start stay
-# together. (xdist has marks for that, but pytest 9.2 does not tell it of them.)
-RAY_FILES = (
-    ("test_run_sweep.py", "test_object_store.py", "test_resume.py", "test_security.py"),
-    ("test_run_comparison.py", "test_cross_validation.py", "test_faults.py", "test_publish_features.py",
-     "test_two_phase.py"),
-)  # fmt: skip
-WHOLE_FILES = (
-    "test_bucket.py", "test_cluster_commands.py", "test_clusters.py", "test_doctor_on_nodes.py",
-    "test_wandb_tracker.py", "test_wandb_offline.py",
-)  # fmt: skip
-FORKING = (
-    "test_workers_", "test_two_workers_", "test_of_several_processes_", "test_what_a_killed_process_",
-    "test_a_file_that_cannot_be_",
-)  # fmt: skip
-
-
-# What plain `pytest` leaves to `make test`: the same facts for more architectures, and tests that start processes.
+# Plain `pytest` tests one architecture; `make test` runs the same tests on these too.
 MORE_ARCHITECTURES = {"roberta", "distilbert", "electra", "albert", "mpnet"}
 
 
-def _turn(item: pytest.Item) -> int:
-    """The longest first; before them what must not have had a Ray in its process, which keeps its token mode."""
-    if item.path.name == "test_client.py":
-        return 0
-    return 2 if item.get_closest_marker("ray") is None else 1
-
-
-@pytest.hookimpl(tryfirst=True)  # before markers are selected by
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of more architectures as thorough, order all tests and append their group to their id."""
     items.sort(key=_turn)
     for item in items:
-        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        names = {name for given in parameters for name in (given if isinstance(given, tuple) else (given,))
-                 if isinstance(name, str)}  # fmt: skip
-        if item.name.startswith(FORKING) or item.path.name in WHOLE_FILES or names & MORE_ARCHITECTURES:
+        if _strings(item) & MORE_ARCHITECTURES:
             item.add_marker(pytest.mark.thorough)
+        if hasattr(config, "workerinput") and (marker := item.get_closest_marker("xdist_group")):
+            _append_to_id(item, f"@{marker.args[0]}")
+
+
+def _turn(item: pytest.Item) -> int:
+    """Return the rank of a test: the tests that start Ray first, because they take longest, after `before_ray`."""
+    if item.get_closest_marker("before_ray"):
+        return 0
+    return 1 if item.get_closest_marker("ray") else 2
+
+
+def _strings(item: pytest.Item) -> set[str]:
+    """Return the parameters of a test that are strings."""
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    flat = (name for value in values for name in (value if isinstance(value, tuple) else (value,)))
+    return {name for name in flat if isinstance(name, str)}
+
+
+def _append_to_id(item: pytest.Item, suffix: str) -> None:
+    """Append `suffix` to the id of a test in a worker: the ids are all that the scheduler sees.
+
+    xdist 3.8 does the same with `--dist loadgroup`, but assigns `_nodeid`, which pytest 9.2 no longer has: there `_id`
+    holds a `NodeId`.
+    """
+    if hasattr(item, "_id"):
+        from _pytest.nodeid import NodeId
+
+        item._id = NodeId.parse(item.nodeid + suffix)
+    else:
+        item._nodeid = item.nodeid + suffix
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return a scheduler that keeps the tests of an `xdist_group` in one process and spreads all others."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class Together(LoadScopeScheduling):  # type: ignore[misc]
+    class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::", 1)[0]
-            for group in RAY_FILES:
-                if file.endswith(group):
-                    return group[0]
-            if any(f"::{name}" in nodeid for name in FORKING):
-                return "forking"
-            return file if file.endswith(WHOLE_FILES) else nodeid
+            test, _, group = nodeid.rpartition("@")
+            # An `@` within brackets belongs to a parameter.
+            return group if test and "]" not in group else nodeid
 
-    return Together(config, log)
+    return GroupScheduling(config, log)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """All that was imported stays until the end: not looked through at every collection, nor taken apart at exit."""
+    """Exempt what was imported from garbage collection, which saves time at every collection and at exit."""
     gc.freeze()
     atexit.register(gc.freeze)
 
 
 class TinyModel(Protocol):
+    """A function that makes tiny models, each once per session."""
+
     def __call__(self, architecture: str, dropout: float = 0.1) -> Path:
-        """The folder of a tiny model: config, safetensors and tokenizer.
+        """Return the folder of a tiny model: config, safetensors and tokenizer.
 
         Args:
             architecture: bert, roberta, distilbert, modernbert, electra, albert, deberta-v2 or mpnet.
-            dropout: everywhere the architecture has one.
+            dropout: the probability of every dropout of the architecture.
         """
+
+
+@pytest.fixture
+def messages_logged() -> Iterator[list[str]]:
+    """The messages of the ``tailsweep`` loggers."""
+    with messages() as logged:
+        yield logged
 
 
 @pytest.fixture(scope="session")
@@ -131,9 +143,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 @pytest.fixture(scope="session")
 def rows_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``rows.csv`` with the columns text and label: ``ROWS``, shuffled, each with words of its class among others.
+    """Return the path of ``rows.csv`` with the columns text and label: ``ROWS``, shuffled, with words of each class.
 
-    The default shares of ``test`` (0.2) and 0.2 for ``validation`` leave 33, 18 and 6 rows to train on.
+    The default ``test`` (0.2) and a ``validation`` of 0.2 leave 33, 18 and 6 training examples.
     """
     rng = np.random.default_rng(0)
     rows = []
@@ -169,7 +181,7 @@ def _save_tiny_model(folder: Path, architecture: str, dropout: float) -> None:
     model = transformers.AutoModel.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            # Biases and the scales of norms too, which start as 0 and 1: nothing may be lost on the way unseen.
+            # Also biases and the scales of norms, which start as 0 and 1: an error in any of them must be visible.
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     model.resize_token_embeddings(len(tokenizer) + UNUSED_WORDS, mean_resizing=False)
     torch.set_rng_state(state)
@@ -178,7 +190,7 @@ def _save_tiny_model(folder: Path, architecture: str, dropout: float) -> None:
 
 
 def _settings(architecture: str, dropout: float) -> dict[str, Any]:
-    """What the architecture calls its sizes and dropouts; DeBERTa-v2's other settings are those of its v3 models."""
+    """Return sizes and dropouts by the architecture's names, with the settings of v3 models for DeBERTa-v2."""
     sizes = {
         "hidden_size": HIDDEN_SIZE,
         "num_hidden_layers": NUM_LAYERS,
@@ -194,11 +206,11 @@ def _settings(architecture: str, dropout: float) -> dict[str, Any]:
         case "roberta":  # its positions are counted from padding_idx + 1 = 2
             return sizes | dropouts | {"max_position_embeddings": MAX_LENGTH + 2, "type_vocab_size": 1}
         case "distilbert":
-            of_stack = {"dropout": dropout, "attention_dropout": dropout, "seq_classif_dropout": dropout}
+            dropouts = {"dropout": dropout, "attention_dropout": dropout, "seq_classif_dropout": dropout}
             return {
                 "dim": HIDDEN_SIZE, "n_layers": NUM_LAYERS, "n_heads": 2, "hidden_dim": 32,
                 "max_position_embeddings": MAX_LENGTH, "initializer_range": 0.3,
-            } | of_stack  # fmt: skip
+            } | dropouts  # fmt: skip
         case "modernbert":
             places = ("embedding_dropout", "attention_dropout", "mlp_dropout", "classifier_dropout")
             return sizes | dict.fromkeys(places, dropout) | {"local_attention": 8, "global_attn_every_n_layers": 2}
@@ -219,7 +231,7 @@ def _settings(architecture: str, dropout: float) -> dict[str, Any]:
 
 
 def _tokenizer(architecture: str) -> Any:
-    """WordPiece over the words above, with the special tokens where the architecture's own tokenizer has them."""
+    """Return a WordPiece tokenizer of the words above, with special tokens where the architecture's own has them."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 

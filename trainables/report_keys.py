@@ -16,14 +16,14 @@ STAGE_ONE_EPOCH = "stage_one_epoch"
 EPOCH_DECIMALS = 3  # two reports of a stage differ by as much: enough to name, to show and to compare them by
 
 TRAIN_LOSS = "train/loss"  # the stage's own (weighted) loss, mean of the steps since the last report; lower is better
-LEARNING_RATE = "train/learning_rate"  # of the last optimiser step, at the head (see StageConfig.layer_decay)
+LEARNING_RATE = "train/learning_rate"  # of the last optimizer step, at the head (see StageConfig.layer_decay)
 ROWS = "train/rows"  # rows visited since the last report, over all workers
-ROAD = "road"  # how the logits were computed, and why so (roads.py, vocabulary.py)
+EXECUTION = "execution"  # how the logits were computed, and why so (execution paths.py, vocabulary.py)
 SECONDS = "seconds"  # wall seconds since the last report, this one's evaluation included
 
 # A report may carry, or consist of, words that are not kept in the history:
-NOTICE = "notice"  # what happened to the candidate, for the log
-FAILURE = "failure"  # why it cannot go on
+NOTICE = "notice"  # what happened to the trial, for the log
+FAILURE = "failure"  # why it cannot continue
 
 TRAIN = "train"
 AUGMENTED = "augmented"  # the training rows, followed by rows made of them
@@ -42,7 +42,7 @@ SCORES = {
     "recall_medium": "mean recall of the classes with a medium number of training rows",
     "recall_few": "mean recall of the classes with few training rows",
 }
-DEFAULT_METRIC = "validation/macro_f1"  # what reports are judged by where nobody says otherwise
+DEFAULT_METRIC = "validation/macro_f1"  # what reports are judged by where no one says otherwise
 LOSS = "loss"  # plain cross-entropy, nats per row, so the mean negative log-likelihood; lower is better
 ECE = "ece"  # expected calibration error, see calibration.py, in [0, 1]; lower is better
 CLASS_F1 = "f1"  # followed by the class: validation/f1/absorption

@@ -1,14 +1,14 @@
-"""What the nodes of a Ray cluster must have in common before work starts on them: facts in, findings out.
+"""Check what the nodes of a Ray cluster must have in common before work starts on them.
 
-Knows nothing of what the work is, and needs no Ray: ``node_facts.py`` looks the facts up. Each finding says what is
-wrong, where, and how to mend it.
+The checks do not depend on the work and need no Ray: ``probe.py`` collects the information. Each finding says what is
+wrong, where, and how to fix it.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tailsweep.clusters.nodes.probe import Facts, Node
+from tailsweep.clusters.nodes.probe import Node, NodeInfo
 
 Severity = Literal["error", "warning", "note"]
 
@@ -20,171 +20,179 @@ MUST_AGREE = ("ray", "torch", "transformers", "tokenizers")
 
 @dataclass(frozen=True)
 class Finding:
-    severity: (
-        Severity  # error: nothing should start; warning: it can, and may not do what was meant; note: good to know
-    )
-    what: str
-    remedy: str
+    """A problem or a note, with its place and its fix."""
+
+    # error: nothing should start; warning: work can start, but may not do what was intended; note: worth knowing
+    severity: Severity
+    message: str
+    hint: str
     where: tuple[str, ...] = ()  # names of nodes; none: this machine, or the cluster as a whole
 
     def __str__(self) -> str:
-        """In one line."""
+        """Return the finding in one line."""
         place = ", ".join(self.where[:SHOWN_NODES])
         if len(self.where) > SHOWN_NODES:
             place += f" and {len(self.where) - SHOWN_NODES} more"
-        text = "; ".join(part for part in (self.what, self.remedy) if part)
+        text = "; ".join(part for part in (self.message, self.hint) if part)
         return " ".join((f"{place}: {text}" if place else text).split())
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
-    passed: str  # what to say where nothing was found
+    passed: str  # the message if there is no finding
     findings: tuple[Finding, ...] = ()
 
     @classmethod
-    def of(cls, name: str, passed: str, findings: Iterable[Finding]) -> "Check":
-        """Findings that differ in their nodes only become one."""
+    def merged(cls, name: str, passed: str, findings: Iterable[Finding]) -> "Check":
+        """Return a check in which findings that differ only in their nodes are one."""
         where: dict[tuple[Severity, str, str], tuple[str, ...]] = {}
         for finding in findings:
-            same = (finding.severity, finding.what, finding.remedy)
+            same = (finding.severity, finding.message, finding.hint)
             where[same] = where.get(same, ()) + finding.where
         return cls(name, passed, tuple(Finding(*same, where=nodes) for same, nodes in where.items()))
 
 
 def nodes_check(nodes: Sequence[Node], silent: Mapping[str, str]) -> Check:
-    remedy = "look at it in `ray status`, then start its Ray again or take it out of the cluster"
-    findings = [Finding("error", silent[node.id], remedy, (node.name,)) for node in nodes if node.id in silent]
-    return Check.of("nodes", f"all {len(nodes)} answer" if len(nodes) > 1 else "the only one answers", findings)
+    """Check that every node answers; ``silent`` has the reasons of those that did not, by their ids."""
+    hint = "check it in `ray status`, then restart its Ray or remove it from the cluster"
+    findings = [Finding("error", silent[node.id], hint, (node.name,)) for node in nodes if node.id in silent]
+    return Check.merged("nodes", f"all {len(nodes)} answer" if len(nodes) > 1 else "the only one answers", findings)
 
 
-def versions_check(driver: Facts, nodes: Sequence[Node], facts: Mapping[str, Facts], ours: str) -> Check:
-    """Python, packages and our own source, against the driver's.
+def versions_check(driver: NodeInfo, nodes: Sequence[Node], infos: Mapping[str, NodeInfo], ours: str) -> Check:
+    """Compare Python, packages and our own source with the driver's.
 
     Args:
-        ours: what the packages in ``Question.code`` are called.
+        driver: The driver's own information.
+        nodes: All nodes.
+        infos: What the nodes answered, by their ids.
+        ours: The name of the distribution with the packages in ``ProbeRequest.code``.
     """
     findings = []
     for node in nodes:
-        if node.id not in facts:
+        if node.id not in infos:
             continue
-        there, where = facts[node.id], (node.name,)
+        there, where = infos[node.id], (node.name,)
         if there["python"] != driver["python"]:
             severity: Severity = "error" if _minor(there["python"]) != _minor(driver["python"]) else "warning"
-            what = f"Python is {there['python']}, but {driver['python']} here"
-            findings.append(Finding(severity, what, "use the same Python everywhere", where))
+            message = f"Python is {there['python']}, but {driver['python']} here"
+            findings.append(Finding(severity, message, "use the same Python everywhere", where))
         for name, version in driver["packages"].items():
             other = there["packages"][name]
             if other == version or (name == ours and there["code"] == driver["code"]):
                 continue
             severity = "error" if name in MUST_AGREE or other is None else "warning"
-            remedy = f"install {name}=={version} there" if version else f"install {name} here or remove it there"
+            hint = f"install {name}=={version} there" if version else f"install {name} here or remove it there"
             is_there = "is missing" if other is None else f"is {other}"
-            findings.append(Finding(severity, f"{name} {is_there}, but {version or 'missing'} here", remedy, where))
+            findings.append(Finding(severity, f"{name} {is_there}, but {version or 'missing'} here", hint, where))
         if there["code"] is None:
-            what = f"{ours} cannot be imported"
-            remedy = f"install {ours} there, or submit by `ray job submit --working-dir .`, which brings it along"
-            findings.append(Finding("error", what, remedy, where))
+            message = f"{ours} cannot be imported"
+            hint = f"install {ours} there, or submit by `ray job submit --working-dir .`, which brings it along"
+            findings.append(Finding("error", message, hint, where))
         elif there["code"] != driver["code"]:
-            remedy = "install the same version there, or submit by `ray job submit --working-dir .`"
-            findings.append(Finding("error", f"{ours} is of another source than here", remedy, where))
-    told = ", ".join(f"{name} {version or 'missing'}" for name, version in driver["packages"].items())
-    return Check.of("versions", f"Python {driver['python']}, {told}", findings)
+            hint = "install the same version there, or submit by `ray job submit --working-dir .`"
+            findings.append(Finding("error", f"{ours} has other source code than here", hint, where))
+    packages = ", ".join(f"{name} {version or 'missing'}" for name, version in driver["packages"].items())
+    return Check.merged("versions", f"Python {driver['python']}, {packages}", findings)
 
 
-def state_api_check(nodes: Sequence[Node], facts: Mapping[str, Facts]) -> Check:
-    """Ray Train frees what a stopped trial held only where the State API answers it, on whatever node it runs."""
-    remedy = (
+def state_api_check(nodes: Sequence[Node], infos: Mapping[str, NodeInfo]) -> Check:
+    """Check that the State API answers on every node: Ray Train needs it to free a stopped trial's resources."""
+    hint = (
         "install ray[default] on every node and start the head with its dashboard, where other nodes reach it "
-        "(`ray start --head --include-dashboard=true --dashboard-host=ITS-ADDRESS`): without it, what a pruned "
-        "candidate held stays taken"
+        "(`ray start --head --include-dashboard=true --dashboard-host=ITS-ADDRESS`): without it, the "
+        "resources of a pruned trial are never freed"
     )
     findings = [
-        Finding("error", f"Ray's State API does not answer: {reason}", remedy, (node.name,))
+        Finding("error", f"Ray's State API does not answer: {reason}", hint, (node.name,))
         for node in nodes
-        if node.id in facts and (reason := facts[node.id]["state_api"]) is not None
+        if node.id in infos and (reason := infos[node.id]["state_api"]) is not None
     ]
-    return Check.of("state API", "answers", findings)
+    return Check.merged("state API", "answers", findings)
 
 
-def token_check(driver: Facts, nodes: Sequence[Node], facts: Mapping[str, Facts]) -> Check:
-    """That all processes authenticate alike, by the same token or none."""
+def token_check(driver: NodeInfo, nodes: Sequence[Node], infos: Mapping[str, NodeInfo]) -> Check:
+    """Check that all processes authenticate with the same token or none."""
     findings = []
     for node in nodes:
-        if node.id not in facts or facts[node.id]["token"] == driver["token"]:
+        if node.id not in infos or infos[node.id]["token"] == driver["token"]:
             continue
-        there = facts[node.id]["token"]
+        there = infos[node.id]["token"]
         if there is None or driver["token"] is None:
             off, on = ("there", "here") if there is None else ("here", "there")
-            what = f"token authentication is on {on} and off {off}"
+            message = f"token authentication is on {on} and off {off}"
         else:
-            what = "its token is another than this machine's"
-        remedy = (
+            message = "its token differs from this machine's"
+        hint = (
             "give every node the same ~/.ray/auth_token (`ray get-auth-token --generate` makes one) and export "
             "RAY_AUTH_MODE=token before `ray start` and before tailsweep"
         )
-        findings.append(Finding("error", what, remedy, (node.name,)))
-    how = "off everywhere" if driver["token"] is None else "on everywhere, by one token"
-    return Check.of("token", f"authentication is {how}", findings)
+        findings.append(Finding("error", message, hint, (node.name,)))
+    how = "off everywhere" if driver["token"] is None else "on everywhere, with one token"
+    return Check.merged("token", f"authentication is {how}", findings)
 
 
 def storage_check(
-    storage: str, refused: str | None, nodes: Sequence[Node], facts: Mapping[str, Facts], heard: Collection[str]
+    storage: str, refused: str | None, nodes: Sequence[Node], infos: Mapping[str, NodeInfo], reported: Collection[str]
 ) -> Check:
-    """That all write and read the same storage.
+    """Check that all nodes write and read the same storage.
 
     Args:
-        refused: why the driver itself cannot write there; None: it can.
-        heard: ids of the nodes whose writing the driver sees.
+        storage: The folder or URI.
+        refused: Why the driver itself cannot write there; None: it can.
+        nodes: All nodes.
+        infos: What the nodes answered, by their ids.
+        reported: Ids of the nodes whose files the driver sees.
     """
     if refused is not None:
-        remedy = "choose another place by --storage, or mend the access to it"
-        return Check("storage", "", (Finding("error", f"{storage} cannot be written: {refused}", remedy),))
-    remedy = "let --storage name a folder that every node mounts at this path, or a URI such as s3://BUCKET/runs"
+        hint = "choose another place by --storage, or fix the access to it"
+        return Check("storage", "", (Finding("error", f"{storage} cannot be written: {refused}", hint),))
+    hint = "let --storage name a folder that every node mounts at this path, or a URI such as s3://BUCKET/runs"
     findings = []
     for node in nodes:
-        if node.id not in facts:
+        if node.id not in infos:
             continue
-        reason = facts[node.id]["storage"]
-        if reason is None and node.id not in heard:
-            reason = "what the node writes there is not seen here"
+        reason = infos[node.id]["storage"]
+        if reason is None and node.id not in reported:
+            reason = "files that the node writes there do not appear here"
         if reason is not None:
-            findings.append(Finding("error", f"{storage} is not the driver's: {reason}", remedy, (node.name,)))
+            findings.append(Finding("error", f"{storage} is not the driver's: {reason}", hint, (node.name,)))
     seen_by = "written and read here" if len(nodes) == 1 else f"shared by this machine and {len(nodes)} nodes"
-    return Check.of("storage", f"{storage} is {seen_by}", findings)
+    return Check.merged("storage", f"{storage} is {seen_by}", findings)
 
 
-def gpu_check(nodes: Sequence[Node], facts: Mapping[str, Facts]) -> Check:
-    """GPUs that Ray declares must be seen by torch, and be of one kind."""
+def gpu_check(nodes: Sequence[Node], infos: Mapping[str, NodeInfo]) -> Check:
+    """Check that torch sees the GPUs that Ray declares, and that they are of one kind."""
     findings = []
     kinds: dict[str, list[str]] = {}
     seen = 0
     for node in nodes:
-        if not node.gpus or node.id not in facts or (found := facts[node.id]["gpus"]) is None:
+        if not node.gpus or node.id not in infos or (visible := infos[node.id]["gpus"]) is None:
             continue
-        seen += len(found)
-        for kind in sorted({name or node.accelerator or "" for name in found} - {""}):
+        seen += len(visible)
+        for kind in sorted({name or node.accelerator or "" for name in visible} - {""}):
             kinds.setdefault(kind, []).append(node.name)
         declared = f"Ray declares {node.gpus:g} GPU(s) of this node"
-        if not found and node.accelerator is None:
-            what = f"{declared}, but there is none: what asks for one runs on the CPU"
-            findings.append(Finding("warning", what, "start its Ray without --num-gpus", (node.name,)))
-        elif not found:
-            why = facts[node.id]["gpus_failed"] or "torch.cuda sees none"
-            remedy = "install a torch built for CUDA and a driver that is new enough for it"
-            findings.append(Finding("error", f"{declared}, but torch cannot use them: {why}", remedy, (node.name,)))
-        elif len(found) < node.gpus:
-            remedy = "start its Ray with as many --num-gpus as there are"
-            findings.append(Finding("warning", f"{declared}, but torch sees {len(found)}", remedy, (node.name,)))
+        if not visible and node.accelerator is None:
+            message = f"{declared}, but there is none: what asks for one runs on the CPU"
+            findings.append(Finding("warning", message, "start its Ray without --num-gpus", (node.name,)))
+        elif not visible:
+            why = infos[node.id]["gpus_failed"] or "torch.cuda sees none"
+            hint = "install a torch built for CUDA and a driver that is new enough for it"
+            findings.append(Finding("error", f"{declared}, but torch cannot use them: {why}", hint, (node.name,)))
+        elif len(visible) < node.gpus:
+            hint = "start its Ray with as many --num-gpus as there are"
+            findings.append(Finding("warning", f"{declared}, but torch sees {len(visible)}", hint, (node.name,)))
     if len(kinds) > 1:
-        told = ", ".join(f"{kind} ({nodes_[0]}{' ...' if len(nodes_) > 1 else ''})" for kind, nodes_ in kinds.items())
-        remedy = "the slowest sets the pace of workers that train together, and their numbers differ in the last digits"
-        findings.append(Finding("warning", f"GPUs are of {len(kinds)} kinds: {told}", remedy))
+        listed = ", ".join(f"{kind} ({nodes_[0]}{' ...' if len(nodes_) > 1 else ''})" for kind, nodes_ in kinds.items())
+        hint = "the slowest sets the pace of workers that train together, and their numbers differ in the last digits"
+        findings.append(Finding("warning", f"GPUs are of {len(kinds)} kinds: {listed}", hint))
     declared_gpus = sum(node.gpus for node in nodes)
-    told = f"{seen} x {', '.join(kinds) or 'GPU'}, seen by torch" if seen else "not looked at"
-    return Check.of("GPUs", told if declared_gpus else "none declared", findings)
+    passed = f"{seen} x {', '.join(kinds) or 'GPU'}, seen by torch" if seen else "not checked"
+    return Check.merged("GPUs", passed if declared_gpus else "none declared", findings)
 
 
 def _minor(python: str) -> list[str]:

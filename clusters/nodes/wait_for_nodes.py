@@ -1,8 +1,8 @@
-"""Wait until the Ray at $RAY_ADDRESS has so many nodes.
+"""Wait until the Ray cluster at $RAY_ADDRESS has so many nodes.
 
 Use: ``python -m tailsweep.clusters.nodes.wait_for_nodes NODES SECONDS``.
 
-Exit status 0 once it has, 1 where it has not after that time, with what is missing.
+The exit status is 0 once they have joined, and 1 with a message if they have not after that time.
 """
 
 import logging
@@ -13,14 +13,14 @@ import time
 
 
 def num_joined(address: str) -> int:
-    """Nodes that are alive; 0 where no Ray answers."""
+    """Return the number of nodes that are alive; 0 if no Ray answers."""
     import ray
 
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError:
-        return 0  # Ray would try for long, and say so
+        return 0  # Ray would retry for long, and log it
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, ignore_reinit_error=True)
         return sum(node["Alive"] for node in ray.nodes())
@@ -30,11 +30,14 @@ def num_joined(address: str) -> int:
 
 
 def main(nodes: int, seconds: float, address: str) -> int:
+    """Wait for the nodes and return the exit status."""
     until = time.monotonic() + seconds
     while (joined := num_joined(address)) < nodes:
         if time.monotonic() > until:
-            what = "no Ray answers" if not joined else f"{joined} of {nodes} nodes have joined Ray"
-            print(f"tailsweep: {what} at {address} after {seconds:g} s: see the output of the others", file=sys.stderr)
+            problem = "no Ray answers" if not joined else f"{joined} of {nodes} nodes have joined Ray"
+            print(
+                f"tailsweep: {problem} at {address} after {seconds:g} s: see the output of the others", file=sys.stderr
+            )
             return 1
         time.sleep(0.5)
     return 0

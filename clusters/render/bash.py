@@ -1,6 +1,6 @@
 """Pieces of bash that the rendered scripts share. Each ends its script with status 2 and one line for bad input."""
 
-# Before anything is started: an environment that was not activated is found out here, by its name.
+# Before anything is started: detect an environment that was not activated.
 DEMAND_PACKAGE = r"""
 find='from importlib.util import find_spec as find; assert find("tailsweep.clusters") and find("ray")'
 if ! python -c "$find" 2> /dev/null; then
@@ -9,18 +9,18 @@ if ! python -c "$find" 2> /dev/null; then
 fi
 """.strip()
 
-# Makes a token for the Ray to be started, in a file that only its owner reads. Needs $RAY_AUTH_TOKEN_PATH, and a umask.
+# Create a token for the Ray to be started, in a file that only its owner reads. Needs $RAY_AUTH_TOKEN_PATH and a umask.
 MAKE_TOKEN = r"""
 unset RAY_AUTH_TOKEN
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH
 python -c 'import secrets; print(secrets.token_hex(32))' > "$RAY_AUTH_TOKEN_PATH"
 """.strip()
 
-# Once nodes are told to end there is nothing left on them to drain, for which Ray would take 30 s.
+# When nodes are asked to end, nothing is left on them to drain; Ray would wait 30 s for it.
 DRAIN_NOTHING = "export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0"
 
-# A node's own four ports are given to ray start, since a raylet (Ray 2.60) grants its agents 15 s to choose some, and
-# ends where a slow file system or a busy machine does not (ray#65983).
+# ray start gets the four ports of a node: a raylet (Ray 2.60) waits 15 s for its agents to choose some, and ends if a
+# slow file system or a busy machine takes longer (ray#65983).
 FREE_PORTS = r"""
 free_ports() { # $2 of them, from $1 on
     python - "$@" <<'PYTHON'
@@ -44,9 +44,9 @@ ports_of_node() { # options of ray start, for four ports
 }
 """.strip()
 
-# Runs in the background: ends once as many nodes as $1 have joined the Ray at $RAY_ADDRESS. The others in the
-# background, ${rays[@]}, are Ray's own processes: where one of them is the first to end, the script does. They are
-# looked at again and again: `wait -n` (bash 5.2) goes on waiting where one has ended before it was called.
+# A background process ends once $num_nodes nodes have joined the Ray at $RAY_ADDRESS. The other background processes,
+# ${rays[@]}, are Ray's own: if one of them is the first to end, the script ends. The script polls them, since
+# `wait -n` (bash 5.2) keeps waiting for one that has ended before the call.
 AWAIT_NODES = r"""
 all_running() {
     local process
@@ -62,7 +62,7 @@ if kill -0 "$joining" 2> /dev/null || ! wait "$joining"; then
 fi
 """.strip()
 
-# Waits for $sweep, and sets $status to its exit status: a wait that a signal ended has none of the sweep's.
+# Wait for $sweep and set $status to its exit status; a wait that a signal ended returns another status.
 AWAIT_SWEEP = r"""
 signalled=yes
 while [ -n "$signalled" ]; do
@@ -73,11 +73,11 @@ done
 
 
 def end_all(folder: str, signals: str) -> str:
-    """Ends the sweep, $sweep, and Ray's processes, ${rays[@]}, with the script; both are empty yet.
+    """Return bash that ends the sweep, $sweep, and Ray's processes, ${rays[@]}, with the script.
 
     Args:
-        folder: the variable with the folder that is removed then.
-        signals: that end the script, until the sweep runs.
+        folder: The variable with the folder to remove then.
+        signals: The signals that end the script, until the sweep runs.
     """
     return f"""
 rays=() sweep=

@@ -1,7 +1,7 @@
 """A definition as Kubernetes objects for the KubeRay operator: plain dictionaries, ready to be written as YAML.
 
-Follows ``ray.io/v1`` as of KubeRay 1.5.1, the first whose ``authOptions`` make and hand round Ray's token. The sweep
-file travels in a ConfigMap, so that an image needs to hold nothing but the packages.
+The objects follow ``ray.io/v1`` as of KubeRay 1.5.1, the first whose ``authOptions`` create and distribute Ray's token.
+A ConfigMap holds the sweep file, so that an image needs only the packages.
 """
 
 import json
@@ -20,15 +20,18 @@ API_VERSION = "ray.io/v1"
 SWEEP_FOLDER = "/etc/tailsweep"
 SWEEP_KEY = "sweep.yaml"  # of the ConfigMap
 VOLUME, SWEEP_VOLUME = "runs", "sweep"
-# A head that is lost takes the job with it; KubeRay then makes a new cluster, on which the sweep is gone on with.
+# If the head is lost, the job fails; KubeRay then creates a new cluster, on which the sweep is resumed.
 RETRIES = 2
 
 
 def ray_job(definition: Definition, sweep_text: str, arguments: Sequence[str], ray_version: str) -> list[Object]:
-    """A RayJob with its own cluster, which is gone some time after the sweep has ended, and its sweep file.
+    """Return a RayJob and its sweep file; its cluster is removed some time after the sweep has ended.
 
     Args:
-        arguments: of ``run`` after the file.
+        definition: Of the cluster.
+        sweep_text: The content of the sweep file.
+        arguments: Those of ``run`` after the file.
+        ray_version: The release of Ray in the image.
     """
     config_map = {
         "apiVersion": "v1",
@@ -53,42 +56,42 @@ def ray_job(definition: Definition, sweep_text: str, arguments: Sequence[str], r
 
 
 def ray_cluster(definition: Definition, ray_version: str) -> list[Object]:
-    """A RayCluster that takes jobs until it is deleted."""
+    """Return a RayCluster that accepts jobs until it is deleted."""
     return [_object("RayCluster", definition, _cluster_spec(definition, ray_version, with_sweep=False))]
 
 
-def mistakes(definition: Definition) -> list[str]:
-    """What KubeRay cannot make of it."""
-    found = []
+def issues(definition: Definition) -> list[str]:
+    """Return what of the definition KubeRay does not support."""
+    issues = []
     image = definition.image
     if image is None:
-        found.append("image: missing, but pods need one: an image with Ray and tailsweep")
+        issues.append("image: missing, but pods need one: an image with Ray and tailsweep")
     elif image.removeprefix("docker.io/").startswith("rayproject/") and definition.environment is None:
-        found.append(
+        issues.append(
             f"image: {image} is Ray's own and lacks tailsweep: build one from it (RUN pip install tailsweep), or let "
             "environment: {pip: [...]} install it"
         )
     if definition.storage.path is not None and definition.storage.claim is None:
-        found.append(
-            f"storage.claim: missing, but what is mounted at {definition.storage.path} must be said: the name of a "
+        issues.append(
+            f"storage.claim: missing, but {definition.storage.path} must be a mounted volume: give the name of a "
             "PersistentVolumeClaim (ReadWriteMany); or give a uri"
         )
-    found += [
+    issues += [
         f"secrets.{variable}: names no Secret, but Kubernetes needs one: {{name: SECRET, key: KEY}}"
         for variable, reference in definition.secrets.items()
         if reference is None
     ]
     if definition.kubernetes.spot is None and any(group.spot for group in definition.groups):
         place = next(place for place, group in enumerate(definition.groups) if group.spot)
-        found.append(
-            f"groups.{place}.spot: is true, but which nodes are spot is not said: kubernetes: {{spot: {{node_selector: "
-            "[KEY=VALUE], tolerations: [KEY=VALUE:EFFECT]}}"
+        issues.append(
+            f"groups.{place}.spot: is true, but nothing says which nodes are spot: set kubernetes: {{spot: "
+            "{node_selector: [KEY=VALUE], tolerations: [KEY=VALUE:EFFECT]}}"
         )
-    return found
+    return issues
 
 
 def notes(definition: Definition) -> list[str]:
-    """What is stated and has no effect here."""
+    """Return notes on settings that have no effect here."""
     return ["secrets_file has no effect on Kubernetes: values come from Secrets"] if definition.secrets_file else []
 
 
@@ -109,7 +112,7 @@ def _cluster_spec(definition: Definition, ray_version: str, *, with_sweep: bool)
             "upscalingMode": "Default",
         }
     spec["headGroupSpec"] = {
-        # No CPU for tasks: the head has the sweep's own process and the trials' drivers.
+        # No CPU for tasks: the head runs the sweep's own process and the trials' drivers.
         "rayStartParams": {
             "dashboard-host": "0.0.0.0",
             "num-cpus": "0",
@@ -132,7 +135,7 @@ def _cluster_spec(definition: Definition, ray_version: str, *, with_sweep: bool)
 
 
 def _driver_resource(node: Node) -> str:
-    """As KubeRay wants it: the operator puts it into a shell command, its autoscaler parses it again."""
+    """Return the resource as KubeRay needs it: the operator puts it into a shell command, the autoscaler parses it."""
     return '"' + json.dumps({DRIVER_RESOURCE: node.driver_slots}).replace('"', '\\"') + '"'
 
 
@@ -172,22 +175,22 @@ def _worker_pod(definition: Definition, group: Group) -> Object:
 
 
 def _pod(container: str, definition: Definition, node: Node) -> Object:
-    """A pod template; a new one at every call, since the caller completes it."""
+    """Return a pod template, a new one at every call, since the caller completes it."""
     quantities = {"cpu": str(node.cpus), "memory": f"{node.memory_gb:g}Gi"}
-    of_container: Object = {
+    main_container: Object = {
         "name": container,
         "image": definition.image,
         "resources": {"requests": dict(quantities), "limits": dict(quantities)},
     }
-    spec: Object = {"containers": [of_container]}
+    spec: Object = {"containers": [main_container]}
     if definition.secrets:
-        of_container["env"] = [
+        main_container["env"] = [
             {"name": variable, "valueFrom": {"secretKeyRef": {"name": reference.name, "key": reference.key}}}
             for variable, reference in definition.secrets.items()
             if reference is not None
         ]
     if definition.storage.claim is not None:
-        of_container["volumeMounts"] = [{"name": VOLUME, "mountPath": definition.storage.path}]
+        main_container["volumeMounts"] = [{"name": VOLUME, "mountPath": definition.storage.path}]
         spec["volumes"] = [{"name": VOLUME, "persistentVolumeClaim": {"claimName": definition.storage.claim}}]
     if definition.kubernetes.service_account is not None:
         spec["serviceAccountName"] = definition.kubernetes.service_account
@@ -202,7 +205,7 @@ def _selector(placed: Sequence[Placed]) -> dict[str, str]:
 
 
 def _toleration(taint: str) -> Object:
-    """``KEY=VALUE:EFFECT`` or ``KEY:EFFECT``, as kubectl taint writes a taint."""
+    """Return the toleration of ``KEY=VALUE:EFFECT`` or ``KEY:EFFECT``, as kubectl taint writes a taint."""
     pair, _, effect = taint.rpartition(":")
     key, equals, value = pair.partition("=")
     matching = {"operator": "Equal", "value": value} if equals else {"operator": "Exists"}

@@ -1,8 +1,8 @@
-"""A definition as a bash script: its nodes as so many raylets of this machine, for trying a sweep's demands out.
+"""A definition as a bash script: a local multi-node Ray cluster with one raylet per node, to try a sweep's requests.
 
-GPUs are declared to Ray, not looked for. Each raylet has a loopback address of its own (Linux has as many as one
-wants), and Ray demands a token, since Ray 2.60 listens on every interface as soon as there may be more than one node.
-The script ends what it started by its own process numbers.
+GPUs are declared to Ray, not detected. Each raylet has a loopback address of its own (Linux has plenty), and Ray
+requires a token, since Ray 2.60 listens on every interface as soon as there may be more than one node. The script ends
+what it started by process numbers.
 """
 
 import json
@@ -22,19 +22,21 @@ from tailsweep.clusters.render.entrypoint import entrypoint
 from tailsweep.clusters.render.secrets import export_secrets
 
 JOIN_SECONDS = 180
-OBJECT_STORE_BYTES = 256 * 2**20  # of each raylet; rows and features travel as files
+OBJECT_STORE_BYTES = 256 * 2**20  # of each raylet; examples and features are files
 
 
 def local_script(definition: Definition, sweep: str | None, arguments: Sequence[str]) -> str:
-    """The script: with a sweep it ends with it and with its exit status, without one it waits for Ctrl-C.
+    """Return the script: with a sweep it ends with the sweep's exit status, without one it waits for Ctrl-C.
 
     Args:
-        arguments: of ``run`` after the file.
+        definition: Of the cluster.
+        sweep: The path of the sweep file.
+        arguments: Those of ``run`` after the file.
     """
     num_nodes = 1 + sum(group.max_nodes for group in definition.groups)
     run_sweep = "" if sweep is None else f"{entrypoint(sweep, arguments)} &\n{_ON_SIGNALS.strip()}\n{AWAIT_SWEEP}"
     blocks = (
-        f"#!/bin/bash\n# {definition.name}: several raylets of this machine. Rendered by tailsweep:\n#     bash FILE",
+        f"#!/bin/bash\n# {definition.name}: a local multi-node Ray cluster. Rendered by tailsweep:\n#     bash FILE",
         "set -euo pipefail\numask 077",
         export_secrets(definition, "export it first"),
         DEMAND_PACKAGE,
@@ -52,8 +54,8 @@ def local_script(definition: Definition, sweep: str | None, arguments: Sequence[
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def mistakes(definition: Definition) -> list[str]:
-    """What one machine cannot make of it."""
+def issues(definition: Definition) -> list[str]:
+    """Return what of the definition one machine does not support."""
     return [
         f"{field}: this machine starts what it has: leave it out, and activate the environment before the script"
         for field in ("image", "environment")
@@ -62,13 +64,13 @@ def mistakes(definition: Definition) -> list[str]:
 
 
 def notes(definition: Definition) -> list[str]:
-    """What is stated and has no effect here."""
-    found = ["memory_gb has no effect on one machine, whose memory all its raylets share"]
+    """Return notes on settings that have no effect here."""
+    notes = ["memory_gb has no effect on one machine, whose memory all its raylets share"]
     if any(group.min_nodes < group.max_nodes for group in definition.groups):
-        found.append("nodes.min has no effect on one machine: all nodes up to max are started")
+        notes.append("nodes.min has no effect on one machine: all nodes up to max are started")
     if definition.time_limit_hours is not None:
-        found.append("time_limit_hours has no effect on one machine")
-    return found
+        notes.append("time_limit_hours has no effect on one machine")
+    return notes
 
 
 def _starts(definition: Definition) -> list[str]:
@@ -87,7 +89,7 @@ def _resources(driver_slots: int) -> str:
 
 
 _START = r"""
-# Below those that the kernel gives to outgoing connections.
+# Below the ports that the kernel gives to outgoing connections.
 mapfile -t ports < <(free_ports "$((10000 + $$ % 1000 * 20))" "$((3 + 4 * num_nodes))")
 export RAY_ADDRESS=127.0.0.2:${ports[0]}
 @END_ALL@

@@ -1,7 +1,7 @@
-"""A definition as a file for ``ray up`` on AWS, GCP or Azure: a head that takes jobs, and workers that come and go.
+"""A definition as a file for ``ray up`` on AWS, GCP or Azure: a head that accepts jobs, and workers that come and go.
 
-The head and every group that is not spot can have drivers of trials; the head trains nothing. Values of secrets travel
-in a file of mode 0600 beside the machine's own token, as file mounts, and are nowhere in the rendered text.
+The head and every group that is not spot can run drivers of trials; the head trains nothing. The values of secrets are
+in a file of mode 0600, which is mounted like the machine's own token; the rendered text contains none.
 """
 
 import shlex
@@ -22,7 +22,7 @@ PORT = 6379
 
 
 def ray_up_config(definition: Definition, provider: Provider) -> Tree:
-    """The file's content."""
+    """Return the file's content."""
     cloud = _section(definition, provider)
     config: Tree = {
         "cluster_name": definition.name,
@@ -67,56 +67,56 @@ def ray_up_config(definition: Definition, provider: Provider) -> Tree:
     return config
 
 
-def mistakes(definition: Definition, provider: Provider) -> list[str]:
-    """What the cloud cannot make of it."""
+def issues(definition: Definition, provider: Provider) -> list[str]:
+    """Return what of the definition the cloud does not support."""
     cloud = getattr(definition, provider)
     if cloud is None:
-        return [f"{provider}: missing, but says the region and the instance types"]
-    found = []
+        return [f"{provider}: missing, but this section sets the region and the instance types"]
+    issues = []
     wanted = [HEAD, *(group.name for group in definition.groups)]
-    found += [
+    issues += [
         f"{provider}.instance_types.{name}: missing, but every group and the head must have one"
         for name in wanted
         if name not in cloud.instance_types
     ]
-    found += [
+    issues += [
         f"{provider}.instance_types.{name}: there is no such group; groups are {', '.join(wanted)}"
         for name in cloud.instance_types
         if name not in wanted
     ]
     if provider == "gcp":
-        found += [
+        issues += [
             f"groups.{place}.accelerator: missing, but GCP attaches GPUs by name, such as nvidia-tesla-t4"
             for place, group in enumerate(definition.groups)
             if group.gpus and group.accelerator is None
         ]
     if definition.image is None and not cloud.setup and definition.environment is None:
-        found.append(
+        issues.append(
             "image: missing, but the machines need tailsweep: name an image that has it, or install it in "
             f"{provider}.setup or by environment: {{pip: [...]}}"
         )
     if definition.storage.path is not None and not cloud.setup:
-        found.append(
+        issues.append(
             f"storage.path: nothing mounts {definition.storage.path}: do it in {provider}.setup, or give a uri"
         )
     if definition.secrets and definition.secrets_file is None:
-        found.append("secrets_file: missing, but the machines must get the values of secrets from somewhere")
-    return found
+        issues.append("secrets_file: missing, but the machines must get the values of secrets from somewhere")
+    return issues
 
 
 def notes(definition: Definition, provider: Provider) -> list[str]:
-    """What is stated and has no effect here."""
-    found = []
+    """Return notes on settings that have no effect here."""
+    notes = []
     if definition.time_limit_hours is not None:
-        found.append("time_limit_hours has no effect on a cluster that takes jobs: end it by `ray down FILE`")
+        notes.append("time_limit_hours has no effect on a cluster that accepts jobs: end it by `ray down FILE`")
     if provider != "gcp" and any(group.accelerator is not None for group in definition.groups):
-        found.append(f"accelerator has no effect here: {provider}.instance_types says which GPUs there are")
-    return found
+        notes.append(f"accelerator has no effect here: {provider}.instance_types says which GPUs there are")
+    return notes
 
 
 def _section(definition: Definition, provider: Provider) -> Aws | Gcp | Azure:
     section = getattr(definition, provider)
-    assert isinstance(section, Aws | Gcp | Azure), "see mistakes()"
+    assert isinstance(section, Aws | Gcp | Azure), "issues() reports a missing section"
     return section
 
 
@@ -151,7 +151,7 @@ def _node_type(cloud: Aws | Gcp | Azure, group: Group) -> Tree:
 
 
 def _node_config(cloud: Aws | Gcp | Azure, name: str, group: Group | None) -> Tree:
-    """What the cloud's own API is asked for; ``group`` is None for the head."""
+    """Return the request to the cloud's own API; ``group`` is None for the head."""
     instance_type = cloud.instance_types[name]
     spot = group is not None and group.spot
     match cloud:
@@ -193,7 +193,7 @@ def _node_config(cloud: Aws | Gcp | Azure, name: str, group: Group | None) -> Tr
 
 
 def _mounted(definition: Definition) -> list[str]:
-    """The machine's storage, in its container too."""
+    """Return the options that mount the machine's storage in its container."""
     path = definition.storage.path
     return [] if path is None else [f"-v {shlex.quote(f'{path}:{path}')}"]
 

@@ -8,28 +8,29 @@ from pathlib import Path
 from tailsweep.clusters.definition import Definition
 
 
-def export_secrets(definition: Definition, remedy: str) -> str:
-    """Exports the definition's secrets from its file, or demands them in the environment; "" where it has none.
+def export_secrets(definition: Definition, hint: str) -> str:
+    """Return bash that exports the secrets from their file, or requires them in the environment; "" without secrets.
 
     Args:
-        remedy: for who has not exported one.
+        definition: Of the cluster.
+        hint: What to do about a secret that is not exported.
     """
     variables = list(definition.secrets)
     if not variables:
         return ""
     if definition.secrets_file is not None:
         return export_from_file(definition.secrets_file, variables)
-    return _demand_variables(variables, remedy)
+    return _demand_variables(variables, hint)
 
 
 def export_from_file(path: str, variables: Sequence[str]) -> str:
-    """Exports ``variables`` from the file at ``path``, which may start with ``~/``; refuses one that others read."""
+    """Return bash that exports ``variables`` from a file only its owner reads; ``path`` may start with ``~/``."""
     home, _, below = path.partition("~/")
     quoted = f'"$HOME"/{shlex.quote(below)}' if not home and below else shlex.quote(path)
     return f"""
 secrets_file={quoted}
 if [ "$(stat -c %a -- "$secrets_file" 2>&1)" != 600 ]; then
-    echo "tailsweep: $secrets_file must be a file of mode 600, which nobody else can read: make it, or chmod 600 it" >&2
+    echo "tailsweep: $secrets_file must be a file of mode 600, which no one else can read: make it, or chmod 600 it" >&2
     exit 2
 fi
 while IFS= read -r line || [ -n "$line" ]; do
@@ -41,11 +42,11 @@ done < "$secrets_file"
 """.strip()
 
 
-def _demand_variables(variables: Sequence[str], remedy: str) -> str:
+def _demand_variables(variables: Sequence[str], hint: str) -> str:
     function = f"""
 demand() {{
     if [ -z "${{!1:-}}" ]; then
-        echo "tailsweep: $1 has no value: "{shlex.quote(remedy)} >&2
+        echo "tailsweep: $1 has no value: "{shlex.quote(hint)} >&2
         exit 2
     fi
 }}
@@ -53,14 +54,14 @@ demand() {{
     return "\n".join([function, *(f"demand {variable}" for variable in variables)])
 
 
-def mistakes(path: str, variables: Sequence[str]) -> list[str]:
-    """What is wrong with the file, on this machine; never a value."""
+def issues(path: str, variables: Sequence[str]) -> list[str]:
+    """Return what is wrong with the file on this machine, never a value."""
     try:
         file = Path(path).expanduser()
         mode = stat.S_IMODE(file.stat().st_mode)
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, RuntimeError, UnicodeDecodeError) as error:  # RuntimeError: no such user
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         return [f"secrets_file: {path} cannot be read here: {reason}"]
     if mode != 0o600:
         return [f"secrets_file: {path} has the mode {mode:o}, but must have 600: chmod 600 {path}"]

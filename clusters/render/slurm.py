@@ -1,8 +1,8 @@
-"""A definition as a script for ``sbatch``: one Ray over all nodes of the job, for one sweep, gone when the job ends.
+"""A definition as a script for ``sbatch``: one Ray over all nodes of the job, for one sweep, until the job ends.
 
 The script starts the head on the first node and a raylet on each other one by srun, waits until all have joined, and
 runs the sweep on the first node. Before the time limit it stops the sweep and queues the job again, and the job then
-goes on with the run directory: that is what ``run --resume`` decides, since only it can look into every storage.
+resumes the run directory. ``run --resume`` decides whether there is one, since only it can read every storage.
 """
 
 import math
@@ -21,20 +21,21 @@ from tailsweep.clusters.render.bash import (
 from tailsweep.clusters.render.entrypoint import entrypoint
 from tailsweep.clusters.render.secrets import export_secrets
 
-# In an argument: replaced by the number of the job, which stays the same when it is queued again.
+# In an argument, the shell replaces this by the job's number, which stays the same when the job is queued again.
 JOB_ID = "${SLURM_JOB_ID}"
 JOIN_SECONDS = 600  # for all nodes to join: a shared file system may take minutes to import Ray
 
 
 def sbatch_script(definition: Definition, sweep: str, arguments: Sequence[str]) -> str:
-    """The script.
+    """Return the script.
 
     Args:
-        sweep: path of the sweep file, from the folder that sbatch is called in or from the root.
-        arguments: of ``run`` after the file, in which ``JOB_ID`` may stand.
+        definition: Of the cluster.
+        sweep: The path of the sweep file, absolute or relative to the folder in which sbatch is called.
+        arguments: Those of ``run`` after the file; they may contain ``JOB_ID``.
     """
     (group,) = definition.groups
-    # The shell expands the number and nothing else: everything else stays within single quotes.
+    # The shell expands the number only: everything else stays within single quotes.
     command = entrypoint(sweep, arguments).replace(JOB_ID, f"'\"{JOB_ID}\"'")
     setup = "\n".join(definition.slurm.setup)
     return "\n\n".join(
@@ -58,36 +59,36 @@ def sbatch_script(definition: Definition, sweep: str, arguments: Sequence[str]) 
     )
 
 
-def mistakes(definition: Definition) -> list[str]:
-    """What Slurm cannot make of it."""
-    found = []
+def issues(definition: Definition) -> list[str]:
+    """Return what of the definition Slurm does not support."""
+    issues = []
     if len(definition.groups) > 1:
         names = ", ".join(group.name for group in definition.groups)
-        found.append(f"groups: are {names}, but a Slurm job has nodes of one kind: write a definition for each")
+        issues.append(f"groups: are {names}, but a Slurm job has nodes of one kind: write a definition for each")
     for place, group in enumerate(definition.groups):
         if group.min_nodes == 0:
-            found.append(f"groups.{place}.nodes.min: is 0, but a Slurm job must have at least one node")
+            issues.append(f"groups.{place}.nodes.min: is 0, but a Slurm job must have at least one node")
     for field in ("image", "environment"):
         if getattr(definition, field) is not None:
-            found.append(f"{field}: Slurm starts what its nodes have: leave it out, and make it ready in slurm.setup")
+            issues.append(f"{field}: Slurm starts what its nodes have: leave it out, and make it ready in slurm.setup")
     if definition.time_limit_hours is not None:
         notice = definition.slurm.notice_minutes
         if notice >= definition.time_limit_hours * 60:
-            found.append(
+            issues.append(
                 f"slurm.notice_minutes: is {notice}, but must be less than time_limit_hours "
                 f"({definition.time_limit_hours:g} h): the sweep would be stopped as it starts"
             )
-    return found
+    return issues
 
 
 def notes(definition: Definition) -> list[str]:
-    """What is stated and has no effect here."""
-    found = []
+    """Return notes on settings that have no effect here."""
+    notes = []
     if "head" in definition.model_fields_set:
-        found.append("head has no effect on Slurm: Ray's head shares the first node")
+        notes.append("head has no effect on Slurm: Ray's head shares the first node")
     if any(group.spot for group in definition.groups):
-        found.append("spot has no effect on Slurm: choose a partition that can be preempted; the job is queued again")
-    return found
+        notes.append("spot has no effect on Slurm: choose a partition that can be preempted; the job is queued again")
+    return notes
 
 
 def _header(definition: Definition) -> str:
@@ -100,7 +101,7 @@ def _header(definition: Definition) -> str:
 
 
 def _options(definition: Definition) -> list[str]:
-    """Of sbatch."""
+    """Return the options of sbatch."""
     (group,) = definition.groups
     slurm = definition.slurm
     nodes = str(group.nodes) if isinstance(group.nodes, int) else f"{group.min_nodes}-{group.max_nodes}"
@@ -119,7 +120,7 @@ def _options(definition: Definition) -> list[str]:
     if definition.time_limit_hours is not None:
         seconds = slurm.notice_minutes * 60
         options += [f"--time={math.ceil(definition.time_limit_hours * 60)}", f"--signal=B:USR1@{seconds}"]
-    # A node that fails does not end the job; one that is preempted is queued again, its output going on in one file.
+    # A node that fails does not end the job; one that is preempted is queued again, its output continuing in one file.
     options += ["--no-kill", "--requeue", "--open-mode=append", f"--output={definition.name}-%j.log"]
     return [*options, *slurm.options]
 
@@ -127,12 +128,12 @@ def _options(definition: Definition) -> list[str]:
 _PREPARE = r"""
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 num_nodes=${#hosts[@]} head=${hosts[0]}
-# The address that the other nodes know the head by; Debian gives a host's own name 127.0.1.1.
+# The address by which the other nodes reach the head; Debian gives a host's own name 127.0.1.1.
 address=$(getent ahostsv4 "$head" | awk '$1 !~ /^127\.0\.1\./ && !seen++ { print $1 }')
 address=${address:-$(hostname -I | awk '{ print $1 }')}
-# Of this job's own twenty ports, which lie below those that the kernel gives to outgoing connections.
+# Twenty ports of this job alone, below those that the kernel gives to outgoing connections.
 first_port=$((10000 + SLURM_JOB_ID % 1000 * 20))
-# Of this job alone, in a folder that all nodes see, for the token.
+# For the token of this job alone, in a folder that all nodes see.
 shared=$PWD/.tailsweep-$SLURM_JOB_ID
 mkdir -p "$shared"
 RAY_AUTH_TOKEN_PATH=$shared/token
@@ -143,8 +144,8 @@ _START = r"""
 mapfile -t ports < <(free_ports "$first_port" 3)
 export RAY_ADDRESS=$address:${ports[0]}
 
-start_ray() { # on one node, until it is told to end
-    # Of this job alone, with a short path: Ray's sockets and logs.
+start_ray() { # on one node, until it is stopped
+    # For Ray's sockets and logs of this job alone, with a short path.
     folder=/tmp/ts-$SLURM_JOB_ID-$SLURM_STEP_ID-$SLURM_PROCID
     rm -rf "$folder"
     mkdir -m 700 "$folder" || exit 1
@@ -154,10 +155,10 @@ start_ray() { # on one node, until it is told to end
     read -ra options < <(ports_of_node "${own[@]}")
     ray start "$@" "${options[@]}" --num-cpus="$cpus" --num-gpus="$gpus" --temp-dir="$folder" \
         --disable-usage-stats --block > "$folder/ray-start.out" 2>&1 &
-    told=
-    trap 'told=yes; kill "$!" 2> /dev/null || true' TERM INT
+    is_stopped=
+    trap 'is_stopped=yes; kill "$!" 2> /dev/null || true' TERM INT
     while kill -0 "$!" 2> /dev/null; do wait "$!" || true; done
-    if [ -z "$told" ]; then tail -n 30 "$folder/ray-start.out" >&2; fi
+    if [ -z "$is_stopped" ]; then tail -n 30 "$folder/ray-start.out" >&2; fi
 }
 export -f start_ray free_ports ports_of_node
 
@@ -187,7 +188,7 @@ trap 'signalled=yes; kill "$sweep" 2> /dev/null || true' TERM # preempted, and q
 
 _QUEUE_AGAIN = r"""
 if [ -n "$noticed" ] && [ "$status" -ne 0 ]; then
-    echo "the time limit is near: the job is queued again, and goes on with this run"
+    echo "the time limit is near: the job is queued again, and resumes this run"
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -1,6 +1,6 @@
-"""What this machine's cache holds, tokenised rows, features and translations, and its removal.
+"""List and remove the entries of this machine's cache: tokenized examples, features and translations.
 
-All sweeps of a user share it.
+All sweeps of a user share the cache.
 """
 
 import json
@@ -11,54 +11,62 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from tailsweep.clusters.sizes import describe_bytes
 from tailsweep.orchestrator.runs.text import aligned
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import InputError
-from tailsweep.trainables.storage.cache import META_FILE, default_cache_dir
+from tailsweep.trainables.storage.cache import META_FILE, cache_folder
 
 KINDS = ("tokens", "features", "translations")
-SHOWN_OF_KEY = 12  # characters; as many as tell entries apart are enough to name one
+SHOWN_OF_KEY = 12  # characters; a unique beginning is enough to name an entry
 
 
 @dataclass(frozen=True)
 class CacheEntry:
+    """An entry of the cache, as its folder describes it."""
+
     kind: str
     key: str
     folder: Path
     num_bytes: int
-    made: datetime
-    what: str
+    created: datetime
+    content: str
 
 
 def list_cache(directory: str | None) -> str:
-    """The entries as a table, largest first.
+    """Return the entries as a table, largest first.
 
     Args:
-        directory: the cache's folder; None: ``$TAILSWEEP_CACHE``, else below the user's cache folder.
+        directory: The cache's folder; None: ``$TAILSWEEP_CACHE``, else below the user's cache folder.
     """
-    cache = _cache(directory)
-    found = sorted(_entries(cache), key=lambda entry: -entry.num_bytes)
-    if not found:
+    cache = cache_folder(directory)
+    entries = sorted(_entries(cache), key=lambda entry: -entry.num_bytes)
+    if not entries:
         return f"the cache {cache} is empty"
-    rows = [["kind", "key", "MB", "made (UTC)", "what"]]
-    for entry in found:
+    rows = [["kind", "key", "MB", "created (UTC)", "content"]]
+    for entry in entries:
         megabytes = f"{entry.num_bytes / 1e6:,.1f}"
-        rows.append([entry.kind, entry.key[:SHOWN_OF_KEY], megabytes, f"{entry.made:%Y-%m-%d %H:%M}", entry.what])
-    total = sum(entry.num_bytes for entry in found)
-    return f"{aligned(rows)}\n\n{len(found)} entries, {total / 1e6:,.1f} MB in {cache}"
+        rows.append([entry.kind, entry.key[:SHOWN_OF_KEY], megabytes, f"{entry.created:%Y-%m-%d %H:%M}", entry.content])
+    total = sum(entry.num_bytes for entry in entries)
+    return f"{aligned(rows)}\n\n{len(entries)} entries, {describe_bytes(total)} in {cache}"
 
 
 def remove_from_cache(keys: Sequence[str], everything: bool, directory: str | None) -> str:
-    """Remove the entries that ``keys`` name by the first characters of theirs, or all; says what went.
+    """Remove the entries whose keys begin with one of ``keys``, or all of them, and return a summary.
 
-    Who has an entry open keeps it until it closes it; a sweep that asks for it later makes it again.
+    A process that has an entry open keeps it until it closes it. A sweep that needs it later creates it again.
+
+    Args:
+        keys: The first characters of each entry's key.
+        everything: Remove all entries.
+        directory: The cache's folder; None: ``$TAILSWEEP_CACHE``, else below the user's cache folder.
 
     Raises:
-        InputError: a key names no entry, or several, or an entry is being made; then nothing has been removed.
+        InputError: A key names no entry or several, or an entry is being created. Nothing has been removed then.
     """
-    cache = _cache(directory)
-    found = _entries(cache)
-    chosen = found if everything else [_named(key, found, cache) for key in keys]
+    cache = cache_folder(directory)
+    entries = _entries(cache)
+    chosen = entries if everything else [_named(key, entries, cache) for key in keys]
     locks = []
     try:
         for entry in chosen:
@@ -66,14 +74,14 @@ def remove_from_cache(keys: Sequence[str], everything: bool, directory: str | No
             try:
                 lock.acquire()
             except Timeout:
-                raise InputError(f"{entry.kind} {entry.key[:SHOWN_OF_KEY]} is in the making: try again later") from None
+                raise InputError(f"{entry.kind} {entry.key[:SHOWN_OF_KEY]} is being created: try again later") from None
             locks.append(lock)
         for entry in chosen:
             shutil.rmtree(entry.folder)
     finally:
         for lock in locks:
             lock.release()
-    return f"removed {len(chosen)} entries, {sum(entry.num_bytes for entry in chosen) / 1e6:,.1f} MB"
+    return f"removed {len(chosen)} entries, {describe_bytes(sum(entry.num_bytes for entry in chosen))}"
 
 
 def _named(key: str, entries: Sequence[CacheEntry], cache: Path) -> CacheEntry:
@@ -95,24 +103,20 @@ def _entries(cache: Path) -> list[CacheEntry]:
 
 def _entry(kind: str, folder: Path) -> CacheEntry:
     stats = [path.stat() for path in folder.iterdir()]
-    made = datetime.fromtimestamp(max((s.st_mtime for s in stats), default=folder.stat().st_mtime), UTC)
-    return CacheEntry(kind, folder.name, folder, sum(s.st_size for s in stats), made, _what(kind, folder))
+    created = datetime.fromtimestamp(max((s.st_mtime for s in stats), default=folder.stat().st_mtime), UTC)
+    return CacheEntry(kind, folder.name, folder, sum(s.st_size for s in stats), created, _content(kind, folder))
 
 
-def _what(kind: str, folder: Path) -> str:
+def _content(kind: str, folder: Path) -> str:
     try:
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         if kind == "features":
-            return f"{meta['cut']}, {meta['dtype']}"
+            return f"{meta['split_point']}, {meta['dtype']}"
         if kind == "translations":
             return f"by {meta['model']}, {meta['decoding']['kind'].replace('_', ' ')}"
         rows = {name: split["rows"] for name, split in meta["splits"].items()}
-        made = rows.pop(report_keys.AUGMENTED, 0)
-        told = f"{sum(rows.values()):,} rows" + (f" and {made - rows[report_keys.TRAIN]:,} augmented" if made else "")
-        return f"{told}, {len(meta['label_names'])} classes"
+        augmented = rows.pop(report_keys.AUGMENTED, 0)  # with the original rows
+        synthetic = f" and {augmented - rows[report_keys.TRAIN]:,} synthetic" if augmented else ""
+        return f"{sum(rows.values()):,} examples{synthetic}, {len(meta['label_names'])} classes"
     except (OSError, ValueError, KeyError, TypeError):
-        return "damaged: made again when it is next needed"
-
-
-def _cache(directory: str | None) -> Path:
-    return default_cache_dir() if directory is None else Path(directory).expanduser()
+        return "damaged: created again when it is next needed"

@@ -1,42 +1,47 @@
-"""``tailsweep cluster VERB``: a cluster's definition as a file, sweeps and comparisons as jobs of a Ray that is there.
+"""``tailsweep cluster COMMAND``: render a cluster's definition, and run sweeps as jobs of a Ray cluster.
 
-What is said of a job goes to stderr, what the job prints to stdout. Exit status of ``submit``, ``resume`` and ``logs
---follow``: the job's own, 0 where it succeeded, 2 where it refused its input, else 1.
+Messages about a job go to stderr, the job's own output to stdout. The exit status of ``submit``, ``resume`` and ``logs
+--follow`` is that of the job: 0 if it succeeded, 2 if it refused its input, else 1.
 """
 
 import argparse
+import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tailsweep.clusters.render.entrypoint import KINDS, PERHAPS_WITH_A_SWEEP, WITH_A_SWEEP
+from tailsweep.clusters.sizes import describe_bytes
 from tailsweep.orchestrator.cli.options import add_overrides
 from tailsweep.trainables.errors import InputError
 
 if TYPE_CHECKING:  # Ray takes seconds to import
+    from ray.job_submission import JobDetails
     from tailsweep.clusters.definition import Definition
     from tailsweep.clusters.jobs.client import JobClient
     from tailsweep.orchestrator.jobs.job import Job
 
-PENDING_SECONDS = 10  # that the end of a job is waited for which has not begun
+logger = logging.getLogger(__name__)
+
+PENDING_SECONDS = 10  # to wait for the end of a job that has not begun
 DESCRIPTION = (
-    "Run sweeps and comparisons as jobs of a Ray cluster that is there, by its Job Submission API. The current folder "
-    "is uploaded, as by `ray job submit --working-dir .`: without .git, virtual environments, runs and what .gitignore "
+    "Run sweeps and comparisons as jobs of a running Ray cluster, by its Job Submission API. The current folder is "
+    "uploaded, as by `ray job submit --working-dir .`: without .git, virtual environments, runs and what .gitignore "
     "and .rayignore name."
 )
 
 
-def add_cluster_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verbs of ``tailsweep cluster``."""
-    submit = verbs.add_parser(
+def add_cluster_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands of ``tailsweep cluster``."""
+    submit = commands.add_parser(
         "submit",
-        help="run a sweep or a comparison there, and follow it",
-        description="Check the file here, upload the current folder, start `run` or `compare` there as a job and "
-        "follow what it prints. Ctrl-C ends the following, not the job.",
+        help="run a sweep or a comparison on the cluster, and follow it",
+        description="Check the file here, upload the current folder, start `run` or `compare` on the cluster as a job "
+        "and follow its output. Ctrl-C stops following; the job continues.",
     )
     submit.add_argument(
         "file", metavar="FILE.yaml", type=Path, help="the sweep or comparison file, in the current folder or below"
@@ -44,50 +49,50 @@ def add_cluster_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser
     submit.add_argument(
         "--storage",
         metavar="URI",
-        help="folder that all nodes share, or pyarrow URI, that run directories are made in; default: the cluster's",
+        help="the folder that all nodes share, or pyarrow URI, that holds the run directories; default: the cluster's",
     )
-    resume = verbs.add_parser(
+    resume = commands.add_parser(
         "resume",
-        help="go on there with an interrupted sweep or comparison, and follow it",
-        description="Upload the current folder, start `resume` there as a job and follow what it prints.",
+        help="resume an interrupted sweep or comparison on the cluster, and follow it",
+        description="Upload the current folder, start `resume` on the cluster as a job and follow its output.",
     )
     resume.add_argument("run", metavar="RUN", help="the run directory, as the nodes reach it")
-    status = verbs.add_parser("status", help="how a job stands, or all of them")
-    status.add_argument("id", metavar="ID", nargs="?", help="the job; default: all of them")
-    logs = verbs.add_parser("logs", help="what a job has printed")
+    status = commands.add_parser("status", help="print the status of a job, or of all jobs")
+    status.add_argument("id", metavar="ID", nargs="?", help="the job; default: all jobs")
+    logs = commands.add_parser("logs", help="print the output of a job")
     logs.add_argument("id", metavar="ID", help="the job")
-    logs.add_argument("--follow", action="store_true", help="and what it prints, until it ends")
-    stop = verbs.add_parser("stop", help="end a job, as Ctrl-C would; `cluster resume RUN` goes on with its sweep")
+    logs.add_argument("--follow", action="store_true", help="follow the output until the job ends")
+    stop = commands.add_parser("stop", help="end a job, as Ctrl-C would; `cluster resume RUN` resumes its sweep")
     stop.add_argument("id", metavar="ID", help="the job")
-    render = verbs.add_parser(
+    render = commands.add_parser(
         "render",
         help="print a cluster's definition as the file of its kind",
         description="Print what starts the cluster that a definition describes, and with it the sweep where the kind "
         f"runs one ({', '.join(WITH_A_SWEEP)}, and {', '.join(PERHAPS_WITH_A_SWEEP)} if given). Nothing is started, "
         "and no network is needed.",
-        epilog="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()),
+        epilog="; ".join(f"{kind}: {description}" for kind, description in KINDS.items()),
     )
     render.add_argument("kind", metavar="KIND", choices=KINDS, help=", ".join(KINDS))
     render.add_argument("sweep", metavar="SWEEP.yaml", type=Path, nargs="?", help="the sweep file")
     render.add_argument("--cluster", metavar="FILE", type=Path, required=True, help="the cluster's definition")
-    for verb in (submit, render):
-        add_overrides(verb)
-    for verb in (submit, resume, status, logs, stop):
-        verb.add_argument("--cluster", metavar="FILE", type=Path, help="the cluster's definition")
-        verb.add_argument(
+    for command in (submit, render):
+        add_overrides(command)
+    for command in (submit, resume, status, logs, stop):
+        command.add_argument("--cluster", metavar="FILE", type=Path, help="the cluster's definition")
+        command.add_argument(
             "--address",
             metavar="URL",
             help="its job server, http://HEAD:8265; default: the definition's, else $RAY_API_SERVER_ADDRESS",
         )
 
 
-def run_cluster_verb(parsed: argparse.Namespace) -> int:
-    """Returns the exit status.
+def run_cluster_command(parsed: argparse.Namespace) -> int:
+    """Run one command of ``tailsweep cluster`` and return the exit status.
 
     Raises:
-        InputError: the user's input is wrong, or the cluster cannot be reached; then nothing was started.
+        InputError: The user's input is wrong, or the cluster cannot be reached. Nothing was started then.
     """
-    if parsed.cluster_verb == "render":
+    if parsed.cluster_command == "render":
         from tailsweep.orchestrator.jobs.render import main as render
 
         return render(parsed)
@@ -98,9 +103,9 @@ def run_cluster_verb(parsed: argparse.Namespace) -> int:
         from tailsweep.orchestrator.jobs.definition_file import load_definition
 
         definition = load_definition(parsed.cluster)
-    verb: Callable[[argparse.Namespace, Definition | None], int] = VERBS[parsed.cluster_verb]
+    command: Callable[[argparse.Namespace, Definition | None], int] = COMMANDS[parsed.cluster_command]
     try:
-        return verb(parsed, definition)
+        return command(parsed, definition)
     except SubmissionError as error:
         raise InputError(str(error)) from None
 
@@ -119,24 +124,25 @@ def _resume(parsed: argparse.Namespace, definition: "Definition | None") -> int:
 
 
 def _start(job: "Job", parsed: argparse.Namespace, definition: "Definition | None") -> int:
-    """Submit and follow."""
+    """Submit the job and follow it."""
     from tailsweep.clusters.jobs.client import jobs_of, submit
     from tailsweep.orchestrator.jobs.job import free_id
 
     client = _client(parsed, definition)
     submission_id = free_id(job.run, jobs_of(client), _cluster(parsed))
     for note in job.notes:
-        _say(f"note: {note}")
-    _say(f"uploading {job.uploads[0]}")
+        logger.info(f"note: {note}")
+    logger.info(f"uploading {job.uploads[0]}")
     if own := job.uploads[1:]:
-        _say(f"and tailsweep itself: {sum(len(one.sizes) for one in own)} files, {_in_bytes(own)}")
+        size = describe_bytes(sum(upload.num_bytes for upload in own))
+        logger.info(f"and tailsweep itself: {sum(len(upload.sizes) for upload in own)} files, {size}")
     try:
-        submit(client, job.command, submission_id, job.runtime_env, job.metadata, _say)
+        submit(client, job.command, submission_id, job.runtime_env, job.metadata)
     except KeyboardInterrupt:
         if submission_id not in {other.submission_id for other in jobs_of(client)}:
-            raise KeyboardInterrupt("interrupted before the job was taken: nothing was started") from None
+            raise KeyboardInterrupt("interrupted before the job was submitted: nothing was started") from None
         raise KeyboardInterrupt(_left_running(submission_id, parsed)) from None
-    _say(f"job {submission_id} submitted to {client.get_address()}; its run directory is {job.run_directory}")
+    logger.info(f"job {submission_id} submitted to {client.get_address()}; its run directory is {job.run_directory}")
     return _follow(client, submission_id, parsed)
 
 
@@ -145,23 +151,23 @@ def _follow(client: "JobClient", submission_id: str, parsed: argparse.Namespace)
     from tailsweep.orchestrator.jobs.job import RUN_DIRECTORY
 
     try:
-        ended = follow(client, submission_id, _write, _say)
+        ended = follow(client, submission_id, _write)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_left_running(submission_id, parsed)) from None
     except ClusterLostError as error:
-        _say(f"tailsweep: {error}")
+        logger.error(str(error))
         return 1
     took = _duration(ended)
     if ended.status == "SUCCEEDED":
-        _say(f"job {submission_id} succeeded after {took}")
+        logger.info(f"job {submission_id} succeeded after {took}")
         return 0
     run = (ended.metadata or {}).get(RUN_DIRECTORY)
-    go_on = "" if run is None else f"; if its sweep had begun, `{_hint('resume', run, parsed)}` goes on with it"
+    resume_hint = "" if run is None else f"; if its sweep had begun, `{_hint('resume', run, parsed)}` resumes it"
     if ended.status == "STOPPED":
-        _say(f"tailsweep: job {submission_id} was stopped after {took}{go_on}")
+        logger.error(f"job {submission_id} was stopped after {took}{resume_hint}")
         return 1
     refused = ended.driver_exit_code == 2
-    _say(f"tailsweep: job {submission_id} failed after {took}: {cause_of_failure(ended)}{'' if refused else go_on}")
+    logger.error(f"job {submission_id} failed after {took}: {cause_of_failure(ended)}{'' if refused else resume_hint}")
     return 2 if refused else 1
 
 
@@ -223,16 +229,16 @@ def _stop(parsed: argparse.Namespace, definition: "Definition | None") -> int:
         return 0
     job = stop(client, parsed.id, STOP_SECONDS + 10 if job.status == "RUNNING" else PENDING_SECONDS)
     if not job.status.is_terminal():
-        when = "; Ray ends it once its environment has been made" if job.status == "PENDING" else ""
-        again = f"look again by `{_hint('status', parsed.id, parsed)}`"
-        _say(f"tailsweep: job {parsed.id} is asked to end, and {job.status} still{when}: {again}")
+        when = "; Ray ends it once its environment is ready" if job.status == "PENDING" else ""
+        again = f"check again with `{_hint('status', parsed.id, parsed)}`"
+        logger.error(f"job {parsed.id} was asked to end and is still {job.status}{when}: {again}")
         return 1
     run = (job.metadata or {}).get(RUN_DIRECTORY)
-    print(f"job {parsed.id}: {job.status}" + (f"; go on by `{_hint('resume', run, parsed)}`" if run else ""))
+    print(f"job {parsed.id}: {job.status}" + (f"; to continue: `{_hint('resume', run, parsed)}`" if run else ""))
     return 0
 
 
-VERBS = {"submit": _submit, "resume": _resume, "status": _status, "logs": _logs, "stop": _stop}
+COMMANDS = {"submit": _submit, "resume": _resume, "status": _status, "logs": _logs, "stop": _stop}
 
 
 def _client(parsed: argparse.Namespace, definition: "Definition | None") -> "JobClient":
@@ -245,11 +251,11 @@ def _client(parsed: argparse.Namespace, definition: "Definition | None") -> "Job
     return connect(address)
 
 
-def _named(client: "JobClient", submission_id: str) -> Any:
-    """The job of this id, as ``JobDetails``.
+def _named(client: "JobClient", submission_id: str) -> "JobDetails":
+    """Return the job of this id as ``JobDetails``.
 
     Raises:
-        InputError: there is none.
+        InputError: There is no such job.
     """
     from tailsweep.clusters.jobs.client import jobs_of
     from tailsweep.orchestrator.config.errors import did_you_mean
@@ -263,31 +269,31 @@ def _named(client: "JobClient", submission_id: str) -> Any:
 
 def _left_running(submission_id: str, parsed: argparse.Namespace) -> str:
     return (
-        f"no longer following; job {submission_id} goes on. Follow it: `{_hint('logs', submission_id, parsed)} "
+        f"no longer following; job {submission_id} continues. Follow it: `{_hint('logs', submission_id, parsed)} "
         f"--follow`; end it: `{_hint('stop', submission_id, parsed)}`"
     )
 
 
-def _hint(verb: str, what: str, parsed: argparse.Namespace) -> str:
-    """The command line of another verb on the same cluster."""
+def _hint(command: str, argument: str, parsed: argparse.Namespace) -> str:
+    """Return the command line of another command on the same cluster."""
     import shlex
 
-    return shlex.join(["tailsweep", "cluster", verb, what, *_cluster(parsed)])
+    return shlex.join(["tailsweep", "cluster", command, argument, *_cluster(parsed)])
 
 
 def _cluster(parsed: argparse.Namespace) -> list[str]:
-    """The arguments that name the cluster, as they were given."""
+    """Return the arguments that name the cluster, as they were given."""
     by_file = ["--cluster", str(parsed.cluster)] if parsed.cluster else []
     return [*by_file, *(["--address", parsed.address] if parsed.address else [])]
 
 
-def _started(job: Any) -> str:
+def _started(job: "JobDetails") -> str:
     if not job.start_time:
         return "-"
     return f"{datetime.fromtimestamp(job.start_time / 1000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _duration(job: Any) -> str:
+def _duration(job: "JobDetails") -> str:
     from tailsweep.orchestrator.monitoring.console import duration
 
     if not job.start_time:
@@ -295,18 +301,8 @@ def _duration(job: Any) -> str:
     return duration((job.end_time or time.time() * 1000) / 1000 - job.start_time / 1000)
 
 
-def _in_bytes(uploads: Sequence[Any]) -> str:
-    from tailsweep.clusters.jobs.upload import in_bytes
-
-    return in_bytes(sum(upload.num_bytes for upload in uploads))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _write(text: str) -> None:
-    """To stdout, at once. Where its reader is gone, the following is over."""
+    """Write to stdout without delay, and stop following if its reader is gone."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

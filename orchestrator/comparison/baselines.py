@@ -1,8 +1,7 @@
-"""Classifiers that take seconds: what fine-tuning has to beat. scikit-learn's logistic regression on two kinds of rows.
+"""Baselines that train in seconds, which fine-tuning must beat: scikit-learn's logistic regression on two inputs.
 
-``tfidf`` reads words and pairs of words, ``embeddings`` the frozen encoder's mean-pooled output; each also with every
-class weighing the same (``..._balanced``). The strength of regularisation is chosen on validation rows, like everything
-that is chosen here.
+``tfidf`` reads words and pairs of words, ``embeddings`` the frozen encoder's mean-pooled output. Each also exists with
+equal weight for every class (``..._balanced``). The validation examples select the strength of regularisation.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from tailsweep.trainables.config.data import DataConfig
 from tailsweep.trainables.config.trial import HeadConfig, ModelConfig
 from tailsweep.trainables.data.splits import load_splits
 from tailsweep.trainables.data.tokenized import PreparedData
-from tailsweep.trainables.execution.backends import live_road, split_logits
+from tailsweep.trainables.execution.backends import live_execution, split_logits
 from tailsweep.trainables.models.classifier import build_classifier
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training.metrics import Confusion
@@ -33,20 +32,22 @@ MAX_ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class Baseline:
-    """A fitted one, on the rows it was chosen and scored with."""
+    """A fitted baseline with its validation score and test predictions."""
 
     strength: float  # C
-    validation: float  # the metric it was chosen by
-    predicted: np.ndarray  # (n,) class of each test row
+    validation: float  # the metric that selected the strength
+    predicted: np.ndarray  # (n,) class of each test example
 
 
 def fit_baseline(name: str, config: DataConfig, model: ModelConfig, data: PreparedData, metric: str) -> Baseline:
-    """Fit one of ``comparison.BASELINES`` to the training rows with every strength; the best on validation rows stays.
+    """Fit a baseline to the training examples with every strength, and return the best on the validation examples.
 
     Args:
-        config: the rows, as text.
-        data: the same rows, tokenised.
-        metric: a score of validation rows, as a sweep names it.
+        name: One of ``BASELINES``.
+        config: The examples, as text.
+        model: The encoder of ``embeddings``.
+        data: The same examples, tokenized.
+        metric: A validation score, as a sweep names it.
     """
     features = _words(config) if name.startswith("tfidf") else _embeddings(model, data)
     train, validation, test = (
@@ -78,10 +79,10 @@ def _embeddings(model: ModelConfig, data: PreparedData) -> Callable[[str], Any]:
     pooled: Any = build_classifier(
         ModelConfig(name=model.name, head=HeadConfig(pooling="mean")), data.label_names, seed=0
     )
-    pooled.head = nn.Identity()  # what the head would read is what is wanted
+    pooled.head = nn.Identity()  # the input of the head is the embedding
     runtime = SingleProcess()
-    road = live_road(runtime.place(pooled), data, runtime.device, "fp32")
-    return lambda split: split_logits(road, split).numpy()
+    execution = live_execution(runtime.place(pooled), data, runtime.device, "fp32")
+    return lambda split: split_logits(execution, split).numpy()
 
 
 def _score(metric: str, predicted: np.ndarray, data: PreparedData) -> float:
@@ -89,5 +90,5 @@ def _score(metric: str, predicted: np.ndarray, data: PreparedData) -> float:
     confusion = Confusion(len(data.label_names))
     confusion.update(nn.functional.one_hot(torch.from_numpy(predicted), len(data.label_names)).float(), labels)
     score = confusion.scores(data.class_counts, data.label_names, report_keys.VALIDATION)[metric]
-    assert score is not None, f"{metric} was checked to be defined by these rows"
+    assert score is not None, f"{metric} was checked to be defined for these examples"
     return score

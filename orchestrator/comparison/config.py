@@ -1,7 +1,6 @@
-"""What one comparison is: a sweep file that names methods, seeds and a budget beside what its sweeps share.
+"""The configuration of a comparison: a sweep file that names methods, seeds and a budget next to shared settings.
 
-A :class:`Comparison` gives the sweep of every method, each with the same budget; how they are run is the business of
-``compare.py``.
+A :class:`Comparison` provides the sweep of every method, each with the same budget; ``run_comparison.py`` runs them.
 """
 
 import itertools
@@ -9,45 +8,46 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
-from tailsweep.orchestrator.config.errors import Mistake, SweepConfigError, did_you_mean, find_mistakes, show
+from tailsweep.orchestrator.config.errors import ConfigIssue, SweepConfigError, did_you_mean, find_issues, show
 from tailsweep.orchestrator.config.schema import FolderName, Storage
 from tailsweep.orchestrator.config.search_space import find_distributions, num_different
-from tailsweep.orchestrator.config.sweep import Sweep, laid_over, sweep_of, with_overrides
-from tailsweep.orchestrator.config.yaml_io import Tree, read_sweep_file
+from tailsweep.orchestrator.config.sweep import Sweep, deep_merge, sweep_of, with_overrides
+from tailsweep.orchestrator.config.tree import Tree
+from tailsweep.orchestrator.config.yaml_io import read_sweep_file
 from tailsweep.trainables.config.base import Section
 from tailsweep.trainables.config.presets import METHODS
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.storage.filesystem import join_location
 
-Baseline = Literal["tfidf", "tfidf_balanced", "embeddings", "embeddings_balanced"]  # what they are: baselines.py
+Baseline = Literal["tfidf", "tfidf_balanced", "embeddings", "embeddings_balanced"]  # see baselines.py
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
-# Of a method's own settings: what would make its scores those of other rows, or of another question.
-SHARED = ("name", "storage", "seed", "metric", "num_candidates", "max_seconds", "wandb", "features")
-OWN_OF_DATA = ("augmentation",)  # a method may say how its training rows are augmented; the rows are everybody's
+# Fields that a method must not set: they would make its scores those of other examples, or of another question.
+SHARED = ("name", "storage", "seed", "metric", "num_trials", "max_wallclock_seconds", "wandb", "features")
+OWN_OF_DATA = ("augmentation",)  # a method may set its augmentation; all methods share the examples
 
-MOST_IN_TIME = 100  # candidates of a method whose budget is seconds
-# Every method has a folder; in it its search and its retraining are run directories, one of each per fold.
+MOST_IN_TIME = 100  # trials of a method whose budget is seconds
+# Every method has a folder with the run directories of its search and its retraining, one of each per fold.
 METHODS_FOLDER = "methods"
 SEARCH = "search"
 SEEDS = "seeds"
 
 
 class Budget(Section):
-    """Of each method's search: one of these."""
+    """The budget of each method's search; exactly one field is set."""
 
-    candidates: PositiveInt | None = None  # fewer where a method has fewer different ones
-    # As many candidates, in the order they are drawn, as have so many epochs of both stages between them, before any
-    # pruning; one at least.
+    trials: PositiveInt | None = None  # fewer where a method has fewer different ones
+    # The trials, in the order they are drawn, whose epochs of both stages add up to at most this, before any pruning;
+    # at least one trial.
     epochs: PositiveInt | None = None
-    seconds: PositiveFloat | None = None  # after which no candidate is started, see max_seconds of a sweep
+    seconds: PositiveFloat | None = None  # after which no trial is started, see max_wallclock_seconds of a sweep
 
     @model_validator(mode="after")
     def _just_one(self) -> "Budget":
-        if [self.candidates, self.epochs, self.seconds].count(None) != 2:
-            raise ValueError("must say one of candidates, epochs and seconds")
+        if [self.trials, self.epochs, self.seconds].count(None) != 2:
+            raise ValueError("must say one of trials, epochs and seconds")
         return self
 
 
@@ -56,28 +56,26 @@ class ComparisonConfig(Section):
 
     name: FolderName
     storage: Storage = "runs"
-    # By name: what the method's sweep has beyond the shared settings; a method's own name may stand alone.
-    methods: Annotated[dict[FolderName, dict[str, Any]], Field(min_length=1)]
-    reference: str = ""  # the method that the others are set against; default: vanilla, else the first
-    budget: Budget = Budget(candidates=8)
-    # The chosen settings are trained once with each: initialisation, order and dropout (the papers' five).
+    # By name: the settings that a method's sweep adds to the shared ones; the name of a known method needs none.
+    methods: Annotated[dict[FolderName, Tree], Field(min_length=1)]
+    reference: str = ""  # the method that the others are compared with; default: vanilla, else the first
+    budget: Budget = Budget(trials=8)
+    # The chosen settings are trained once with each: initialization, order and dropout (the papers' five).
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] = Field(default_factory=lambda: [7, 42, 106, 190, 191])
     baselines: list[Baseline] = Field(default_factory=lambda: list(BASELINES))
-    folds: int | None = Field(None, ge=2, le=100)  # stratified folds of all rows, each in turn the test rows
-    resamples: int = Field(2000, ge=100, le=100_000)  # of the test rows, for the intervals of differences
+    folds: int | None = Field(None, ge=2, le=100)  # stratified folds of all examples, each in turn the test split
+    resamples: int = Field(2000, ge=100, le=100_000)  # of the test examples, for the intervals of differences
 
     @field_validator("methods", mode="before")
     @classmethod
-    def _list_or_mapping(cls, methods: Any) -> Any:
+    def _list_or_mapping(cls, methods: object) -> object:
         return _as_mapping(methods)
 
     @field_validator("seeds", mode="after")
     @classmethod
     def _different(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError(
-                f"is {show(seeds)}, but each seed must stand there once: the same seed gives the same model"
-            )
+            raise ValueError(f"is {show(seeds)}, but each seed must appear once: the same seed gives the same model")
         return seeds
 
     @model_validator(mode="after")
@@ -90,8 +88,8 @@ class ComparisonConfig(Section):
         return self
 
 
-def _as_mapping(methods: Any) -> Any:
-    """``[vanilla]`` and ``{vanilla: }`` are ``{vanilla: {}}``; what is neither stays for the check to refuse."""
+def _as_mapping(methods: object) -> object:
+    """Turn ``[vanilla]`` and ``{vanilla: }`` into ``{vanilla: {}}``; leave anything else for the check to refuse."""
     if isinstance(methods, list):
         methods = {name if isinstance(name, str) else show(name): None for name in methods}
     if isinstance(methods, Mapping):
@@ -101,7 +99,7 @@ def _as_mapping(methods: Any) -> Any:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A checked comparison: every method's sweep is a valid one."""
+    """A checked comparison, in which every method's sweep is valid."""
 
     config: ComparisonConfig
     shared: Tree  # the fields of a sweep that all methods share
@@ -109,97 +107,108 @@ class Comparison:
 
     @property
     def location(self) -> str:
-        return join_location(self.config.storage, str(self.config.name))
+        """Return the location of the comparison's run directory."""
+        return join_location(self.config.storage, self.config.name)
 
     @property
     def folds(self) -> list[int | None]:
-        """The folds in turn; None alone: the test rows are given."""
+        """Return the folds in turn; only None if the test examples are given."""
         return [None] if self.config.folds is None else list(range(self.config.folds))
 
     @property
     def reference(self) -> str:
+        """Return the method that the others are compared with."""
         names = list(self.config.methods)
         return self.config.reference or ("vanilla" if "vanilla" in names else names[0])
 
     def search(self, method: str, fold: int | None) -> Sweep:
-        """The sweep that a method's settings are chosen in."""
+        """Return the sweep that selects a method's settings."""
         return _search(self.config, self.shared, method, fold)
 
     def tree(self) -> Tree:
-        """What :func:`comparison_of` reads back as an equal comparison."""
+        """Return the tree that :func:`comparison_of` reads back as an equal comparison."""
         return deepcopy(self.shared) | self.config.model_dump()
 
 
 def is_comparison(tree: Tree) -> bool:
-    """Whether a file's content is a comparison; else it is a sweep."""
+    """Return whether a file's content is a comparison; else it is a sweep."""
     return "methods" in tree
 
 
 def load_comparison(path: Path, overrides: Sequence[str] = (), storage: str | None = None) -> Comparison:
-    """The comparison in the file ``path``, with overrides as :func:`load_sweep` has them.
+    """Read and check the comparison in the file ``path``, with overrides as in :func:`load_sweep`.
 
     Raises:
-        SweepConfigError: with all mistakes.
+        SweepConfigError: With all errors.
     """
     tree = read_sweep_file(path)
-    tree["methods"] = _as_mapping(tree.get("methods"))  # an override may say more of one
+    tree["methods"] = _as_mapping(tree.get("methods"))  # an override may add to one
     malformed = with_overrides(tree, path, overrides, storage)
     if tree["methods"] is None:
         raise SweepConfigError(str(path), [f"methods: is missing: for a sweep there is `tailsweep run {path}`"])
     return comparison_of(tree, str(path), malformed)
 
 
-def comparison_of(tree: Tree, source: str, malformed: Sequence[Mistake] = ()) -> Comparison:
-    """``tree`` checked as a whole."""
+def comparison_of(tree: Tree, source: str, malformed: Sequence[ConfigIssue] = ()) -> Comparison:
+    """Check ``tree`` as a whole and return the comparison.
+
+    Args:
+        tree: The content of the file.
+        source: The file, for messages.
+        malformed: Errors of overrides.
+
+    Raises:
+        SweepConfigError: With all errors.
+    """
     fields = ComparisonConfig.model_fields
     own = {name: value for name, value in tree.items() if name in fields}
     shared = {name: value for name, value in tree.items() if name not in fields}
-    mistakes = [*map(str, malformed), *map(str, find_mistakes(ComparisonConfig, own))]
-    mistakes += [
-        f"{name}: is not for a comparison: {remedy}"
-        for name, remedy in (
+    issues = [*map(str, malformed), *map(str, find_issues(ComparisonConfig, own))]
+    issues += [
+        f"{name}: is not for a comparison: {hint}"
+        for name, hint in (
             ("method", "say methods"),
-            ("num_candidates", "say budget: {candidates: n}"),
-            ("max_seconds", "say budget: {seconds: n}"),
+            ("num_trials", "say budget: {trials: n}"),
+            ("max_wallclock_seconds", "say budget: {seconds: n}"),
         )
         if name in shared
     ]
-    if mistakes:
-        raise SweepConfigError(source, mistakes)
+    if issues:
+        raise SweepConfigError(source, issues)
     config = ComparisonConfig.model_validate(own)
     notes: list[str] = []
-    found: dict[str, list[str]] = {}  # by mistake: the methods that have it
+    methods_with: dict[str, list[str]] = {}  # by issue
     for method, written in config.methods.items():
         if misplaced := _misplaced(method, written):
-            mistakes += [f"methods.{method}.{text}" for text in misplaced]
+            issues += [f"methods.{method}.{text}" for text in misplaced]
             continue
         try:
             sweep = _search(config, shared, method, None if config.folds is None else 0)
         except SweepConfigError as error:
-            for text in error.mistakes:
-                found.setdefault(text, []).append(method)
+            for text in error.issues:
+                methods_with.setdefault(text, []).append(method)
         else:
             notes += [f"{method}: {note}" for note in (*sweep.notes, *_few(config, sweep))]
-    for text, methods in found.items():
+    for text, methods in methods_with.items():
         everywhere = len(methods) == len(config.methods)
-        mistakes += [text] if everywhere else [f"methods.{method}: {text}" for method in methods]
-    if mistakes:
-        raise SweepConfigError(source, mistakes)
+        issues += [text] if everywhere else [f"methods.{method}: {text}" for method in methods]
+    if issues:
+        raise SweepConfigError(source, issues)
     return Comparison(config, shared, notes)
 
 
 def _misplaced(method: str, written: Tree) -> list[str]:
-    """What may not differ between methods that are to be compared."""
-    texts = [f"{name}: all methods share it: write it beside methods" for name in SHARED if name in written]
+    """Return the settings that must not differ between the compared methods."""
+    texts = [f"{name}: all methods share it: write it next to methods" for name in SHARED if name in written]
     data = written.get("data", {})
     texts += [
-        f"data.{name}: all methods share their rows: write it under data, beside methods"
+        f"data.{name}: all methods share their examples: write it under data, next to methods"
         for name in (data if isinstance(data, dict) else {})
         if name not in OWN_OF_DATA
     ]
     if "method" not in written and method.split("/")[0] not in METHODS:
         texts.append(
-            "method: is missing, and must be given where the name is not that of a method"
+            "method: is missing, but must be given where the name is not that of a method"
             f"{did_you_mean(method, METHODS)}"
         )
     return texts
@@ -207,50 +216,53 @@ def _misplaced(method: str, written: Tree) -> list[str]:
 
 def _search(config: ComparisonConfig, shared: Tree, method: str, fold: int | None) -> Sweep:
     written = {"method": method} | config.methods[method]
-    tree: Tree = laid_over(shared, written)
-    tree["name"] = of_fold(SEARCH, fold)
+    tree = deep_merge(shared, written)
+    assert isinstance(tree, dict)
+    tree["name"] = fold_name(SEARCH, fold)
     tree["storage"] = join_location(config.storage, f"{config.name}/{METHODS_FOLDER}/{method}")
     if fold is not None:
         tree["data"] = _with(tree.get("data", {}), {"fold": {"index": fold, "of": config.folds}})
     tree["wandb"] = _with(tree.get("wandb", {}), {"group": f"{config.name}-{method}"})
-    free = sweep_of(tree, f"methods.{method}")  # what there is to draw from decides how many can be drawn
-    settled = {"num_candidates": _num_candidates(config, free), "max_seconds": config.budget.seconds}
+    free = sweep_of(tree, f"methods.{method}")  # the search space decides how many trials can be drawn
+    settled = {"num_trials": _num_trials(config, free), "max_wallclock_seconds": config.budget.seconds}
     return sweep_of(tree | settled, f"methods.{method}")
 
 
-def _with(written: Any, fields: Tree) -> Any:
-    """A section with some fields set; what is no mapping stays for the check to refuse."""
+def _with(written: object, fields: Tree) -> object:
+    """Return a section with some fields set; leave what is no mapping for the check to refuse."""
     return written | fields if isinstance(written, dict) else written
 
 
-def _num_candidates(config: ComparisonConfig, sweep: Sweep) -> int:
+def _num_trials(config: ComparisonConfig, sweep: Sweep) -> int:
     different = num_different(find_distributions(sweep.config.drawn_tree))
     if sweep.config.search == "grid":
         rule = "a grid is as large as it is, whatever the budget: say random or optuna, and choice in place of grid"
         raise SweepConfigError("", [f"search: is grid, but {rule}"])
-    # Of a budget of epochs: a candidate has one at least.
-    most = config.budget.candidates or config.budget.epochs or MOST_IN_TIME
+    # With a budget of epochs: a trial has at least one.
+    most = config.budget.trials or config.budget.epochs or MOST_IN_TIME
     most = most if different is None else min(most, different)
     if config.budget.epochs is None:
         return most
     if sweep.config.search == "optuna":
-        rule = "search: optuna draws a candidate only when others have ended: say budget: {candidates: n}"
+        rule = "search: optuna draws a trial only when others have ended: say budget: {trials: n}"
         raise SweepConfigError("", [f"budget.epochs: is {config.budget.epochs}, but {rule}"])
-    all_that_may_fit = Sweep(sweep.config.model_copy(update={"num_candidates": most}), notes=[]).candidates()
-    spent = itertools.accumulate(epochs_of(candidate.trial) for candidate in all_that_may_fit)
+    all_that_may_fit = Sweep.resolved(sweep.config, sweep.name, most).trials()
+    spent = itertools.accumulate(total_epochs(trial.config) for trial in all_that_may_fit)
     return max(1, sum(epochs <= config.budget.epochs for epochs in spent))
 
 
-def of_fold(name: str, fold: int | None) -> str:
+def fold_name(name: str, fold: int | None) -> str:
+    """Return the name of a run or a result in a fold."""
     return name if fold is None else f"{name}-fold{fold}"
 
 
-def epochs_of(trial: TrialConfig) -> int:
-    return trial.stage_one.epochs + trial.stage_two.epochs
+def total_epochs(trial_config: TrialConfig) -> int:
+    """Return the epochs of both stages together."""
+    return trial_config.stage_one.epochs + trial_config.stage_two.epochs
 
 
 def _few(config: ComparisonConfig, sweep: Sweep) -> list[str]:
-    asked = config.budget.candidates
-    if asked is None or sweep.num_candidates >= asked:
+    asked = config.budget.trials
+    if asked is None or sweep.num_trials >= asked:
         return []
-    return [f"has {sweep.num_candidates} different candidate(s), fewer than the budget of {asked}"]
+    return [f"has {sweep.num_trials} different trial(s), fewer than the budget of {asked}"]

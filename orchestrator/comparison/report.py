@@ -1,4 +1,4 @@
-"""A comparison's results in words, Markdown and JSON: which method to take, and which differences are noise."""
+"""Report a comparison's results in words, Markdown and JSON: the method to use, and the differences that are noise."""
 
 import json
 from collections.abc import Sequence
@@ -13,24 +13,24 @@ from tailsweep.trainables import report_keys
 
 RESULTS_FILE = "comparison.json"
 REPORT_FILE = "comparison.md"
-OF_THESE_SEEDS = "with these seeds, though their spread may be all there is to it (more seeds would tell)"
-VERDICTS = {  # of a difference, and what is said of those that have it
+WITH_THESE_SEEDS = "with these seeds, but their spread may explain it (more seeds would decide)"
+VERDICTS = {  # of a difference, with its sentence
     "better": "better than {reference} in {metric}",
     "worse": "worse than {reference} in {metric}",
-    "better with these seeds": "better than {reference} in {metric} " + OF_THESE_SEEDS,
-    "worse with these seeds": "worse than {reference} in {metric} " + OF_THESE_SEEDS,
+    "better with these seeds": "better than {reference} in {metric} " + WITH_THESE_SEEDS,
+    "worse with these seeds": "worse than {reference} in {metric} " + WITH_THESE_SEEDS,
     "within noise": "within noise of {reference} in {metric}",
 }
 
 
 def report_comparison(location: str) -> str:
-    """Report on a comparison, finished, running or dead; needs no cluster."""
+    """Return the report on a finished, running or failed comparison, without a cluster."""
     run = RunDirectory(location)
     return write_comparison_report(run, read_comparison(run))[1]
 
 
 def write_comparison_report(run: RunDirectory, comparison: Comparison) -> tuple[ComparisonResults, str]:
-    """Write ``comparison.json`` and ``comparison.md`` from the run directory's files; returns the latter, too."""
+    """Write ``comparison.json`` and ``comparison.md`` from the run directory's files; return results and text."""
     results = read_results(run, comparison)
     text = describe(comparison, results)
     run.write_text(RESULTS_FILE, json.dumps(asdict(results), indent=1) + "\n")
@@ -39,64 +39,16 @@ def write_comparison_report(run: RunDirectory, comparison: Comparison) -> tuple[
 
 
 def describe(comparison: Comparison, results: ComparisonResults) -> str:
-    """The whole report, Markdown."""
-    config = comparison.config
-    scores = [name for name in report_keys.SCORES if any(_of(r, name).mean is not None for r in results.all.values())]
-    budget = " ".join(f"{value} {unit}" for unit, value in config.budget.model_dump(exclude_none=True).items())
-    rows = ", ".join(f"{label} {count}" for label, count in results.train_rows.items())
+    """Return the whole report as Markdown."""
     parts = [
-        f"# {config.name}",
+        f"# {comparison.config.name}",
         *(f"**{text}**" for text in _warnings(comparison, results)),
         *findings(comparison, results),
-        f"Each method was searched with {budget}, its settings chosen by validation rows ({results.metric}), trained "
-        f"again with {len(config.seeds)} seeds ({', '.join(map(str, config.seeds))}), and its predictions of the "
-        f"{sum(results.test_rows.values()):,} test rows"
-        f"{'' if config.folds is None else f' ({config.folds} folds, each searched by itself)'} scored. "
-        f"Training rows{'' if config.folds is None else ' of the first fold'}: {rows}.",
-        *(f"Of the rows: {note}." for note in results.notes),
-        f"## {results.metric}",
-        _table(
-            ["method", "validation", "test", f"over {results.reference}", "over the seeds", "", "search", "seconds"],
-            [_line(name, result, results) for name, result in results.all.items()],
-        ),
-        f"Test: mean and standard error over the seeds. Over {results.reference}: difference of the means, and its "
-        f"95 % interval from {config.resamples:,} resamples of the test rows (paired, seeds averaged): what other rows "
-        "might say of these models. Over the seeds: the difference's 95 % interval by Student's t over the seeds "
-        "(paired): what these rows might say of models of other seeds. Neither is widened for the number of methods.",
-        "## Every score",
-        _table(
-            ["method", *scores],
-            [[name, *(_shown(_of(result, score)) for score in scores)] for name, result in results.all.items()],
-        ),
-        f"## Every score over {results.reference}",
-        _table(
-            ["method", *scores],
-            [
-                [
-                    name,
-                    *(_gap(result.difference.get(report_keys.on_split(report_keys.TEST, score))) for score in scores),
-                ]
-                for name, result in results.all.items()
-                if result.difference
-            ],
-        ),
-        "Bold: both 95 % intervals leave out 0.",
-        "## F1 of each class",
-        _table(
-            ["class", "training rows", "test rows", *results.all],
-            [
-                [
-                    label,
-                    str(count),
-                    str(results.test_rows[label]),
-                    *(
-                        _shown(result.test[report_keys.class_f1(report_keys.TEST, label)])
-                        for result in results.all.values()
-                    ),
-                ]
-                for label, count in results.train_rows.items()
-            ],
-        ),
+        _procedure(comparison, results),
+        *(f"On the examples: {note}." for note in results.notes),
+        *_summary(comparison, results),
+        *_score_tables(results),
+        *_class_table(results),
         "## Chosen settings",
         "\n".join(
             f"- {name}: " + "; ".join(json.dumps(settings) for settings in result.settings)
@@ -106,30 +58,102 @@ def describe(comparison: Comparison, results: ComparisonResults) -> str:
     return "\n\n".join(parts)
 
 
+def _procedure(comparison: Comparison, results: ComparisonResults) -> str:
+    config = comparison.config
+    budget = " ".join(f"{value} {unit}" for unit, value in config.budget.model_dump(exclude_none=True).items())
+    counts = ", ".join(f"{label} {count}" for label, count in results.train_rows.items())
+    return (
+        f"Each method was searched with {budget}, its settings chosen by validation examples ({results.metric}), "
+        f"trained again with {len(config.seeds)} seeds ({', '.join(map(str, config.seeds))}), and its predictions of "
+        f"the {sum(results.test_rows.values()):,} test examples"
+        f"{'' if config.folds is None else f' ({config.folds} folds, each searched by itself)'} scored. "
+        f"Training examples{'' if config.folds is None else ' of the first fold'}: {counts}."
+    )
+
+
+def _summary(comparison: Comparison, results: ComparisonResults) -> list[str]:
+    """Return the table of the metric, and how to read it."""
+    return [
+        f"## {results.metric}",
+        _table(
+            ["method", "validation", "test", f"over {results.reference}", "over the seeds", "", "search", "seconds"],
+            [_line(name, result, results) for name, result in results.all.items()],
+        ),
+        f"Test: mean and standard error over the seeds. Over {results.reference}: difference of the means, and its "
+        f"95 % interval from {comparison.config.resamples:,} resamples of the test examples (paired, seeds averaged): "
+        "the noise of the examples for these models. Over the seeds: the difference's 95 % interval by Student's t "
+        "over the seeds (paired): the noise of the seeds on these examples. "
+        "Neither is widened for the number of methods.",
+    ]
+
+
+def _score_tables(results: ComparisonResults) -> list[str]:
+    """Return the tables of every score, and of every difference to the reference."""
+    methods = results.all.items()
+    scores = [
+        name for name in report_keys.SCORES if any(_test_score(result, name).mean is not None for _, result in methods)
+    ]
+    keys = [report_keys.on_split(report_keys.TEST, score) for score in scores]
+    return [
+        "## Every score",
+        _table(
+            ["method", *scores],
+            [[name, *(_shown(_test_score(result, score)) for score in scores)] for name, result in methods],
+        ),
+        f"## Every score over {results.reference}",
+        _table(
+            ["method", *scores],
+            [
+                [name, *(_gap(result.difference.get(key)) for key in keys)]
+                for name, result in methods
+                if result.difference
+            ],
+        ),
+        "Bold: both 95 % intervals leave out 0.",
+    ]
+
+
+def _class_table(results: ComparisonResults) -> list[str]:
+    def scores_of(label: str) -> list[str]:
+        key = report_keys.class_f1(report_keys.TEST, label)
+        return [_shown(result.test[key]) for result in results.all.values()]
+
+    return [
+        "## F1 of each class",
+        _table(
+            ["class", "training examples", "test examples", *results.all],
+            [
+                [label, str(count), str(results.test_rows[label]), *scores_of(label)]
+                for label, count in results.train_rows.items()
+            ],
+        ),
+    ]
+
+
 def findings(comparison: Comparison, results: ComparisonResults) -> list[str]:
-    """What the numbers say, in words: which differences are more than noise."""
+    """Return in words which differences are more than noise."""
     key = report_keys.on_split(report_keys.TEST, results.metric)
     texts = []
     if results.chosen is not None:
         chosen = results.methods[results.chosen]
         texts.append(
-            f"By validation rows, {results.chosen} is the method to take ({results.metric} {chosen.validation:.4f}; on "
-            f"the test rows {_shown(_of(chosen, results.metric))})."
+            f"By validation examples, {results.chosen} is the method to use ({results.metric} {chosen.validation:.4f}; "
+            f"on the test examples {_shown(_test_score(chosen, results.metric))})."
         )
     gaps = {name: result.difference[key] for name, result in results.all.items() if key in result.difference}
     for verdict, sentence in VERDICTS.items():
-        told = ", ".join(f"{name} ({gap.value:+.4f})" for name, gap in gaps.items() if _verdict(gap) == verdict)
-        if told:
+        names = ", ".join(f"{name} ({gap.value:+.4f})" for name, gap in gaps.items() if _verdict(gap) == verdict)
+        if names:
             words = sentence.format(reference=results.reference, metric=results.metric)
-            texts.append(f"On the test rows, {words}: {told}.")
+            texts.append(f"On the test examples, {words}: {names}.")
     if results.chosen is not None and comparison.config.folds is None:
         texts.append(
-            f"The model: {METHODS_FOLDER}/{results.chosen}/{SEEDS}/{BEST_FOLDER}, its best seed by validation rows."
+            f"The model: {METHODS_FOLDER}/{results.chosen}/{SEEDS}/{BEST_FOLDER}, its best seed by validation examples."
         )
     asked = len(comparison.config.seeds)
     short = [f"{name} ({r.num_seeds} of {asked})" for name, r in results.methods.items() if r.num_seeds < asked]
     if short:
-        texts.append(f"Not every seed was trained to its end: {', '.join(short)}; the means are of those that were.")
+        texts.append(f"Not every seed was trained to its end: {', '.join(short)}; the means cover those that were.")
     missing = [name for name in comparison.config.methods if name not in results.methods]
     if missing:
         texts.append(f"Without a result, since nothing was trained to its end: {', '.join(missing)}.")
@@ -143,19 +167,19 @@ def findings(comparison: Comparison, results: ComparisonResults) -> list[str]:
 
 
 def _warnings(comparison: Comparison, results: ComparisonResults) -> list[str]:
-    """What a reader must not miss: a baseline of seconds that fine-tuning does not beat."""
+    """Return the warning about a baseline that fine-tuning does not beat."""
     gap, chosen, baseline = results.over_baseline, results.chosen, results.best_baseline
     if gap is None or chosen is None or baseline is None or gap.low > 0:
         return []
     words = "beats" if gap.high < 0 else "is within noise of" if gap.value > 0 else "is at least as good as"
     seconds = results.baselines[baseline].seconds
     text = (
-        f"{baseline}, a logistic regression that takes {seconds:.0f} s, {words} {chosen}, the fine-tuning chosen: "
-        f"{_shown(_of(results.baselines[baseline], results.metric))} against "
-        f"{_shown(_of(results.methods[chosen], results.metric))} {results.metric} on the test rows."
+        f"{baseline}, a logistic regression that takes {seconds:.0f} s, {words} {chosen}, the best fine-tuning method: "
+        f"{_shown(_test_score(results.baselines[baseline], results.metric))} against "
+        f"{_shown(_test_score(results.methods[chosen], results.metric))} {results.metric} on the test examples."
     )
-    if baseline.startswith("tfidf"):  # it may win by reading more, which a larger max_length would mend
-        read = comparison.search(chosen, comparison.folds[0]).representatives()[0].data
+    if baseline.startswith("tfidf"):  # it may win by reading more, which a larger max_length would fix
+        read = comparison.search(chosen, comparison.folds[0]).representative_trials()[0].data
         text += f" It reads texts whole, where {chosen} reads at most their first {read.max_length} tokens."
     return [text]
 
@@ -165,11 +189,11 @@ def _line(name: str, result: MethodResult, results: ComparisonResults) -> list[s
     return [
         f"**{name}**" if name == results.chosen else name,
         f"{result.validation:.4f}",
-        _shown(_of(result, results.metric)),
+        _shown(_test_score(result, results.metric)),
         "" if difference is None else f"{difference.value:+.4f} {_interval(difference.low, difference.high)}",
         "" if difference is None else _interval(difference.seeds_low, difference.seeds_high),
         "" if difference is None else _verdict(difference),
-        ", ".join(f"{count} {state}" for state, count in result.candidates.items()),
+        ", ".join(f"{count} {state}" for state, count in result.trials.items()),
         f"{result.seconds:.0f}",
     ]
 
@@ -179,13 +203,15 @@ def _interval(low: float | None, high: float | None) -> str:
 
 
 def _verdict(difference: Difference) -> str:
-    """One of VERDICTS."""
+    """Return one of VERDICTS."""
     if difference.within_noise:
         return "within noise"
-    return ("better" if difference.value > 0 else "worse") + (" with these seeds" if difference.of_these_seeds else "")
+    return ("better" if difference.value > 0 else "worse") + (
+        " with these seeds" if difference.depends_on_seeds else ""
+    )
 
 
-def _of(result: MethodResult, score: str) -> Estimate:
+def _test_score(result: MethodResult, score: str) -> Estimate:
     return result.test[report_keys.on_split(report_keys.TEST, score)]
 
 
@@ -198,7 +224,7 @@ def _gap(difference: Difference | None) -> str:
     if difference is None:
         return "-"
     shown = f"{difference.value:+.4f}"
-    return shown if difference.within_noise or difference.of_these_seeds else f"**{shown}**"
+    return shown if difference.within_noise or difference.depends_on_seeds else f"**{shown}**"
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -1,25 +1,25 @@
-"""Runs a comparison: a search for every method, its chosen settings with every seed, their predictions of test rows.
+"""Run a comparison: search each method, train its best settings with every seed, and predict the test examples.
 
-Each search and each retraining is an ordinary sweep with a run directory of its own below the comparison's; what is
-finished stays finished when a comparison is gone on with. No search sees the test rows; what it chose predicts them
-once per seed.
+Each search and each retraining is an ordinary sweep with a run directory of its own below the comparison's. A resumed
+comparison keeps what is finished. No search sees the test examples; its best settings predict them once per seed.
 """
 
 import functools
 import io
 import json
+import logging
 import operator
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from rich.console import Console
 from tailsweep.orchestrator.comparison.baselines import fit_baseline
-from tailsweep.orchestrator.comparison.config import SEARCH, SEEDS, Comparison, of_fold
+from tailsweep.orchestrator.comparison.config import SEARCH, SEEDS, Comparison, fold_name
 from tailsweep.orchestrator.comparison.report import write_comparison_report
 from tailsweep.orchestrator.comparison.results import (
     BASELINES_FOLDER,
@@ -27,221 +27,213 @@ from tailsweep.orchestrator.comparison.results import (
     read_comparison,
     sweep_directory,
 )
-from tailsweep.orchestrator.config.schema import RoundTwoConfig
-from tailsweep.orchestrator.config.search_space import Candidate
+from tailsweep.orchestrator.config.schema import StageTwoSearchConfig, SweepConfig
+from tailsweep.orchestrator.config.search_space import Trial
 from tailsweep.orchestrator.config.sweep import Sweep
 from tailsweep.orchestrator.config.yaml_io import write_yaml
-from tailsweep.orchestrator.planning.preparation import prepare_trials
+from tailsweep.orchestrator.monitoring.log_output import no_repeated_messages
+from tailsweep.orchestrator.monitoring.run_log import run_log
+from tailsweep.orchestrator.planning.environment import read_environment
+from tailsweep.orchestrator.planning.plan import plan_sweep, plan_unprepared
 from tailsweep.orchestrator.planning.ray_session import ray_session, result_of
 from tailsweep.orchestrator.planning.resources import placement
-from tailsweep.orchestrator.preflight.doctor import refuse_unready
+from tailsweep.orchestrator.preflight.doctor import require_ready
 from tailsweep.orchestrator.preflight.needs import Needs, folder_of_runs, needs_of
 from tailsweep.orchestrator.runner.export import predict_test, rows_of_run
-from tailsweep.orchestrator.runner.run_sweep import resume_sweep, run_sweep, to_be_a_model
-from tailsweep.orchestrator.runs.candidates import CandidateRecord, Records
+from tailsweep.orchestrator.runner.run_sweep import RunOptions, best_trial, resume_sweep, run_sweep
 from tailsweep.orchestrator.runs.directory import (
-    CANDIDATES_FILE,
     COMPARISON_FILE,
-    ENVIRONMENT_FILE,
     METRICS_FILE,
+    TRIALS_FILE,
     RunDirectory,
 )
-from tailsweep.orchestrator.runs.lock import held
+from tailsweep.orchestrator.runs.lock import run_lock
 from tailsweep.orchestrator.runs.records import read_records, read_sweep
-from tailsweep.orchestrator.runs.tables import chosen_row, result_rows
+from tailsweep.orchestrator.runs.tables import result_rows, select_best
+from tailsweep.orchestrator.runs.trials import Records, TrialRecord, TrialState
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.errors import StorageError
 from tailsweep.trainables.storage.filesystem import join_location
 
+logger = logging.getLogger(__name__)
+
 
 class Interrupted(Exception):
-    """A sweep of the comparison was not brought to its end."""
+    """The interruption of a sweep of the comparison before its end."""
 
 
 def run_comparison(comparison: Comparison, address: str | None, console: Console) -> int:
-    """Run a new comparison to its end; returns the exit status: 0 done, 1 interrupted or a method has no result.
+    """Run a new comparison to its end and return the exit status.
+
+    Returns:
+        0: done; 1: interrupted, or a method has no result.
 
     Raises:
-        ValueError: the user's input cannot be used; nothing has been written then.
+        ValueError: The user's input cannot be used. Nothing has been written then.
     """
     run = RunDirectory(comparison.location)
     run.refuse_existing()
-    _say(console, f"comparison {run.name}: {', '.join(comparison.config.methods)}")
+    logger.info(f"comparison {run.name}: {', '.join(comparison.config.methods)}")
     for note in comparison.notes:
-        _say(console, f"note: {note}")
-    said: set[str] = set()
-
-    def say_once(text: str) -> None:
-        if text not in said:
-            said.add(text)
-            _say(console, text)
-
-    needs = []
-    for method in comparison.config.methods:  # what a sweep would refuse is refused before anything is written
-        sweep = comparison.search(method, comparison.folds[0])
-        trials = [c.trial for c in sweep.candidates()] or sweep.representatives()
-        dumps = [trial.model_dump(mode="json") for trial in trials]
-        prepared = prepare_trials(dumps, sweep.config.metric, sweep.config.features, say_once, sweep.config.finish)
-        needs.append(needs_of(sweep, dumps, prepared))
+        logger.info(f"note: {note}")
+    searches = [comparison.search(method, comparison.folds[0]) for method in comparison.config.methods]
+    with no_repeated_messages():  # refuse what a sweep would refuse before anything is written
+        needs = [needs_of(plan_sweep(search)) for search in searches]
     with ray_session(address) as started_here:
-        refuse_unready(_in_one(run, needs), started_here, say_once)
+        require_ready(_in_one(run, needs), started_here)
         run.create()
-        with held(run):
+        with run_lock(run), run_log(run):
             run.write_text(COMPARISON_FILE, write_yaml(comparison.tree()))
-            return _to_the_end(run, comparison, console)
+            return _finish(run, comparison, console)
 
 
 def resume_comparison(location: str, address: str | None, console: Console) -> int:
-    """Go on with an interrupted comparison; returns the exit status as :func:`run_comparison` does."""
+    """Resume an interrupted comparison and return the exit status as :func:`run_comparison` does."""
     run = RunDirectory(location)
     comparison = read_comparison(run)
-    _say(console, f"comparison {run.name}: going on")
-    needs = [needs_of(comparison.search(method, comparison.folds[0]), [], None) for method in comparison.config.methods]
-    with held(run), ray_session(address) as started_here:
-        refuse_unready(_in_one(run, needs), started_here, lambda text: _say(console, text))
-        return _to_the_end(run, comparison, console)
+    logger.info(f"comparison {run.name}: continuing")
+    searches = [comparison.search(method, comparison.folds[0]) for method in comparison.config.methods]
+    needs = [needs_of(plan_unprepared(search)) for search in searches]
+    with run_lock(run), run_log(run), ray_session(address) as started_here:
+        require_ready(_in_one(run, needs), started_here)
+        return _finish(run, comparison, console)
 
 
 def _in_one(run: RunDirectory, needs: Sequence[Needs]) -> Needs:
-    """What the sweeps of all methods need; they lie below the comparison's own folder."""
+    """Return the needs of the sweeps of all methods; they are below the comparison's own folder."""
     return replace(functools.reduce(operator.or_, needs), storage=folder_of_runs(run))
 
 
-def _to_the_end(run: RunDirectory, comparison: Comparison, console: Console) -> int:
+def _finish(run: RunDirectory, comparison: Comparison, console: Console) -> int:
     try:
         for fold in comparison.folds:
             for method in comparison.config.methods:
-                _say(console, f"\n== {of_fold(method, fold)}")
-                _play_method(run, comparison, method, fold, console)
-            _fit_baselines(run, comparison, fold, console)
+                logger.info(f"\n== {fold_name(method, fold)}")
+                _run_method(run, comparison, method, fold, console)
+            _fit_baselines(run, comparison, fold)
         results, text = write_comparison_report(run, comparison)
         if results.chosen is not None and comparison.config.folds is None:
             _export(run, results.chosen, console)
-    except (Interrupted, StorageError, KeyboardInterrupt) as error:  # by Ctrl-C between two sweeps, too
-        _say(console, f"{str(error) or 'interrupted'}; to go on: {run.resume_command}")
+    except (Interrupted, StorageError, KeyboardInterrupt) as error:  # also Ctrl-C between two sweeps
+        logger.warning(f"{str(error) or 'interrupted'}; to continue: {run.resume_command}")
         return 1
-    _say(console, "\n" + text)
+    print("\n" + text)
     return 0 if len(results.methods) == len(comparison.config.methods) else 1
 
 
-def _play_method(run: RunDirectory, comparison: Comparison, method: str, fold: int | None, console: Console) -> None:
-    """Search, retrain, predict."""
+def _run_method(run: RunDirectory, comparison: Comparison, method: str, fold: int | None, console: Console) -> None:
+    """Search, retrain and predict."""
     search = comparison.search(method, fold)
-    found = _bring_to_its_end(search, None, console)
-    chosen = chosen_row(result_rows(found, search.config.metric), search.config.metric)
+    searched = _finish_sweep(search, None, console)
+    chosen = select_best(result_rows(searched, search.config.metric), search.config.metric)
     if chosen is None:
-        _say(console, f"{of_fold(method, fold)}: no candidate was completed, so there is nothing to compare")
+        logger.info(f"{fold_name(method, fold)}: no trial was completed, so there is nothing to compare")
         return
-    sweep, candidates = _retraining(comparison, search, fold, found.candidate(chosen["candidate"]))
-    records = _bring_to_its_end(sweep, candidates, console)
-    _predict(run, sweep, records, of_fold(method, fold))
+    sweep, trials = _retraining(comparison, search, fold, searched.trial(chosen["trial"]))
+    records = _finish_sweep(sweep, trials, console)
+    _predict(run, sweep, records, fold_name(method, fold))
 
 
 def _retraining(
-    comparison: Comparison, search: Sweep, fold: int | None, chosen: CandidateRecord
-) -> tuple[Sweep, list[Candidate]]:
-    """The sweep that trains the chosen settings once with each seed, pruning nothing."""
-    trial = TrialConfig.model_validate(chosen.trial)
+    comparison: Comparison, search: Sweep, fold: int | None, chosen: TrialRecord
+) -> tuple[Sweep, list[Trial]]:
+    """Return the sweep that trains the chosen settings once with each seed, without pruning."""
+    trial_config = TrialConfig.model_validate(chosen.config)
     seeds = comparison.config.seeds
-    candidates = [
-        Candidate(number, f"c{number:03d}", {"seed": seed}, trial.model_copy(update={"seed": seed}))
+    trials = [
+        Trial(number, f"t{number:03d}", {"seed": seed}, trial_config.model_copy(update={"seed": seed}))
         for number, seed in enumerate(seeds)
     ]
-    sections = trial.model_dump(mode="json", include={"data", "model", *report_keys.STAGES})
-    config = search.config.model_copy(
-        update={
+    sections = trial_config.model_dump(mode="json", include={"data", "model", *report_keys.STAGES})
+    config = SweepConfig.model_validate(
+        search.config.model_dump()
+        | {
             **sections,
-            "name": of_fold(SEEDS, fold),
             "seed": seeds[0],
-            "num_candidates": len(seeds),
             "search": "random",
-            "points": [],
-            "max_seconds": None,
+            "initial_points": [],
+            "max_wallclock_seconds": None,
             "asha": None,
             "promote": "all" if search.config.promote == "all" else len(seeds),
-            "round_two": RoundTwoConfig(),
+            "stage_two_search": StageTwoSearchConfig(),
         }
     )
-    return Sweep(config, notes=[]), candidates
+    return Sweep.resolved(config, fold_name(SEEDS, fold), len(seeds)), trials
 
 
-def _bring_to_its_end(sweep: Sweep, candidates: Sequence[Candidate] | None, console: Console) -> Records:
-    run = RunDirectory(join_location(sweep.config.storage, str(sweep.config.name)))
-    if not run.exists(CANDIDATES_FILE):
-        run.delete_folder("")  # of a sweep that was cut short before it began
-        run_sweep(sweep, None, console, candidates, export=False, checked=True)
-    elif not _at_its_end(run):
-        resume_sweep(run.location, None, console, export=False, checked=True)
-    if not _at_its_end(run):
-        raise Interrupted(f"{run.location} is not at its end")
+def _finish_sweep(sweep: Sweep, trials: Sequence[Trial] | None, console: Console) -> Records:
+    run = RunDirectory(join_location(sweep.config.storage, sweep.name))
+    if not run.exists(TRIALS_FILE):
+        run.delete_folder("")  # of a sweep that was interrupted before it began
+        run_sweep(sweep, console, RunOptions(export=False, checked=True), trials)
+    elif not _is_finished(run):
+        resume_sweep(run.location, console, RunOptions(export=False, checked=True))
+    if not _is_finished(run):
+        raise Interrupted(f"{run.location} is not finished")
     return read_records(run)
 
 
-def _at_its_end(run: RunDirectory) -> bool:
+def _is_finished(run: RunDirectory) -> bool:
     if not run.has_begun:  # it was interrupted before
         return False
     records = read_records(run)
-    return records.finished and len(records.entered) == read_sweep(run).num_candidates
+    return records.finished and len(records.root_trials) == read_sweep(run).num_trials
 
 
 def _export(run: RunDirectory, method: str, console: Console) -> None:
-    """The method to take becomes a model: its best seed by validation rows, in the folder of its retraining."""
-    of_seeds = sweep_directory(run, method, SEEDS, None)
-    if not of_seeds.exists(METRICS_FILE):
-        resume_sweep(of_seeds.location, None, console, checked=True)
+    """Export the best method's model: its best seed by validation examples, in the folder of its retraining."""
+    retraining = sweep_directory(run, method, SEEDS, None)
+    if not retraining.exists(METRICS_FILE):
+        resume_sweep(retraining.location, console, RunOptions(checked=True))
 
 
 def _predict(run: RunDirectory, sweep: Sweep, records: Records, name: str) -> None:
-    """Write the predictions of every seed that was trained to its end and has none."""
-    of_seeds = RunDirectory(join_location(sweep.config.storage, str(sweep.config.name)))
-    made = json.loads(of_seeds.read_text(ENVIRONMENT_FILE))
+    """Write the predictions of every completely trained seed that has none."""
+    retraining = RunDirectory(join_location(sweep.config.storage, sweep.name))
+    environment = read_environment(retraining)
     asked = placement(sweep, report_keys.STAGE_TWO)
     task = ray.remote(num_cpus=asked["cpus_per_worker"], num_gpus=asked["gpus_per_worker"])(predict_test)
     asked_for = {}
-    for candidate in records.candidates:
-        file = predictions_file(name, candidate.trial["seed"])
-        if records.outcomes[candidate.name].state != "completed" or run.exists(file):
+    for trial in records.trials:
+        file = predictions_file(name, trial.config["seed"])
+        if records.outcomes[trial.name].state != TrialState.COMPLETED or run.exists(file):
             continue
-        chosen = to_be_a_model(of_seeds, sweep, records, made, candidate.name)
+        chosen = best_trial(retraining, sweep, records, environment, trial.name)
         asked_for[task.remote(chosen)] = (file, chosen["data_key"])
     for reference, (file, data_key) in asked_for.items():
-        _write_predictions(run, file, result_of(reference), rows_of_run(of_seeds, data_key))
+        _write_predictions(run, file, result_of(reference), rows_of_run(retraining, data_key))
 
 
-def _fit_baselines(run: RunDirectory, comparison: Comparison, fold: int | None, console: Console) -> None:
-    """Fit the baselines to the rows of the reference's trials."""
+def _fit_baselines(run: RunDirectory, comparison: Comparison, fold: int | None) -> None:
+    """Fit the baselines to the examples of the reference's trials."""
     sweep = comparison.search(comparison.reference, fold)
     searched = sweep_directory(run, comparison.reference, SEARCH, fold)
-    data_key = next(iter(json.loads(searched.read_text(ENVIRONMENT_FILE))["data"]))
-    trial = TrialConfig.model_validate(read_records(searched).candidates[0].trial)
+    data_key = next(iter(read_environment(searched).data))
+    trial_config = TrialConfig.model_validate(read_records(searched).trials[0].config)
     data = rows_of_run(searched, data_key)
     asked = placement(sweep, report_keys.STAGE_TWO)
     for name in comparison.config.baselines:
-        file = predictions_file(of_fold(name, fold), None)
+        file = predictions_file(fold_name(name, fold), None)
         if run.exists(file):
             continue
-        _say(console, f"baseline {of_fold(name, fold)}")
+        logger.info(f"baseline {fold_name(name, fold)}")
         began = time.monotonic()
         task = ray.remote(num_cpus=asked["cpus_per_worker"], num_gpus=asked["gpus_per_worker"])(fit_baseline)
-        fitted = result_of(task.remote(name, trial.data, trial.model, data, sweep.config.metric))
+        fitted = result_of(task.remote(name, trial_config.data, trial_config.model, data, sweep.config.metric))
         said = {
             "strength": fitted.strength,
             sweep.config.metric: fitted.validation,
             "seconds": time.monotonic() - began,
         }
-        run.write_text(f"{BASELINES_FOLDER}/{of_fold(name, fold)}.json", json.dumps(said) + "\n")
+        run.write_text(f"{BASELINES_FOLDER}/{fold_name(name, fold)}.json", json.dumps(said) + "\n")
         _write_predictions(run, file, fitted.predicted, data)
 
 
-def _write_predictions(run: RunDirectory, file: str, predicted: Any, data: PreparedData) -> None:
+def _write_predictions(run: RunDirectory, file: str, predicted: np.ndarray, data: PreparedData) -> None:
     names = pa.array(data.label_names)
     table = {"label": names.take(pa.array(data.test.labels)), "prediction": names.take(pa.array(predicted))}
     sink = io.BytesIO()
     pq.write_table(pa.table(table), sink)
     run.write_bytes(file, sink.getvalue())
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

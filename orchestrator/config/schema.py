@@ -1,17 +1,17 @@
 """The fields of a sweep file: meaning, unit and default of each, and the rules that one field or section can break.
 
-A distribution may stand for a value in the sections of a trial, so that these are plain trees here. Settings nobody
-honours yet have no field here.
+A distribution may stand for a value in the sections of a trial, so that these are trees here, read-only ones. Settings
+no one honours yet have no field here.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from tailsweep.orchestrator.config.errors import did_you_mean, show
-from tailsweep.orchestrator.config.redaction import REMEDY, has_a_secret
+from tailsweep.orchestrator.config.redaction import HINT, has_a_secret
 from tailsweep.orchestrator.config.search_space import (
-    MAX_CANDIDATES,
+    MAX_TRIALS,
     SECTIONS,
     Search,
     find_distributions,
@@ -19,9 +19,9 @@ from tailsweep.orchestrator.config.search_space import (
     stage_two_distributions,
     substitute,
 )
-from tailsweep.orchestrator.config.yaml_io import Tree
+from tailsweep.orchestrator.config.tree import FrozenTree, TextsField, Tree, TreeField, TreesField, thaw
 from tailsweep.trainables.config.base import Section
-from tailsweep.trainables.config.postprocess import FinishConfig
+from tailsweep.trainables.config.postprocess import PostprocessConfig
 from tailsweep.trainables.config.presets import METHODS
 from tailsweep.trainables.report_keys import DEFAULT_METRIC, EPOCH_DECIMALS, SCORES, VALIDATION, on_split
 
@@ -39,7 +39,7 @@ def _name_of_a_folder(name: str) -> str:
 
 def _without_a_key(location: str) -> str:
     if has_a_secret(location):
-        raise ValueError(f"holds a key or a password: {REMEDY}")
+        raise ValueError(f"holds a key or a password: {HINT}")
     return location
 
 
@@ -62,25 +62,25 @@ def _known_metric(name: str) -> str:
 class AshaConfig(Section):
     """Asynchronous successive halving over the epochs of a stage (Li et al. 2020, arXiv 1810.05934)."""
 
-    # No candidate is pruned earlier (the paper's r). Below 1: within an epoch, see stage_one.evaluations_per_epoch
+    # No trial is pruned earlier (the paper's r). Below 1: within an epoch, see stage_one.evaluations_per_epoch
     grace_epochs: int | float = Field(1, ge=10**-EPOCH_DECIMALS)
-    reduction_factor: int = Field(3, ge=2)  # of so many candidates at a rung one goes on (the paper's eta)
+    reduction_factor: int = Field(3, ge=2)  # of so many trials at a rung one continues (the paper's eta)
     brackets: PositiveInt = 1  # bracket b has its first rung after grace_epochs * reduction_factor**b epochs, b from 0
 
 
-class RoundTwoConfig(Section):
-    """How stage two of a tournament's promoted candidates is tried."""
+class StageTwoSearchConfig(Section):
+    """How stage two of a two_phase's promoted trials is tried."""
 
     settings: PositiveInt = Field(1, le=1000)  # for each of them: its own, and others of the same distributions
     asha: AshaConfig | None = None  # over the epochs of stage two, among all that were promoted; null: no pruning
 
 
 class StageResources(Section):
-    """What the Ray Train run of one candidate asks for."""
+    """What the Ray Train run of one trial asks for."""
 
     workers: PositiveInt = 1
-    # Elastic, where below `workers`: a run that loses a node goes on with as few as these, and grows again. The rows of
-    # an optimiser step stay as many.
+    # Elastic, where below `workers`: a run that loses a node resumes as few as these, and grows again. The rows of
+    # an optimizer step stay as many.
     min_workers: PositiveInt | None = None
     cpus_per_worker: PositiveInt = 1
     gpus_per_worker: float = Field(0.0, ge=0)  # below 1: a share of one GPU
@@ -100,12 +100,15 @@ class StageResources(Section):
 
 
 class ResourcesConfig(Section):
-    stage_one: StageResources = StageResources()  # of a tournament's first round; inline, stage two's serve both stages
+    """The resources of one trial in each stage."""
+
+    # Of phase one of a two-phase sweep; in single-phase mode, stage two's serve both stages
+    stage_one: StageResources = StageResources()
     stage_two: StageResources = StageResources()
 
 
 class FeaturesConfig(Section):
-    """The outputs of stage one's frozen trunk: made once, kept for all candidates and for later sweeps."""
+    """The outputs of stage one's frozen trunk: made once, kept for all trials and for later sweeps."""
 
     cache: Literal["auto", "off"] = "auto"  # off: the trunk is run at every step
     dir: str | None = None  # a folder of each node; null: $TAILSWEEP_CACHE, else below the user's cache folder
@@ -114,11 +117,13 @@ class FeaturesConfig(Section):
 
 
 class WandbConfig(Section):
+    """Where the runs appear at Weights & Biases."""
+
     mode: Literal["offline", "online", "disabled"] = "offline"  # offline: written to the run directory, synced by hand
     project: str = Field("tailsweep", min_length=1)
     entity: str | None = None  # the user or team at W&B; null: the account's own
     group: str | None = None  # of the sweep's runs; null: the sweep's name
-    tags: list[str] = Field(default_factory=list)
+    tags: TextsField = ()
 
 
 class SweepConfig(Section):
@@ -126,48 +131,52 @@ class SweepConfig(Section):
 
     name: FolderName | None = None  # run directory <storage>/<name>; null: file and time
     storage: Storage = "runs"  # a folder, or any pyarrow filesystem URI
-    seed: int = Field(0, ge=0, lt=2**32)  # of the draws and of every candidate
+    seed: int = Field(0, ge=0, lt=2**32)  # of the draws and of every trial
     method: Annotated[str, AfterValidator(_known_method)] = "two_stage"  # fills what the file leaves out of the trial
-    num_candidates: PositiveInt | None = Field(None, le=MAX_CANDIDATES)  # null: 8 at random, or the whole grid
-    # Wall seconds after which no candidate is started; those that run go on. In a tournament: in its first round.
-    max_seconds: PositiveFloat | None = None
-    search: Search = "random"  # optuna: TPE, each candidate drawn in the light of those that have ended
-    points: list[dict[str, Any]] = Field(default_factory=list)  # settings of the first candidates; the rest is drawn
+    num_trials: PositiveInt | None = Field(None, le=MAX_TRIALS)  # null: 8 at random, or the whole grid
+    # Wall seconds after which no trial is started; those that run continue. In a two-phase sweep: in its phase one.
+    max_wallclock_seconds: PositiveFloat | None = None
+    search: Search = "random"  # optuna: TPE, each trial drawn based on those that have ended
+    initial_points: TreesField = ()  # of the first trials; others are drawn
     metric: Annotated[str, AfterValidator(_known_metric)] = DEFAULT_METRIC  # larger is better
     asha: AshaConfig | None = AshaConfig()  # over the epochs of stage one; null: no pruning
-    promote: Literal["all"] | PositiveInt = "all"  # all: each candidate does both stages; K: the K best do stage two
-    round_two: RoundTwoConfig = RoundTwoConfig()  # where promote is a number
-    max_concurrent: Literal["auto"] | PositiveInt = "auto"  # candidates at once; auto: as many as the cluster holds
-    # How often a candidate goes on from its last checkpoint when a process or a node of it died, or storage refused a
+    promote: Literal["all"] | PositiveInt = "all"  # all: each trial does both stages; K: the K best do stage two
+    stage_two_search: StageTwoSearchConfig = StageTwoSearchConfig()  # where promote is a number
+    max_concurrent: Literal["auto"] | PositiveInt = "auto"  # trials at once; auto: as many as the cluster holds
+    # How often a trial continues from its last checkpoint when a process or a node of it died, or storage refused a
     # file. Its own errors are not tried again, and nodes taken back with notice are not counted.
     retries: int = Field(3, ge=0, le=1000)
-    max_failures: PositiveInt = 5  # in a row and of one cause, after which the sweep stops
+    max_consecutive_failures: PositiveInt = 5  # in a row and of one cause, after which the sweep stops
     # The sections of TrialConfig, in which a distribution may stand for a value:
-    data: dict[str, Any]
-    model: dict[str, Any] = Field(default_factory=dict)
-    stage_one: dict[str, Any] = Field(default_factory=dict)
-    stage_two: dict[str, Any] = Field(default_factory=dict)
-    finish: FinishConfig = FinishConfig()  # what is done to the chosen model after training; by default nothing
+    data: TreeField
+    model: TreeField = FrozenTree()
+    stage_one: TreeField = FrozenTree()
+    stage_two: TreeField = FrozenTree()
+    postprocess: PostprocessConfig = (
+        PostprocessConfig()
+    )  # what is done to the chosen model after training; by default nothing
     resources: ResourcesConfig = ResourcesConfig()
     wandb: WandbConfig = WandbConfig()
     features: FeaturesConfig = FeaturesConfig()
 
     @property
     def trial_tree(self) -> Tree:
-        """The four sections of a trial, with their distributions."""
-        return {section: getattr(self, section) for section in SECTIONS}
+        """Return a plain copy of the four sections of a trial, with their distributions."""
+        return {section: thaw(getattr(self, section)) for section in SECTIONS}
 
     @property
     def drawn_tree(self) -> Tree:
-        """``trial_tree`` as candidates are drawn from it: where promoted candidates go through a grid of stage two,
-        the first round does not."""
-        if self.search != "grid" or self.round_two.settings == 1:
+        """Return ``trial_tree`` as trials are drawn from it.
+
+        Where promoted trials go through a grid of stage two, phase one does not: it has the first value of each field.
+        """
+        if self.search != "grid" or self.stage_two_search.settings == 1:
             return self.trial_tree
-        of_stage_two = stage_two_distributions(self.trial_tree)
-        return substitute(self.trial_tree, {field: of.values[0] for field, of in of_stage_two.items()})
+        swept = stage_two_distributions(self.trial_tree)
+        return substitute(self.trial_tree, {field: distribution.values[0] for field, distribution in swept.items()})
 
     @property
-    def point_values(self) -> list[dict[str, Any]]:
-        """``points`` by dotted field."""
+    def point_values(self) -> list[Tree]:
+        """Return ``initial_points`` by dotted field."""
         distributions = find_distributions(self.trial_tree)
-        return [point_values(point, distributions)[0] for point in self.points]
+        return [point_values(thaw(point), distributions)[0] for point in self.initial_points]

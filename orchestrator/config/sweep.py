@@ -1,47 +1,47 @@
-"""What one sweep is: :class:`Sweep`, loaded from YAML, with every mistake reported at once.
+"""A sweep, :class:`Sweep`, loaded from YAML, with all its errors reported at once.
 
-``load_sweep`` reads the file, lays it over the method's preset, fills in the defaults and checks what can be checked
-without touching rows, models or a cluster. The fields are in ``sweep_schema.py``, the rules between them in
-``sweep_rules.py``.
+``load_sweep`` reads the file, merges it into the method's preset, fills in the defaults and checks what can be checked
+without touching examples, models or a cluster. The fields are in ``schema.py``, the rules between them in
+``validation.py``.
 """
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from tailsweep.orchestrator.config.errors import Mistake, SweepConfigError, alternatives, find_mistakes, in_file_order
-from tailsweep.orchestrator.config.redaction import REMEDY, secret_mistakes, secret_set_by
+from tailsweep.orchestrator.config.errors import ConfigIssue, SweepConfigError, alternatives, find_issues, in_file_order
+from tailsweep.orchestrator.config.redaction import HINT, secret_issues, secret_set_by
 from tailsweep.orchestrator.config.schema import AshaConfig, SweepConfig, WandbConfig
 from tailsweep.orchestrator.config.search_space import (
     SECTIONS,
-    Candidate,
+    Point,
     Search,
-    candidate,
-    candidates,
-    distribution_mistakes,
+    Trial,
+    distribution_issues,
+    expand_promoted,
     find_distributions,
     is_distribution,
     num_different,
-    offspring,
-    probe_mistakes,
+    probe_issues,
+    trial,
+    trials,
 )
+from tailsweep.orchestrator.config.tree import Tree
 from tailsweep.orchestrator.config.validation import (
-    asha_mistakes,
-    candidate_mistakes,
-    count_mistakes,
+    asha_issues,
+    count_issues,
     decides_features,
     notes,
-    round_two_mistakes,
-    search_mistakes,
-    tournament_mistakes,
+    search_issues,
+    stage_two_search_issues,
+    two_phase_issues,
+    whole_trial_issues,
 )
 from tailsweep.orchestrator.config.yaml_io import (
-    Tree,
     parse_number,
     parse_yaml,
     read_sweep_file,
@@ -64,67 +64,76 @@ __all__ = [
     "to_yaml",
 ]
 
-DEFAULT_CANDIDATES = 8
+DEFAULT_TRIALS = 8
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked sweep: ``config.name`` and ``config.num_candidates`` are settled, every candidate is a valid trial."""
+    """A checked and resolved sweep, in which every trial is a valid trial."""
 
-    config: SweepConfig
+    config: SweepConfig  # with the same name and num_trials
+    name: str  # of the run directory
+    num_trials: int
     notes: list[str]  # for the user: what is allowed, but may not be what was meant
 
-    @property
-    def num_candidates(self) -> int:
-        assert self.config.num_candidates is not None
-        return self.config.num_candidates
+    @classmethod
+    def resolved(cls, config: SweepConfig, name: str, num_trials: int) -> "Sweep":
+        """Return the sweep of ``config`` with this name and number of trials, without a check."""
+        return cls(config.model_copy(update={"name": name, "num_trials": num_trials}), name, num_trials, notes=[])
 
-    def candidates(self) -> list[Candidate]:
-        """Those known before the start; the same list at every call."""
-        return candidates(
+    def trials(self) -> list[Trial]:
+        """Return the trials known before the start; the same list at every call."""
+        return trials(
             self.config.drawn_tree,
             search=self.config.search,
-            num_candidates=self.num_candidates,
+            num_trials=self.num_trials,
             seed=self.config.seed,
             points=self.config.point_values,
         )
 
-    def candidate(self, number: int, values: Mapping[str, Any]) -> Candidate:
-        """The candidate that an adaptive search has drawn ``values`` for."""
-        return candidate(self.config.trial_tree, number, values, self.config.seed)
+    def trial(self, number: int, values: Point) -> Trial:
+        """Return the trial that an adaptive search has drawn ``values`` for."""
+        return trial(self.config.trial_tree, number, values, self.config.seed)
 
-    def offspring(self, parent: str, number: int, values: Mapping[str, Any]) -> list[Candidate]:
-        """A promoted candidate once for each setting of stage two that it is tried with."""
+    def expand_promoted(self, parent: str, values: Point) -> list[Trial]:
+        """Return a promoted trial once for each setting of stage two that it is tried with."""
         config = self.config
-        return offspring(
+        return expand_promoted(
             config.trial_tree,
             parent,
-            number,
             values,
             search=config.search,
-            num_settings=config.round_two.settings,
+            num_settings=config.stage_two_search.settings,
             seed=config.seed,
         )
 
-    def representatives(self) -> list[TrialConfig]:
-        """Trials that stand for all that may be drawn, as far as rows and features go: one for every combination of
-        what these depend on."""
+    def representative_trials(self) -> list[TrialConfig]:
+        """Return trials that together need the examples and features of every trial that may be drawn.
+
+        There is one for every combination of the settings that examples and features depend on.
+        """
         tree = self.config.trial_tree
         distributions = find_distributions(tree)
         firsts = {field: distribution.probes()[0][0] for field, distribution in distributions.items()}
         deciding = [field for field in distributions if decides_features(field)]
         combinations = itertools.product(*(distributions[field].values for field in deciding))
         return [
-            candidate(tree, 0, firsts | dict(zip(deciding, values, strict=True)), self.config.seed).trial
+            trial(tree, 0, firsts | dict(zip(deciding, values, strict=True)), self.config.seed).config
             for values in combinations
         ]
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = (), storage: str | None = None) -> Sweep:
-    """The sweep in the file ``path``, with ``dotted.field=value`` overrides laid over it.
+    """Load the sweep in a file.
 
-    An override's value is YAML, but where the field takes text (a path, a name) it is taken as it stands, whatever its
-    characters. ``storage`` overrides the field of that name. Raises :class:`SweepConfigError` with all mistakes.
+    Args:
+        path: The file.
+        overrides: ``dotted.field=value`` each, which take precedence over the file. The value is YAML; if the field is
+            a text (a path, a name), it is used unparsed.
+        storage: Overrides the field of that name.
+
+    Raises:
+        SweepConfigError: With all errors.
     """
     tree = read_sweep_file(path)
     malformed = with_overrides(tree, path, overrides, storage)
@@ -137,45 +146,49 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), storage: str | None = 
     return sweep_of(tree, str(path), malformed)
 
 
-def with_overrides(tree: Tree, path: Path, overrides: Sequence[str], storage: str | None) -> list[Mistake]:
-    """Lays over ``tree``, in place, what the command line says, and a name made of the file's where there is none.
+def with_overrides(tree: Tree, path: Path, overrides: Sequence[str], storage: str | None) -> list[ConfigIssue]:
+    """Apply the command line's settings to ``tree``, in place, and give it a name after the file if it has none.
 
     Returns:
-        What of the overrides is malformed.
+        The issues of malformed overrides.
 
     Raises:
-        SweepConfigError: a key or password stands among the settings; the message does not repeat it.
+        SweepConfigError: A key or password is among the settings; the message does not repeat it.
     """
     malformed = []
-    secret = [str(mistake) for mistake in secret_mistakes(tree)]
-    secret += [f"{field}: {REMEDY}" for override in overrides if (field := secret_set_by(override)) is not None]
+    secret = [str(issue) for issue in secret_issues(tree)]
+    secret += [f"{field}: {HINT}" for override in overrides if (field := secret_set_by(override)) is not None]
     if secret:
         raise SweepConfigError(str(path), secret)
     for override in overrides:
         try:
             _apply(tree, override)
         except ValueError as error:
-            malformed.append(Mistake((), str(error)))
+            malformed.append(ConfigIssue((), str(error)))
     if storage is not None:
         tree["storage"] = storage
     if tree.get("name") is None:
-        tree["name"] = _default_name(path)
+        tree["name"] = _default_name(folder_name(path))
     return malformed
 
 
 def to_yaml(sweep: Sweep) -> str:
-    """The resolved sweep as YAML that :func:`load_sweep` reads back as an equal sweep."""
+    """Return the resolved sweep as YAML that :func:`load_sweep` reads back as an equal sweep."""
     return write_yaml(sweep.config.model_dump())
 
 
 def _apply(tree: Tree, override: str) -> None:
-    """Sets the field of ``dotted.field=value`` in ``tree``, in place; ValueError where it is malformed."""
+    """Set the field of ``dotted.field=value`` in ``tree``, in place.
+
+    Raises:
+        ValueError: The override is malformed.
+    """
     path, text = split_override(override)
     schema: type[Section] = TrialConfig if path[0] in SECTIONS else SweepConfig
     types = {alternative.type for alternative in alternatives(schema, path, None)}
     number = parse_number(text) if float in types else None  # data.validation: a share or a source
     if number is not None:
-        value: Any = number
+        value: object = number
     elif str in types:
         value = text
     else:
@@ -194,69 +207,78 @@ def _apply(tree: Tree, override: str) -> None:
 
 
 def is_named(path: Path, overrides: Sequence[str]) -> bool:
-    """Whether the file or an override gives the run directory its name; else it has one of the time."""
+    """Return whether the file or an override names the run directory; else its name is that of file and time."""
     set_to = [override.partition("=")[2] for override in overrides if override.partition("=")[0] == "name"]
     return (set_to[-1] if set_to else read_sweep_file(path).get("name")) not in (None, "", "null")
 
 
-def _default_name(path: Path) -> str:
-    return f"{folder_name(path)}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+def _default_name(stem: str) -> str:
+    return f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 def folder_name(path: Path) -> str:
-    """What a run directory of the file is called, before what tells it from others."""
+    """Return the start of the names of the file's run directories."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)[:100].lstrip("-._") or "sweep"
 
 
-def sweep_of(tree: Tree, source: str, malformed: Sequence[Mistake] = ()) -> Sweep:
-    """``tree`` resolved and checked as a whole; ``malformed`` are mistakes already found.
+def sweep_of(tree: Tree, source: str, malformed: Sequence[ConfigIssue] = ()) -> Sweep:
+    """Resolve ``tree`` and check it as a whole.
+
+    Args:
+        tree: The content of a sweep file. Without a ``name``, the sweep is named ``sweep-<UTC time>``.
+        source: Where the tree is from, for messages.
+        malformed: Issues of the overrides.
 
     Raises:
-        SweepConfigError: with all mistakes, said to be those of ``source``.
+        SweepConfigError: With all errors.
     """
     tree = _on_preset(tree)
-    misplaced = distribution_mistakes(tree, search=_search(tree))
+    misplaced = distribution_issues(tree, search=_search(tree))
     trial_tree = {section: tree[section] for section in SECTIONS if section in tree}
-    trial_mistakes, trials = probe_mistakes(trial_tree)
-    # A distribution that may not stand there is one mistake, whatever else the field has against it.
+    trial_issues, trial_configs = probe_issues(trial_tree)
+    # A distribution that may not stand there is one error, whatever else is wrong with it.
     others = [
-        mistake
-        for mistake in (*find_mistakes(SweepConfig, tree), *trial_mistakes)
-        if not any(mistake.is_within(wrong.path) for wrong in misplaced)
+        issue
+        for issue in (*find_issues(SweepConfig, tree), *trial_issues)
+        if not any(issue.is_within(wrong.path) for wrong in misplaced)
     ]
     _raise_any([*malformed, *in_file_order([*misplaced, *others], tree)], source)
 
-    filled = tree | {section: _filled(tree.get(section, {}), _dumps(trials, section)) for section in SECTIONS}
-    config = SweepConfig.model_validate(filled)
+    filled = {section: _filled(_mapping(tree, section), _dumps(trial_configs, section)) for section in SECTIONS}
+    config = SweepConfig.model_validate(tree | filled)
     distributions = find_distributions(config.trial_tree)
-    mistakes = count_mistakes(config) + asha_mistakes(config, trials) + round_two_mistakes(config)
-    _raise_any(mistakes + search_mistakes(config, distributions), source)
-    config = config.model_copy(update={"num_candidates": config.num_candidates or _default_count(config)})
-    _raise_any(candidate_mistakes(config) + tournament_mistakes(config, trials), source)
-    return Sweep(config, notes(config, distributions, trials))
+    issues = count_issues(config) + asha_issues(config, trial_configs) + stage_two_search_issues(config)
+    _raise_any(issues + search_issues(config, distributions), source)
+    sweep = Sweep.resolved(config, config.name or _default_name("sweep"), config.num_trials or _default_count(config))
+    _raise_any(whole_trial_issues(sweep.config) + two_phase_issues(sweep.config, trial_configs), source)
+    return replace(sweep, notes=notes(sweep.config, distributions, trial_configs))
 
 
-def _raise_any(mistakes: Sequence[Mistake], source: str) -> None:
-    if mistakes:
-        raise SweepConfigError(source, list(dict.fromkeys(map(str, mistakes))))
+def _raise_any(issues: Sequence[ConfigIssue], source: str) -> None:
+    if issues:
+        raise SweepConfigError(source, list(dict.fromkeys(map(str, issues))))
 
 
 def _on_preset(tree: Tree) -> Tree:
-    """The method's settings beneath those of the file."""
+    """Return the file's settings merged into those of the method."""
     method = tree.get("method", SweepConfig.model_fields["method"].default)
     preset = METHODS.get(method, {}) if isinstance(method, str) else {}
-    there = [section for section in SECTIONS if section in tree or section != "data"]  # rows are nobody's default
-    return tree | {section: laid_over(preset.get(section, {}), tree.get(section, {})) for section in there}
+    there = [section for section in SECTIONS if section in tree or section != "data"]  # rows are no one's default
+    return tree | {section: deep_merge(preset.get(section, {}), tree.get(section, {})) for section in there}
 
 
-def laid_over(preset: Any, written: Any) -> Any:
-    """``written`` over ``preset``, field by field; a loss of another name, or an augmentation of another kind, takes
-    the preset's whole place."""
-    if not all(isinstance(tree, dict) and not is_distribution(tree) for tree in (preset, written)):
+def deep_merge(preset: object, written: object) -> object:
+    """Merge ``written`` into ``preset``, field by field.
+
+    A loss of another name, or an augmentation of another kind, replaces the preset's as a whole.
+    """
+    if not isinstance(preset, dict) or not isinstance(written, dict):
+        return written
+    if is_distribution(preset) or is_distribution(written):
         return written
     if any(tag in preset and written.get(tag, preset[tag]) != preset[tag] for tag in ("name", "kind")):
         return written
-    below = {name: laid_over(preset.get(name), value) for name, value in written.items()}
+    below = {name: deep_merge(preset.get(name), value) for name, value in written.items()}
     return below | {name: deepcopy(value) for name, value in preset.items() if name not in written}
 
 
@@ -265,22 +287,29 @@ def _search(tree: Tree) -> Search | None:
     return search if search in ("random", "grid", "optuna") else None
 
 
-def _dumps(trials: Sequence[TrialConfig], section: str) -> list[Tree]:
-    return [getattr(trial, section).model_dump() for trial in trials]
+def _mapping(tree: Tree, name: str) -> Tree:
+    """Return the section of a checked tree, empty if it is not stated."""
+    section = tree.get(name, {})
+    assert isinstance(section, dict)
+    return section
+
+
+def _dumps(trial_configs: Sequence[TrialConfig], section: str) -> list[Tree]:
+    return [getattr(trial_config, section).model_dump() for trial_config in trial_configs]
 
 
 def _filled(written: Tree, dumps: Sequence[Tree]) -> Tree:
-    """``written`` with the defaults all ``dumps`` agree on: where the loss is swept, one loss's own stay unsaid."""
+    """Fill in the defaults that all ``dumps`` agree on: if the loss is swept, a loss's own fields stay out."""
     filled = dict(written)
     for name, value in dumps[0].items():
         if not all(name in dump for dump in dumps):
             continue
-        values = [dump[name] for dump in dumps]
+        stated = written.get(name)
         if name not in written:
-            if all(other == value for other in values):
+            if all(dump[name] == value for dump in dumps):
                 filled[name] = value
-        elif isinstance(written[name], dict) and not is_distribution(written[name]):
-            filled[name] = _filled(written[name], values)
+        elif isinstance(stated, dict) and not is_distribution(stated):
+            filled[name] = _filled(stated, [_mapping(dump, name) for dump in dumps])
     return filled
 
 
@@ -289,4 +318,4 @@ def _default_count(config: SweepConfig) -> int:
     if config.search == "grid":
         assert different is not None
         return different
-    return DEFAULT_CANDIDATES if different is None else min(DEFAULT_CANDIDATES, different)
+    return DEFAULT_TRIALS if different is None else min(DEFAULT_TRIALS, different)

@@ -6,13 +6,13 @@ are ever made (no tags, no objects), keys are names, numbers are finite. What th
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, NoReturn
 
 import yaml
 from tailsweep.orchestrator.config.errors import SweepConfigError
-
-Tree = dict[str, Any]
+from tailsweep.orchestrator.config.tree import Tree
 
 MAX_CHARACTERS = 1_000_000
 MAX_VALUES = 100_000  # nine aliases of nine each, nine times over, would be more than memory holds
@@ -20,10 +20,14 @@ MAX_DEPTH = 20  # a sweep needs less than half of it
 
 
 def read_sweep_file(path: Path, example: str = "data: {train: ...}") -> Tree:
-    """The mapping a file holds; raises :class:`SweepConfigError` where it cannot be read as one.
+    """Return the mapping that a file holds.
 
     Args:
-        example: a field that it must have.
+        path: The file.
+        example: A field that it must have, for the message.
+
+    Raises:
+        SweepConfigError: The file cannot be read as a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -47,10 +51,12 @@ def read_sweep_file(path: Path, example: str = "data: {train: ...}") -> Tree:
     return tree
 
 
-def parse_yaml(text: str) -> Any:
-    """The value of one YAML document; ``ValueError`` of one line, with the place, where there is none.
+def parse_yaml(text: str) -> object:
+    """Return the value of one YAML document.
 
-    Refuses what would take a text of few characters long to read: see ``MAX_CHARACTERS`` and below it.
+    Raises:
+        ValueError: There is none, or a short text would take long to read (see ``MAX_CHARACTERS`` and below it). The
+            message is one line, with the place.
     """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"has {len(text):,} characters, but must have at most {MAX_CHARACTERS:,}")
@@ -67,12 +73,12 @@ def parse_yaml(text: str) -> Any:
 
 
 def write_yaml(tree: Tree) -> str:
-    """YAML that :func:`parse_yaml` reads back as the same tree."""
+    """Return YAML that :func:`parse_yaml` reads back as the same tree."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 
 def split_override(override: str) -> tuple[tuple[str, ...], str]:
-    """``"data.train=a=b.csv"`` -> ``(("data", "train"), "a=b.csv")``: only the first ``=`` parts field from value."""
+    """Split ``"data.train=a=b.csv"`` into ``(("data", "train"), "a=b.csv")``, at the first ``=``."""
     dotted, equals, value = override.partition("=")
     path = tuple(dotted.split("."))
     if not equals or not all(path):
@@ -81,7 +87,7 @@ def split_override(override: str) -> tuple[tuple[str, ...], str]:
 
 
 def parse_number(text: str) -> int | float | None:
-    """The number ``text`` is, None where it is none."""
+    """Return the number that ``text`` is, or None."""
     if not any(pattern.fullmatch(text) for pattern in (_INT, _FLOAT)):
         return None
     number = parse_yaml(text)
@@ -92,7 +98,7 @@ def parse_number(text: str) -> int | float | None:
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2 and with nothing but plain values."""
 
-    yaml_constructors: ClassVar[dict[Any, Any]] = {}
+    yaml_constructors: ClassVar[dict[str | None, Callable[..., object]]] = {}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -138,16 +144,16 @@ def _mapping(loader: _Loader, node: yaml.Node) -> Tree:
     return tree
 
 
-def _sequence(loader: _Loader, node: yaml.Node) -> list[Any]:
+def _sequence(loader: _Loader, node: yaml.Node) -> list[object]:
     if not isinstance(node, yaml.SequenceNode):
         raise yaml.constructor.ConstructorError(problem="must be a list", problem_mark=node.start_mark)
     return [loader.construct_object(item, deep=True) for item in node.value]
 
 
-def _scalar(loader: _Loader, node: yaml.Node) -> Any:
+def _scalar(loader: _Loader, node: yaml.Node) -> str | int | float | None:
     if not isinstance(node, yaml.ScalarNode):
         raise yaml.constructor.ConstructorError(problem="must be a single value", problem_mark=node.start_mark)
-    text = node.value
+    text = str(node.value)
     tag = node.tag.rpartition(":")[2]
     if tag == "str":
         return text
@@ -164,7 +170,7 @@ def _scalar(loader: _Loader, node: yaml.Node) -> Any:
     return int(text) if tag == "int" else number
 
 
-def _refused(loader: _Loader, node: yaml.Node) -> Any:
+def _refused(loader: _Loader, node: yaml.Node) -> NoReturn:
     raise yaml.constructor.ConstructorError(
         problem=f"the tag {node.tag} cannot be used here: write a plain value", problem_mark=node.start_mark
     )
@@ -190,7 +196,7 @@ class _Copying:
     def __init__(self) -> None:
         self.values = 0
 
-    def copy(self, value: Any, depth: int = 0) -> Any:
+    def copy(self, value: object, depth: int = 0) -> object:
         self.values += 1
         if self.values > MAX_VALUES:
             raise ValueError(f"stands for more than {MAX_VALUES:,} values, by aliases of aliases: write them out")

@@ -1,6 +1,6 @@
-"""What a sweep, or a comparison, is as a job of a cluster's Ray: its command, files, environment and id.
+"""Describe a sweep or a comparison as a job of a Ray cluster: its command, files, environment and id.
 
-All that can be found wrong here is found before anything is sent. Nothing is started, and no cluster is asked.
+This module finds all errors that can be found before anything is sent. It starts nothing and contacts no cluster.
 """
 
 import itertools
@@ -9,51 +9,56 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 from tailsweep.clusters.definition import Definition
-from tailsweep.clusters.jobs.upload import EXCLUDES, Upload, UploadError, in_bytes, upload_of
+from tailsweep.clusters.jobs.upload import EXCLUDES, Upload, UploadError, upload_of
+from tailsweep.clusters.sizes import describe_bytes
 from tailsweep.orchestrator.comparison.config import is_comparison, load_comparison
-from tailsweep.orchestrator.config.redaction import REMEDY, has_a_secret, has_a_secret_within
+from tailsweep.orchestrator.config.redaction import HINT, has_a_secret, has_a_secret_within
 from tailsweep.orchestrator.config.sweep import Sweep, load_sweep
 from tailsweep.orchestrator.config.yaml_io import read_sweep_file
 from tailsweep.orchestrator.jobs.package import PACKAGES, PackageFolder, package_folder
 from tailsweep.trainables.errors import InputError
 
-RUN = "tailsweep_run"  # of a job's metadata: the run directory's name, and where it is
+if TYPE_CHECKING:
+    from ray.job_submission import JobStatus
+
+RUN = "tailsweep_run"  # keys of a job's metadata: the run directory's name and location
 RUN_DIRECTORY = "tailsweep_run_directory"
 ROW_FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-LARGE_BYTES = 100_000_000  # of an upload, worth a word: the head keeps it in memory
-# Between SIGTERM and SIGKILL, where the job is stopped: until a sweep has ended its candidates. Ray's default is 3.
+LARGE_BYTES = 100_000_000  # an upload from this size gets a note: the head keeps it in memory
+# Between SIGTERM and SIGKILL when a job is stopped: the time for a sweep to end its trials. Ray's default is 3.
 STOP_SECONDS = 120
 
 
 class JobError(InputError):
-    """The sweep cannot be sent as it is."""
+    """A sweep that cannot be submitted as it is."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as Ray's client takes it."""
+    """A job in the form that Ray's client accepts."""
 
     run: str  # the run directory's name: the same sweep is not run twice at once
     run_directory: str
     command: str  # for a shell
-    runtime_env: dict[str, Any]
-    uploads: list[Upload]  # the working directory; then tailsweep's own packages, where they go along
-    notes: list[str] = field(default_factory=list)  # for the user: what is allowed, but may not be what was meant
-    package: PackageFolder | None = None  # where the nodes do not have it; lives as long as the job is not submitted
+    runtime_env: dict[str, object]
+    uploads: list[Upload]  # the working directory; then tailsweep's own packages, if they are uploaded
+    notes: list[str] = field(default_factory=list)  # for the user: what is allowed, but may be unintended
+    package: PackageFolder | None = None  # if the nodes do not have it; kept until the job is submitted
 
     @property
     def metadata(self) -> dict[str, str]:
+        """Return the metadata that identifies the run."""
         return {RUN: self.run, RUN_DIRECTORY: self.run_directory}
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What a file asks for."""
+    """The command and the sweeps that a file describes."""
 
-    verb: str
+    command: str
     name: str
     storage: str
     sweeps: list[Sweep]  # one; of a comparison each method's search
@@ -66,14 +71,18 @@ def job_of_file(
     definition: Definition | None,
     folder: Path,
 ) -> Job:
-    """``python -m tailsweep run FILE``, or ``compare FILE``, in a copy of ``folder``.
+    """Return the job that runs ``python -m tailsweep run FILE``, or ``compare FILE``, in a copy of ``folder``.
 
     Args:
-        storage: before what ``overrides`` say, then the definition, then the file.
+        file: The sweep or comparison file, in ``folder`` or below it.
+        overrides: ``KEY=VALUE`` each.
+        storage: Takes precedence over ``overrides``, then the definition, then the file.
+        definition: The cluster's definition, if there is one.
+        folder: The working directory to upload.
 
     Raises:
-        SweepConfigError: with all mistakes of the file.
-        JobError: it cannot run on a cluster as it is.
+        SweepConfigError: With all errors of the file.
+        JobError: The file cannot run on a cluster as it is.
     """
     if storage is None and definition is not None and not any(text.startswith("storage=") for text in overrides):
         storage = definition.storage.location
@@ -83,7 +92,7 @@ def job_of_file(
     relative = _in_upload(file, upload)
     sources = list(dict.fromkeys(source for sweep in work.sweeps for source in _sources(sweep)))
     _refuse_missing_files(sources, upload)
-    arguments = [work.verb, relative]
+    arguments = [work.command, relative]
     for override in overrides:
         arguments += ["--set", override]
     if not any(override.startswith("name=") for override in overrides):
@@ -102,7 +111,7 @@ def job_of_file(
 def _work_of(file: Path, overrides: Sequence[str], storage: str | None) -> _Work:
     if not is_comparison(read_sweep_file(file)):
         sweep = load_sweep(file, overrides, storage)
-        return _Work("run", str(sweep.config.name), sweep.config.storage, [sweep])
+        return _Work("run", sweep.name, sweep.config.storage, [sweep])
     comparison = load_comparison(file, overrides, storage)
     config = comparison.config
     sweeps = [comparison.search(method, comparison.folds[0]) for method in config.methods]
@@ -110,48 +119,63 @@ def _work_of(file: Path, overrides: Sequence[str], storage: str | None) -> _Work
 
 
 def job_of_resume(location: str, definition: Definition | None, folder: Path) -> Job:
-    """``python -m tailsweep resume RUN``, in a copy of ``folder``.
+    """Return the job that runs ``python -m tailsweep resume RUN`` in a copy of ``folder``.
 
     Raises:
-        JobError: it cannot run on a cluster as it is.
+        JobError: The run cannot be resumed on a cluster.
     """
     if has_a_secret(location):
-        raise JobError(f"the run directory's URI holds a key or a password: {REMEDY}")
+        raise JobError(f"the run directory's URI holds a key or a password: {HINT}")
     refuse_unreachable(location, "RUN", "RUN")
     location = location.rstrip("/")
     return _job(PurePosixPath(location).name, location, ["resume", location], definition, _uploaded(folder))
 
 
-def refuse_unreachable(location: str, what: str, argument: str) -> None:
+def refuse_unreachable(location: str, setting: str, argument: str) -> None:
     """Refuse a relative folder: on a cluster it would lie in the job's copy of the upload, on one node.
 
+    Args:
+        location: A folder or URI.
+        setting: What the location is, for the message.
+        argument: The argument that sets it, for the message.
+
     Raises:
-        JobError: it is one.
+        JobError: ``location`` is a relative folder.
     """
     if "://" not in location and not location.startswith(("/", "~")):
         raise JobError(
-            f'{what} is "{location}", a folder relative to this one: on the cluster it would lie in the job\'s own '
+            f'{setting} is "{location}", a folder relative to this one: on the cluster it would lie in the job\'s own '
             f"copy of the upload, which Ray removes; name by {argument} a folder that all nodes share (/shared/runs) "
             "or a URI (s3://BUCKET/runs)"
         )
 
 
-def free_id(run: str, jobs: Iterable[Any], cluster: Sequence[str] = ()) -> str:
-    """The id for a job of this run: its name, or ``NAME-2``, ``NAME-3`` ... where jobs of that id have ended.
+class SubmittedJob(Protocol):
+    """A job of a cluster, as Ray's client describes it."""
+
+    submission_id: str
+    status: "JobStatus"
+    metadata: dict[str, str] | None
+
+
+def free_id(run: str, jobs: Iterable[SubmittedJob], cluster: Sequence[str] = ()) -> str:
+    """Return the id for a job of this run: its name, or ``NAME-2``, ``NAME-3`` ... after jobs of that id have ended.
 
     Args:
-        jobs: those that the cluster knows, with ``submission_id``, ``status`` and ``metadata``.
-        cluster: the arguments that name it, for the message.
+        run: The name of the run.
+        jobs: All jobs of the cluster, with ``submission_id``, ``status`` and ``metadata``.
+        cluster: The arguments that name the cluster, for the message.
 
     Raises:
-        JobError: one of them works on this run.
+        JobError: A job already works on this run.
     """
     taken = set()
     for job in jobs:
         taken.add(job.submission_id)
         if run in (job.submission_id, (job.metadata or {}).get(RUN)) and not job.status.is_terminal():
             see, end = (
-                shlex.join(["tailsweep", "cluster", verb, job.submission_id, *cluster]) for verb in ("status", "stop")
+                shlex.join(["tailsweep", "cluster", command, job.submission_id, *cluster])
+                for command in ("status", "stop")
             )
             raise JobError(
                 f"job {job.submission_id} is {job.status} already and works on {run}: see `{see}`, end it by `{end}`, "
@@ -170,7 +194,7 @@ def _job(
     notes: Sequence[str] = (),
 ) -> Job:
     environment = _environment(definition)
-    runtime_env: dict[str, Any] = {
+    runtime_env: dict[str, object] = {
         "working_dir": str(upload.folder),
         "excludes": list(EXCLUDES),
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
@@ -184,12 +208,14 @@ def _job(
         uploads.append(upload_of(package.path))
     if upload.num_bytes > LARGE_BYTES:
         notes.append(
-            f"an upload of {in_bytes(upload.num_bytes)} stays in the memory of the cluster's head: see .rayignore"
+            f"an upload of {describe_bytes(upload.num_bytes)} stays in the memory of the cluster's head: see .rayignore"
         )
     if definition is not None and definition.secrets:
         notes.append(f"{', '.join(definition.secrets)}: a job carries no keys, the nodes' environment must hold them")
     if definition is not None and definition.time_limit_hours is not None:
-        notes.append("time_limit_hours: Ray's job server keeps no time; `max_seconds` in the sweep file does")
+        notes.append(
+            "time_limit_hours: Ray's job server has no time limit; set `max_wallclock_seconds` in the sweep file"
+        )
     _refuse_secrets(arguments, environment)
     command = shlex.join(["python", "-m", "tailsweep", *arguments])
     return Job(run, run_directory, command, runtime_env, uploads, notes, package)
@@ -203,14 +229,14 @@ def _uploaded(folder: Path) -> Upload:
 
 
 def _is_there_already(definition: Definition | None) -> bool:
-    """Whether the cluster has this project by the definition's word: in its image, or among the packages installed."""
+    """Return whether the definition provides this project: by its image, or among the installed packages."""
     if definition is not None and definition.image is not None:
         return True
     return any(line.strip().startswith("tailsweep") for lines in _environment(definition).values() for line in lines)
 
 
 def _environment(definition: Definition | None) -> dict[str, list[str]]:
-    """``{"pip": [...]}``, ``{"uv": [...]}`` or nothing."""
+    """Return ``{"pip": [...]}``, ``{"uv": [...]}`` or nothing."""
     if definition is None or definition.environment is None:
         return {}
     return definition.environment.model_dump(exclude_none=True)
@@ -220,7 +246,7 @@ def _is_checkout(upload: Upload) -> bool:
     """Return whether the working directory holds this project's own code.
 
     Raises:
-        JobError: it holds another package of this name, which the job would import in place of ours.
+        JobError: It holds another package of this name, which the job would import in place of ours.
     """
     if not upload.holds("tailsweep/__init__.py"):
         return False
@@ -244,7 +270,7 @@ def _in_upload(file: Path, upload: Upload) -> str:
 
 
 def _refuse_missing_files(sources: Iterable[tuple[str, str]], upload: Upload) -> None:
-    """Refuse relative files that a job would look for in its copy of the folder, and not find."""
+    """Refuse relative files that a job would not find in its copy of the folder."""
     for setting, source in sources:
         if _is_the_nodes_own(source):
             continue
@@ -266,14 +292,16 @@ def _is_the_nodes_own(source: str) -> bool:
 
 
 def _sources(sweep: Sweep) -> Iterator[tuple[str, str]]:
-    """The settings that may be paths: rows, and models. A hub's names are among them."""
+    """Yield the settings that may be paths, of data and models. Names on a hub are among them."""
     config = sweep.config
-    named: list[tuple[str, Any]] = [(f"data.{role}", config.data.get(role)) for role in ("train", "validation", "test")]
+    named: list[tuple[str, object]] = [
+        (f"data.{role}", config.data.get(role)) for role in ("train", "validation", "test")
+    ]
     augmentation = config.data.get("augmentation")
-    if isinstance(augmentation, dict):
+    if isinstance(augmentation, Mapping):
         named.append(("data.augmentation.file", augmentation.get("file")))
     model = config.model.get("name")
-    choices = next(iter(model.values())) if isinstance(model, Mapping) else [model]
+    choices = next(iter(model.values())) if isinstance(model, Mapping) else (model,)
     named += [("model.name", choice) for choice in choices]
     yield from ((setting, value) for setting, value in named if isinstance(value, str) and "://" not in value)
 

@@ -1,16 +1,16 @@
-"""``tailsweep cluster render KIND``: a cluster's definition, and the sweep it is to run, as the text of their kind.
+"""``tailsweep cluster render KIND``: print a cluster's definition, and the sweep it runs, as a file of that kind.
 
-All that can be known without a cluster is checked first, and all mistakes are told at once: the definition's own, what
-its kind cannot make of it, the sweep's, and what the sweep asks for against what the nodes will have.
+Everything that can be checked without a cluster is checked first, and all errors are reported together: those of the
+definition, what its kind does not support, those of the sweep, and resources that the nodes will not have.
 """
 
 import argparse
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import yaml
 from tailsweep.clusters.capacity import workers_on
@@ -22,19 +22,21 @@ from tailsweep.orchestrator.config.sweep import Sweep, folder_name, is_named, lo
 from tailsweep.orchestrator.jobs.definition_file import load_definition
 from tailsweep.trainables.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 
 def main(parsed: argparse.Namespace) -> int:
-    """Print the text; what is only worth knowing goes to standard error."""
+    """Print the text to standard output and the notes to standard error."""
     text, notes = render(parsed.kind, parsed.cluster, parsed.sweep, parsed.overrides)
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        logger.info(f"note: {note}")
     sys.stdout.write(text)
     return 0
 
 
 @dataclass(frozen=True)
 class Job:
-    """The sweep that a cluster is to run."""
+    """A sweep that a cluster runs."""
 
     file: Path
     sweep: Sweep
@@ -42,25 +44,32 @@ class Job:
     overrides: Sequence[str]
 
     def arguments(self, name: str) -> list[str]:
-        """Of ``run``, after the file; ``name`` is the run directory's."""
+        """Return the arguments of ``run`` after the file; ``name`` is that of the run directory."""
         overrides = [override for override in self.overrides if override.partition("=")[0] != "name"]
         words = [f"name={name}", *overrides]
         return ["--storage", self.sweep.config.storage, *(word for each in words for word in ("--set", each))]
 
 
 def render(kind: str, cluster: Path, sweep: Path | None, overrides: Sequence[str]) -> tuple[str, list[str]]:
-    """The text, and what else the user may want to know.
+    """Return the text, and notes for the user.
+
+    Args:
+        kind: One of ``KINDS``.
+        cluster: The file with the cluster's definition.
+        sweep: The sweep file, for kinds that run one.
+        overrides: ``KEY=VALUE`` each, for the sweep.
 
     Raises:
-        SweepConfigError: with all mistakes of the definition, or of the sweep.
+        SweepConfigError: With all errors of the definition, or of the sweep.
+        InputError: The kind and the arguments do not fit.
     """
     definition = load_definition(cluster)
     if sweep is None and kind in WITH_A_SWEEP:
         raise InputError(f"{kind} runs one sweep: name its file, `tailsweep cluster render {kind} SWEEP.yaml ...`")
     if sweep is not None and kind not in (*WITH_A_SWEEP, *PERHAPS_WITH_A_SWEEP):
         raise InputError(
-            f"{kind} is a cluster that takes jobs: render it without {sweep}, start it, then `tailsweep cluster submit "
-            f"{sweep} --cluster {cluster}`"
+            f"{kind} is a cluster that accepts jobs: render it without {sweep}, start it, then `tailsweep cluster "
+            f"submit {sweep} --cluster {cluster}`"
         )
     if sweep is None and overrides:
         raise InputError("--set changes a field of a sweep file: name one")
@@ -68,16 +77,16 @@ def render(kind: str, cluster: Path, sweep: Path | None, overrides: Sequence[str
     if sweep is not None:
         loaded = load_sweep(sweep, overrides, definition.storage.location)
         job = Job(sweep, loaded, is_named(sweep, overrides), overrides)
-    found, notes = _told_by_kind(kind, definition)
+    issues, notes = _checked_by_kind(kind, definition)
     if job is not None:
-        found += _sweep_mistakes(kind, definition, job)
-    if found:
-        raise SweepConfigError(str(cluster), found)
+        issues += _sweep_issues(kind, definition, job)
+    if issues:
+        raise SweepConfigError(str(cluster), issues)
     return _text(kind, definition, job), notes
 
 
 def _text(kind: str, definition: Definition, job: Job | None) -> str:
-    name = "" if job is None else str(job.sweep.config.name)
+    name = "" if job is None else job.sweep.name
     match kind:
         case "rayjob":
             assert job is not None
@@ -97,74 +106,84 @@ def _text(kind: str, definition: Definition, job: Job | None) -> str:
             return _yaml("ray up FILE", [ray_up.ray_up_config(definition, provider)])
 
 
-def _told_by_kind(kind: str, definition: Definition) -> tuple[list[str], list[str]]:
-    """What the kind cannot make of the definition, and what in it has no effect there."""
+def _checked_by_kind(kind: str, definition: Definition) -> tuple[list[str], list[str]]:
+    """Return what of the definition the kind does not support, and what has no effect there."""
     match kind:
         case "rayjob" | "raycluster":
-            return kuberay.mistakes(definition), kuberay.notes(definition)
+            return kuberay.issues(definition), kuberay.notes(definition)
         case "slurm":
-            return slurm.mistakes(definition), slurm.notes(definition)
+            return slurm.issues(definition), slurm.notes(definition)
         case "local":
-            return local.mistakes(definition) + _secrets_here(definition), local.notes(definition)
+            return local.issues(definition) + _secrets_here(definition), local.notes(definition)
         case _:
             provider = _provider(kind)
-            found = ray_up.mistakes(definition, provider) + _secrets_here(definition)
-            return found, ray_up.notes(definition, provider)
+            issues = ray_up.issues(definition, provider) + _secrets_here(definition)
+            return issues, ray_up.notes(definition, provider)
 
 
 def _secrets_here(definition: Definition) -> list[str]:
     if definition.secrets_file is None or not definition.secrets:
         return []
-    return secrets.mistakes(definition.secrets_file, list(definition.secrets))
+    return secrets.issues(definition.secrets_file, list(definition.secrets))
 
 
 def _provider(kind: str) -> ray_up.Provider:
     return next(provider for provider in ray_up.PROVIDERS if provider == kind)
 
 
-def _sweep_mistakes(kind: str, definition: Definition, job: Job) -> list[str]:
-    """What of the sweep the cluster cannot do, as far as that can be known here."""
+def _sweep_issues(kind: str, definition: Definition, job: Job) -> list[str]:
+    """Return what of the sweep the cluster cannot do, as far as can be known here."""
+    issues = _resource_issues(definition, job)
+    return [*issues, *_wandb_issues(definition, job), *_data_issues(definition, job)] if kind == "rayjob" else issues
+
+
+def _resource_issues(definition: Definition, job: Job) -> list[str]:
     config = job.sweep.config
-    found = []
+    issues = []
     stages = ["stage_two"] if config.promote == "all" else ["stage_one", "stage_two"]
     for stage in stages:
-        asked = getattr(config.resources, stage)
-        cpus, gpus = asked.cpus_per_worker, asked.gpus_per_worker
-        fewest = asked.min_workers or asked.workers
-        hold = sum(
+        requested = getattr(config.resources, stage)
+        cpus, gpus = requested.cpus_per_worker, requested.gpus_per_worker
+        fewest = requested.min_workers or requested.workers
+        capacity = sum(
             workers_on({"CPU": group.cpus, "GPU": group.gpus}, cpus, gpus) * group.max_nodes
             for group in definition.groups
         )
-        if hold < fewest:
+        if capacity < fewest:
             nodes = ", ".join(
                 f"{group.name}: {group.max_nodes} of {group.cpus} CPU and {group.gpus} GPU"
                 for group in definition.groups
             )
-            found.append(
-                f"groups: hold {hold} worker(s) of {cpus:g} CPU and {gpus:g} GPU each, but resources.{stage} of "
+            issues.append(
+                f"groups: hold {capacity} worker(s) of {cpus:g} CPU and {gpus:g} GPU each, but resources.{stage} of "
                 f"{job.file} asks for {fewest} ({nodes}): ask for less, or add nodes"
             )
-    if kind == "rayjob":
-        if config.wandb.mode == "online" and "WANDB_API_KEY" not in definition.secrets:
-            found.append(
-                f"secrets.WANDB_API_KEY: missing, but {job.file} has wandb: {{mode: online}}: name the Secret with the "
-                "key"
-            )
-        mounted = definition.storage.path
-        for field in ("train", "validation", "test"):
-            source = config.data.get(field)
-            if not isinstance(source, str) or "://" in source or not Path(source).exists():
-                continue
-            if mounted is None or not Path(source).is_relative_to(mounted):
-                found.append(
-                    f"storage: {source}, data.{field} of {job.file}, is of this machine: put it where every pod reads "
-                    "it, on the volume that is mounted there, and name it by its path there"
-                )
-    return found
+    return issues
+
+
+def _wandb_issues(definition: Definition, job: Job) -> list[str]:
+    if job.sweep.config.wandb.mode != "online" or "WANDB_API_KEY" in definition.secrets:
+        return []
+    return [f"secrets.WANDB_API_KEY: missing, but {job.file} has wandb: {{mode: online}}: name the Secret with the key"]
+
+
+def _data_issues(definition: Definition, job: Job) -> list[str]:
+    """Return the files of this machine that pods would not find."""
+    mounted = definition.storage.path
+    sources = [(field, job.sweep.config.data.get(field)) for field in ("train", "validation", "test")]
+    return [
+        f"storage: {source}, data.{field} of {job.file}, is a file of this machine: put it where every pod reads it, "
+        "on the volume that is mounted there, and name it by its path there"
+        for field, source in sources
+        if isinstance(source, str)
+        and "://" not in source
+        and Path(source).exists()
+        and (mounted is None or not Path(source).is_relative_to(mounted))
+    ]
 
 
 class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as such; no aliases."""
+    """A dumper that writes texts of several lines as blocks, without aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -176,6 +195,6 @@ _Dumper.add_representer(
 )
 
 
-def _yaml(command: str, documents: Sequence[dict[str, Any]]) -> str:
+def _yaml(command: str, documents: Sequence[Mapping[str, object]]) -> str:
     texts = [yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=10**6) for document in documents]
     return f"# Rendered by tailsweep; to start it: {command}\n" + "---\n".join(texts)

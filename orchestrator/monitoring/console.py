@@ -1,5 +1,6 @@
 """What a running sweep shows: a live table in a terminal, plain lines elsewhere."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,18 +10,19 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+from tailsweep.orchestrator.runs.trials import TrialState
 from tailsweep.trainables import report_keys
 
-STATES = ("pending", "running", "pruned", "not_promoted", "promoted", "completed", "failed")
+logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """The candidates by state, the best so far, the rungs and the time left.
+    """The trials by state, the best so far, the rungs and the time left.
 
     Args:
-        epochs: (stage one's, stage two's) epochs of each candidate.
-        metric: the key candidates are ranked by.
-        to_come: how many candidates there will be, where a search has more to draw.
+        epochs: (stage one's, stage two's) epochs of each trial.
+        metric: the key trials are ranked by.
+        to_come: how many trials there will be, where a search has more to draw.
         console: where to write; a live table if it is a terminal.
     """
 
@@ -31,19 +33,19 @@ class Progress:
         self.metric = metric
         self.to_come = to_come
         self.console = console or Console()
-        self.states = dict.fromkeys(epochs, "pending")
-        self.places: dict[str, str] = {}  # running candidates: "stage_one 2/3"
+        self.states = dict.fromkeys(epochs, TrialState.PENDING)
+        self.places: dict[str, str] = {}  # running trials: "stage_one 2/3"
         self.scores: dict[str, float] = {}  # of the latest report
-        self.best: tuple[str, float] | None = None  # of completed candidates
-        self.rungs: Sequence[tuple[float, int]] = ()  # (epoch, how many candidates have reached it)
-        self._roads: set[tuple[str, str]] = set()  # what the user has been told
+        self.best: tuple[str, float] | None = None  # of completed trials
+        self.rungs: Sequence[tuple[float, int]] = ()  # (epoch, how many trials have reached it)
+        self._executions: set[tuple[str, str]] = set()  # logged already
         self._began = time.monotonic()
         self._ended_here = 0
         self._live: Live | None = None
 
     def __enter__(self) -> "Progress":
         self._began, self._ended_here = time.monotonic(), 0
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             self._live = Live(get_renderable=self._table, console=self.console, refresh_per_second=2)
             self._live.__enter__()
         return self
@@ -52,52 +54,51 @@ class Progress:
         if self._live is not None:
             self._live.__exit__(*exception)
 
-    def drawn(self, candidate: str, epochs: tuple[int, int]) -> None:
-        """One more candidate; its (stage one's, stage two's) epochs."""
-        self.epochs[candidate] = epochs
-        self.states[candidate] = "pending"
+    def drawn(self, trial: str, epochs: tuple[int, int]) -> None:
+        """One more trial; its (stage one's, stage two's) epochs."""
+        self.epochs[trial] = epochs
+        self.states[trial] = TrialState.PENDING
 
-    def started(self, candidate: str) -> None:
-        self.states[candidate] = "running"
-        self.places.setdefault(candidate, "starting")
+    def started(self, trial: str) -> None:
+        self.states[trial] = TrialState.RUNNING
+        self.places.setdefault(trial, "starting")
 
-    def reported(self, candidate: str, report: Mapping[str, Any]) -> None:
+    def reported(self, trial: str, report: Mapping[str, Any]) -> None:
         stage, epoch = report[report_keys.STAGE], report_keys.shown_epochs(report[report_keys.EPOCH])
-        road = report.get(report_keys.ROAD)
-        if road and (stage, road) not in self._roads:
-            self._roads.add((stage, road))
-            self._line(f"{stage} runs {road}")
-        total = self.epochs[candidate][report_keys.STAGES.index(stage)]
-        self.places[candidate] = f"{stage} {epoch}/{total}"
-        self.scores[candidate] = report[self.metric]
-        self._line(f"{candidate}  {stage} epoch {epoch}/{total}  {self.metric} {report[self.metric]:.4f}")
+        execution = report.get(report_keys.EXECUTION)
+        if execution and (stage, execution) not in self._executions:
+            self._executions.add((stage, execution))
+            logger.info(f"{stage} runs {execution}", extra={"in_table": self._live is not None})
+        total = self.epochs[trial][report_keys.STAGES.index(stage)]
+        self.places[trial] = f"{stage} {epoch}/{total}"
+        self.scores[trial] = report[self.metric]
+        self._log(trial, f"{stage} epoch {epoch}/{total}  {self.metric} {report[self.metric]:.4f}")
 
-    def noticed(self, candidate: str, notice: str) -> None:
-        """What happened to a candidate that goes on. Told above a live table, too: it must not be lost."""
-        text = f"{time.strftime('%H:%M:%S')}  {candidate}  {notice}"
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def noticed(self, trial: str, notice: str) -> None:
+        """Log what happened to a trial that continues, also above a live table: it must not be lost."""
+        logger.info(notice, extra={"trial": trial})
 
-    def ended(self, candidate: str, state: str, reason: str, score: float | None) -> None:
-        self.states[candidate] = state
-        self.places.pop(candidate, None)
+    def ended(self, trial: str, state: TrialState, reason: str, score: float | None) -> None:
+        self.states[trial] = state
+        self.places.pop(trial, None)
         self._ended_here += 1
-        self._consider(candidate, state, score)
-        self._line(f"{candidate}  {state}: {reason}  [{self.summary()}]")
+        self._consider(trial, state, score)
+        self._log(trial, f"{state}: {reason}  [{self.summary()}]")
 
-    def waiting(self, candidate: str) -> None:
-        """A candidate that is not at work, and has more before it."""
-        self.states[candidate] = "pending"
-        self.places.pop(candidate, None)
+    def waiting(self, trial: str) -> None:
+        """A trial that is not at work, and has more before it."""
+        self.states[trial] = TrialState.PENDING
+        self.places.pop(trial, None)
 
-    def recalled(self, candidate: str, state: str, score: float | None) -> None:
-        """A candidate that had ended before: counted, but no measure of this process's pace."""
-        self.states[candidate] = state
-        self._consider(candidate, state, score)
+    def recalled(self, trial: str, state: TrialState, score: float | None) -> None:
+        """A trial that had ended before: counted, but no measure of this process's pace."""
+        self.states[trial] = state
+        self._consider(trial, state, score)
 
     def summary(self) -> str:
-        """One line: ``2 pending, 2 running, 1 pruned, 1 completed; best c001 0.5210; about 40 s left``."""
+        """One line: ``2 pending, 2 running, 1 pruned, 1 completed; best t001 0.5210; about 40 s left``."""
         counts = Counter(self.states.values())
-        parts = [", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])]
+        parts = [", ".join(f"{counts[state]} {state}" for state in TrialState if counts[state])]
         if self.best is not None:
             parts.append(f"best {self.best[0]} {self.best[1]:.4f}")
         left = self.seconds_left()
@@ -106,28 +107,28 @@ class Progress:
         return "; ".join(parts)
 
     def seconds_left(self) -> float | None:
-        """From the pace of the candidates ended so far; None before the first has."""
-        left = sum(state in {"pending", "running"} for state in self.states.values())
+        """From the pace of the trials ended so far; None before the first has."""
+        left = sum(not state.has_ended for state in self.states.values())
         left += max(0, self.to_come - len(self.states))
         if not self._ended_here or not left:
             return None
         return (time.monotonic() - self._began) / self._ended_here * left
 
-    def _consider(self, candidate: str, state: str, score: float | None) -> None:
-        if state == "completed" and score is not None and (self.best is None or score > self.best[1]):
-            self.best = (candidate, score)
+    def _consider(self, trial: str, state: TrialState, score: float | None) -> None:
+        if state == TrialState.COMPLETED and score is not None and (self.best is None or score > self.best[1]):
+            self.best = (trial, score)
 
-    def _line(self, text: str) -> None:
-        if self._live is None:
-            self.console.print(f"{time.strftime('%H:%M:%S')}  {text}", highlight=False, markup=False, soft_wrap=True)
+    def _log(self, trial: str, message: str) -> None:
+        """Log what a live table shows by itself."""
+        logger.info(message, extra={"trial": trial, "in_table": self._live is not None})
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for column in ("candidate", "where", self.metric):
+        for column in ("trial", "where", self.metric):
             table.add_column(column)
-        for candidate, place in self.places.items():
-            score = self.scores.get(candidate)
-            table.add_row(candidate, place, "" if score is None else f"{score:.4f}")
+        for trial, place in self.places.items():
+            score = self.scores.get(trial)
+            table.add_row(trial, place, "" if score is None else f"{score:.4f}")
         rungs = "  ".join(f"epoch {report_keys.shown_epochs(epoch)}: {count}" for epoch, count in self.rungs)
         elapsed = duration(time.monotonic() - self._began)
         return Group(table, Text(f"rungs  {rungs}" if rungs else ""), Text(f"{elapsed}  {self.summary()}"))

@@ -1,19 +1,20 @@
-"""W&B: one run per candidate and one for the sweep, written by the sweep's driver.
+"""W&B: one run per trial and one for the sweep, written by the sweep's driver.
 
-From the driver, because it outlives its trials: a pruned candidate's run still gets its summary, and a resumed one
-goes on under its id. Every value is logged with a step of ours (the number of the candidate's report), and what W&B
-lacks of a resumed candidate is logged again from the sweep's own history: W&B holds up to 15 s of values in memory,
+From the driver, because it outlives its trials: a pruned trial's run still gets its summary, and a resumed one
+continues under its id. Every value is logged with a step of ours (the number of the trial's report), and what W&B
+lacks of a resumed trial is logged again from the sweep's own history: W&B holds up to 15 s of values in memory,
 which a killed process takes with it.
 
 No sweep ends, or waits for long, because W&B does not answer or does not take the key: what is left of it is then
 written offline, to be uploaded later.
 """
 
+import logging
 import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -21,16 +22,21 @@ from typing import Any, Literal
 import wandb
 from tailsweep.orchestrator.config.sweep import WandbConfig
 from tailsweep.orchestrator.runs.directory import WANDB_FOLDER, RunDirectory
+from tailsweep.orchestrator.runs.trials import TrialState
 from tailsweep.trainables import report_keys
+from tailsweep.trainables.errors import describe_error
 
 # In history rows, but said by W&B in its own way: the step axis and the run itself.
-NOT_LOGGED = {"candidate", report_keys.STAGE, report_keys.EPOCH, report_keys.STAGE_ONE_EPOCH}
+NOT_LOGGED = {"trial", report_keys.STAGE, report_keys.EPOCH, report_keys.STAGE_ONE_EPOCH}
 
 RUN_FOLDER = re.compile(r"(offline-)?run-\d{8}_\d{6}-(.+)")  # which W&B names so, by a run's id
 
 # Left to itself, W&B 0.31 waits 90 s for a run to begin, and hours for its last values to be taken.
 INIT_SECONDS = 20.0
 FINISH_SECONDS = 20.0
+
+
+logger = logging.getLogger(__name__)
 
 
 class Tracker:
@@ -40,14 +46,12 @@ class Tracker:
         config: mode, project, entity and tags.
         sweep: the sweep's name; the start of its runs' names and ids, after their group's, and else the group itself.
         folder: below which W&B makes its ``wandb`` folder.
-        say: told if W&B cannot be used as asked.
     """
 
-    def __init__(self, config: WandbConfig, sweep: str, folder: Path, say: Callable[[str], None] = print) -> None:
+    def __init__(self, config: WandbConfig, sweep: str, folder: Path) -> None:
         self.config = config
         self.sweep = sweep if config.group is None else f"{config.group}-{sweep}"
         self.folder = folder
-        self.say = say
         self.mode: Literal["offline", "online", "disabled"] = config.mode  # offline from when W&B cannot be used
         self._logged_in = False
         self._runs: dict[str, Any] = {}
@@ -56,35 +60,35 @@ class Tracker:
         self._stranded: list[tuple[Any, int]] = []
         self._not_uploaded: list[Path] = []  # folders of runs begun online
 
-    def start(self, candidate: str, settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
-        """Open a candidate's run, if it is not open, and log what W&B lacks of ``history``, its reports so far."""
-        if candidate in self._runs:
+    def start(self, trial: str, settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+        """Open a trial's run, if it is not open, and log what W&B lacks of ``history``, its reports so far."""
+        if trial in self._runs:
             return
-        run = self._init(candidate, "candidate", settings)
+        run = self._init(trial, "trial", settings)
         for stage in report_keys.STAGES:
             run.define_metric(f"{stage}/{report_keys.EPOCH}", hidden=True)
             run.define_metric(f"{stage}/*", step_metric=f"{stage}/{report_keys.EPOCH}")
-        self._runs[candidate] = run
-        self._steps[candidate] = run.step  # online, of a run gone on with: the reports its server has; else 0
-        for report in history[self._steps[candidate] :]:
-            self.log(candidate, report)
+        self._runs[trial] = run
+        self._steps[trial] = run.step  # online, of a run resumed: the reports its server has; else 0
+        for report in history[self._steps[trial] :]:
+            self.log(trial, report)
 
-    def log(self, candidate: str, report: Mapping[str, Any]) -> None:
+    def log(self, trial: str, report: Mapping[str, Any]) -> None:
         """One report of one epoch, as ``stage_one/...`` or ``stage_two/...``, on that stage's epoch axis."""
         # Without commit, W&B holds a step with a number back until the next one comes.
-        self._runs[candidate].log(logged_values(report), step=self._steps[candidate], commit=True)
-        self._steps[candidate] += 1
+        self._runs[trial].log(logged_values(report), step=self._steps[trial], commit=True)
+        self._steps[trial] += 1
 
-    def finish(self, candidate: str, summary: Mapping[str, Any]) -> None:
-        """Close a candidate's run with its state, reason and rung in the summary."""
-        run = self._runs.pop(candidate, None)
+    def finish(self, trial: str, summary: Mapping[str, Any]) -> None:
+        """Close a trial's run with its state, reason and rung in the summary."""
+        run = self._runs.pop(trial, None)
         if run is None:
             return
         run.summary.update({key: value for key, value in summary.items() if value is not None})
-        self._end(run, exit_code=1 if summary.get("state") == "failed" else 0)
+        self._end(run, exit_code=1 if summary.get("state") == TrialState.FAILED else 0)
 
     def finish_sweep(self, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
-        """The sweep's own run: its configuration, the chosen candidate and its test metrics."""
+        """The sweep's own run: its configuration, the chosen trial and its test metrics."""
         run = self._init("sweep", "sweep", settings)
         run.summary.update({key: value for key, value in summary.items() if value is not None})
         self._end(run, exit_code=0)
@@ -102,7 +106,7 @@ class Tracker:
         try:
             wandb.teardown()
         except Exception as error:  # who ends a job (Ray's job server, Slurm) signals W&B's own process too
-            self.say(
+            logger.warning(
                 f"W&B's own process was ended ({type(error).__name__}): its files may lack the last steps; "
                 "`tailsweep resume` makes them whole"
             )
@@ -138,7 +142,7 @@ class Tracker:
         return run
 
     def _log_in(self) -> None:
-        """Have the key checked, once, within 10 s or ``$WANDB_HTTP_TIMEOUT``, and nobody asked for one."""
+        """Have the key checked, once, within 10 s or ``$WANDB_HTTP_TIMEOUT``, and no one asked for one."""
         if self._logged_in:
             return
         if not wandb.login(verify=True, prompt=False):
@@ -149,12 +153,12 @@ class Tracker:
         self._logged_in = True
 
     def _go_offline(self, error: Exception) -> None:
-        """From here on nobody waits for W&B; says so the first time."""
+        """From here on no one waits for W&B; says so the first time."""
         if self.mode == "online":
             self.mode = "offline"
-            said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            self.say(
-                f"W&B cannot be used: {said}; check the network and the key. The sweep goes on, and what it logs is "
+            cause = describe_error(error).rstrip(".")
+            logger.warning(
+                f"W&B cannot be used: {cause}; check the network and the key. The sweep continues, and what it logs is "
                 "kept to be uploaded later"
             )
 
@@ -177,7 +181,7 @@ class Tracker:
                 init_timeout=INIT_SECONDS,
                 finish_timeout=FINISH_SECONDS,
                 finish_timeout_raises=True,
-                # The driver's own terminal, git state and load say nothing about one candidate.
+                # The driver's own terminal, git state and load say nothing about one trial.
                 silent=True,
                 console="off",
                 disable_git=True,
@@ -230,9 +234,9 @@ def logged_values(report: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{stage}/{report_keys.EPOCH}": report[report_keys.EPOCH], **values}
 
 
-def run_id(sweep: str, candidate: str) -> str:
-    """The fixed W&B id of a candidate: the same whenever the sweep is gone on with."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{sweep}-{candidate}")
+def run_id(sweep: str, trial: str) -> str:
+    """The fixed W&B id of a trial: the same whenever the sweep is resumed."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{sweep}-{trial}")
 
 
 def sync_command(folder: str) -> str:
@@ -251,6 +255,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def settings_of(trial: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A candidate's W&B config: its whole configuration under dotted names, and what was swept by itself."""
-    return {**flatten(trial), "swept": dict(values)}
+def settings_of(trial_config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial's W&B config: its whole configuration under dotted names, and what was swept by itself."""
+    return {**flatten(trial_config), "swept": dict(values)}

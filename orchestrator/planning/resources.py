@@ -62,7 +62,7 @@ def _workers_on(node: dict[str, float], placement: Placement) -> int:
 
 
 def placement(sweep: Sweep, stage: str) -> Placement:
-    """What one candidate asks for in a stage."""
+    """What one trial asks for in a stage."""
     asked = getattr(sweep.config.resources, stage)
     return Placement(
         workers=asked.workers,

@@ -6,14 +6,14 @@ needs of a node in ``node_needs.py``.
 """
 
 import json
+import logging
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from rich.console import Console
 from tailsweep.clusters.nodes.checks import (
     Check,
     Finding,
@@ -25,23 +25,23 @@ from tailsweep.clusters.nodes.checks import (
     versions_check,
 )
 from tailsweep.clusters.nodes.probe import (
-    Facts,
     Node,
-    Question,
+    NodeInfo,
+    ProbeRequest,
     SharedStorage,
     alive_nodes,
-    ask_nodes,
     free_bytes,
-    look,
+    probe_node,
+    run_on_nodes,
 )
 from tailsweep.orchestrator.config.sweep import Sweep
 from tailsweep.orchestrator.planning.disk_usage import Forecast
-from tailsweep.orchestrator.planning.preparation import prepare_trials
+from tailsweep.orchestrator.planning.plan import plan_sweep, plan_unprepared
 from tailsweep.orchestrator.planning.ray_session import ray_session
 from tailsweep.orchestrator.planning.resources import ClusterError
-from tailsweep.orchestrator.preflight.checks import disk_check, look_at_wandb, model_check, request_check
+from tailsweep.orchestrator.preflight.checks import disk_check, inspect_wandb, model_check, request_check
 from tailsweep.orchestrator.preflight.needs import Needs, needs_of
-from tailsweep.orchestrator.preflight.node_probe import NodeNeeds, look_for_sweep
+from tailsweep.orchestrator.preflight.node_probe import NodeNeeds, inspect_for_sweep
 from tailsweep.orchestrator.runs.directory import RunDirectory
 from tailsweep.trainables.errors import InputError
 from tailsweep.trainables.models.hub import PACKAGED_MODEL, PACKAGED_MODULE
@@ -51,14 +51,17 @@ PACKAGES = ("ray", "torch", "transformers", "tokenizers", "datasets", "pyarrow",
 OUR_CODE = ("tailsweep.trainables", "tailsweep.orchestrator", "tailsweep.clusters")
 
 DEFAULT_STORAGE = "runs"
+LOG_LEVELS = {"note": logging.INFO, "warning": logging.WARNING}  # by the severity of a finding
+
+logger = logging.getLogger(__name__)
 
 
 class NotReady(InputError):
     """A sweep cannot start; the message has every finding."""
 
 
-def refuse_unready(needs: Needs, started_here: bool, say: Callable[[str], None]) -> None:
-    """The checks before a start: warnings are said.
+def require_ready(needs: Needs, started_here: bool) -> None:
+    """Make the checks before a start, and log what they warn of.
 
     Args:
         started_here: as :func:`ray_session` yields it.
@@ -66,12 +69,12 @@ def refuse_unready(needs: Needs, started_here: bool, say: Callable[[str], None])
     Raises:
         NotReady: with all errors; nothing has been left anywhere.
     """
-    checks = look_at_cluster(needs, started_here, thorough=False).checks
-    checks += look_at_wandb(needs)
+    checks = inspect_cluster(needs, started_here, thorough=False).checks
+    checks += inspect_wandb(needs)
     found = [(check.name, finding) for check in checks for finding in check.findings]
     for name, finding in found:
         if finding.severity != "error":
-            say(f"note: {name}: {finding}")
+            logger.log(LOG_LEVELS[finding.severity], "note: %s: %s", name, finding)
     errors = [f"{name}: {finding}" for name, finding in found if finding.severity == "error"]
     if len(errors) == 1:
         raise NotReady(f"not started: {errors[0]}")
@@ -79,13 +82,13 @@ def refuse_unready(needs: Needs, started_here: bool, say: Callable[[str], None])
         raise NotReady("\n  ".join([f"not started, {len(errors)} findings:", *errors]))
 
 
-def doctor(sweep: Sweep | None, storage: str | None, address: str | None, as_json: bool, console: Console) -> int:
+def doctor(sweep: Sweep | None, storage: str | None, address: str | None, as_json: bool) -> int:
     """Make every check and print it; returns the exit status: 0, or 2 where something must be mended.
 
     Args:
         sweep: whose needs are looked at too; None: only what any sweep needs.
         storage: in place of the sweep's own, and of ``runs``.
-        console: for what is said meanwhile; the result goes to standard output.
+        as_json: print one JSON document in place of the lines.
 
     Raises:
         RunDirectoryError: storage is no folder and no URI, or holds a key.
@@ -94,53 +97,51 @@ def doctor(sweep: Sweep | None, storage: str | None, address: str | None, as_jso
     needs = Needs(storage or DEFAULT_STORAGE)
     RunDirectory(needs.storage if sweep is None else sweep.config.storage)  # what is no location at all is refused
     if sweep is not None:
-        check, needs = _prepare(sweep, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
+        check, needs = _prepare(sweep)
         checks.append(check)
-    looked = Looked([], [], {}, {})
+    looked = ClusterReport([], [], {}, {})
     try:
         with ray_session(address) as started_here:
-            looked = look_at_cluster(needs, started_here, thorough=True)
+            looked = inspect_cluster(needs, started_here, thorough=True)
     except ClusterError as error:
-        what, _, remedy = str(error).rpartition("; ")
-        checks.append(Check("Ray", "", (Finding("error", what, remedy),)))
+        what, _, hint = str(error).rpartition("; ")
+        checks.append(Check("Ray", "", (Finding("error", what, hint),)))
     checks += looked.checks
-    checks += look_at_wandb(needs)
+    checks += inspect_wandb(needs)
     print(json.dumps(_document(checks, looked), indent=2) if as_json else table(checks))
     return 2 if any(finding.severity == "error" for check in checks for finding in check.findings) else 0
 
 
-def _prepare(sweep: Sweep, say: Callable[[str], None]) -> tuple[Check, Needs]:
-    """What ``run`` does before it connects: rows read, tokenised and cached, models loaded, features planned."""
-    config = sweep.config
-    trials = [trial.model_dump(mode="json") for trial in (c.trial for c in sweep.candidates())]
-    trials = trials or [trial.model_dump(mode="json") for trial in sweep.representatives()]
+def _prepare(sweep: Sweep) -> tuple[Check, Needs]:
+    """What ``run`` does before it connects: rows read, tokenized and cached, models loaded, features planned."""
     try:
-        prepared = prepare_trials(trials, config.metric, config.features, say, config.finish)
+        plan = plan_sweep(sweep)
     except InputError as error:
         finding = Finding("error", str(error), "")  # it says what to do
-        return Check("rows and model", "", (finding,)), needs_of(sweep, trials, None)
-    notes = [Finding("note", note, "") for note in (*sweep.notes, *prepared.notes)]
-    rows = ", ".join(f"{int(data.class_counts.sum()):,} rows to train on" for data in prepared.data.values())
-    needs = needs_of(sweep, trials, prepared)
+        return Check("rows and model", "", (finding,)), needs_of(plan_unprepared(sweep))
+    assert plan.prepared is not None
+    notes = [Finding("note", note, "") for note in plan.notes]
+    rows = ", ".join(f"{int(data.class_counts.sum()):,} rows to train on" for data in plan.prepared.data.values())
+    needs = needs_of(plan)
     return Check("rows and model", f"{rows}; {', '.join(needs.models)}", tuple(notes)), needs
 
 
 @dataclass(frozen=True)
-class Looked:
+class ClusterReport:
     """At a cluster."""
 
     checks: list[Check]
     nodes: list[Node]
-    facts: dict[str, Facts]  # by the nodes' ids
+    facts: dict[str, NodeInfo]  # by the nodes' ids
     needs: dict[str, NodeNeeds]  # likewise
 
 
-def look_at_cluster(needs: Needs, started_here: bool, thorough: bool) -> Looked:
+def inspect_cluster(needs: Needs, started_here: bool, thorough: bool) -> ClusterReport:
     """Ask every node of the Ray that is connected, and judge the answers.
 
     Args:
         started_here: its one node is this machine with this environment, which answers without a task.
-        thorough: look at GPUs nobody asks for, and in a process of its own even here.
+        thorough: look at GPUs no one asks for, and in a process of its own even here.
     """
     nodes = alive_nodes()
     asks_for_gpus = any(asked["gpus_per_worker"] for _, asked in needs.placements)
@@ -148,7 +149,7 @@ def look_at_cluster(needs: Needs, started_here: bool, thorough: bool) -> Looked:
     if (thorough or asks_for_gpus) and any(node.gpus for node in nodes):
         gpus = "count" if started_here and not thorough else "names"
     with SharedStorage(soon_refused(needs.storage)) as storage:
-        question = Question(
+        question = ProbeRequest(
             packages=PACKAGES,
             code=OUR_CODE,
             salt=uuid.uuid4().hex,
@@ -160,24 +161,26 @@ def look_at_cluster(needs: Needs, started_here: bool, thorough: bool) -> Looked:
         models = {name: PACKAGED_MODULE if name == PACKAGED_MODEL else None for name in needs.models}
         of_sweep = (known.tokens, known.features, needs.features_dir)
         if started_here:
-            facts = {node.id: look(node.id, question) for node in nodes}
+            facts = {node.id: probe_node(node.id, question) for node in nodes}
             silent: dict[str, str] = {}
             driver = facts[nodes[0].id]
-            found = {node.id: look_for_sweep(node.id, *of_sweep, {}) for node in nodes}  # the models were loaded here
+            found = {
+                node.id: inspect_for_sweep(node.id, *of_sweep, {}) for node in nodes
+            }  # the models were loaded here
         else:
-            driver = look("driver", {**question, "gcs_address": "", "storage": None, "gpus": "no"})
-            answers = ask_nodes(nodes, look, question)
-            facts, silent = answers.facts, answers.silent
+            driver = probe_node("driver", {**question, "gcs_address": "", "storage": None, "gpus": "no"})
+            answers = run_on_nodes(nodes, probe_node, question)
+            facts, silent = answers.results, answers.silent
             with_code = [node for node in nodes if node.id in facts and facts[node.id]["code"] is not None]
-            answers = ask_nodes(with_code, look_for_sweep, *of_sweep, models)
-            found, silent = answers.facts, silent | answers.silent
-        heard = storage.heard(nodes)
+            sweep_answers = run_on_nodes(with_code, inspect_for_sweep, *of_sweep, models)
+            found, silent = sweep_answers.results, silent | sweep_answers.silent
+        reported = storage.reported(nodes)
     checks = [
         nodes_check(nodes, silent),
         versions_check(driver, nodes, facts, ours="tailsweep"),
         token_check(driver, nodes, facts),
         state_api_check(nodes, facts),
-        storage_check(needs.storage, storage.refused, nodes, facts, heard),
+        storage_check(needs.storage, storage.refused, nodes, facts, reported),
     ]
     if gpus != "no" or thorough:
         checks.append(gpu_check(nodes, facts))
@@ -187,7 +190,7 @@ def look_at_cluster(needs: Needs, started_here: bool, thorough: bool) -> Looked:
     checks.append(disk_check(needs.storage, free, rooms, needs.forecast))
     if needs.models:
         checks.append(model_check({node.name: found[node.id]["models"] for node in nodes if node.id in found}))
-    return Looked(checks, nodes, facts, found)
+    return ClusterReport(checks, nodes, facts, found)
 
 
 def table(checks: Sequence[Check]) -> str:
@@ -204,7 +207,7 @@ def table(checks: Sequence[Check]) -> str:
     return "\n".join([*lines, "", end + (f"; {warnings} warning(s)" if warnings else "")])
 
 
-def _document(checks: Sequence[Check], looked: Looked) -> dict[str, Any]:
+def _document(checks: Sequence[Check], looked: ClusterReport) -> dict[str, Any]:
     nodes = []
     for node in looked.nodes:
         facts: Mapping[str, Any] = looked.facts.get(node.id, {})

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from tailsweep.clusters.nodes.probe import free_bytes
-from tailsweep.trainables.storage.cache import default_cache_dir
+from tailsweep.trainables.errors import describe_error
+from tailsweep.trainables.storage.cache import cache_folder, default_cache_dir
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 SECONDS_OF_HUB = 5.0
@@ -28,7 +29,7 @@ class NodeNeeds(TypedDict):
     models: dict[str, str]  # why a model's files cannot be had, by its name; of the others nothing
 
 
-def look_for_sweep(
+def inspect_for_sweep(
     node_id: str,
     tokens: Mapping[str, int],
     features: Mapping[str, int],
@@ -43,7 +44,7 @@ def look_for_sweep(
         models: the models' names, each with the module that carries its files where it is installed.
     """
     cache = default_cache_dir()
-    of_features = cache if features_dir is None else Path(features_dir).expanduser()
+    of_features = cache_folder(features_dir)
     needed = {cache: 0} | {of_features: 0}
     for folder, kind, entries in ((cache, "tokens", tokens), (of_features, "features", features)):
         needed[folder] += sum(size for key, size in entries.items() if not (folder / kind / key).is_dir())
@@ -82,7 +83,7 @@ def _missing_on_hub(name: str) -> str | None:
     except OfflineModeIsEnabled:
         return "it is not in the hub's cache there, and HF_HUB_OFFLINE is set"
     except HfHubHTTPError as error:
-        return f"the hub refuses it: {str(error).strip().splitlines()[0]}"
+        return f"the hub refuses it: {describe_error(error)}"
     except Exception as error:  # whatever the hub's client makes of a network that is not there
         return f"it is not in the hub's cache there, and the hub cannot be reached ({type(error).__name__})"
     return None

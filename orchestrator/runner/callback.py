@@ -8,33 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from tailsweep.orchestrator.config.schema import SweepConfig
 from tailsweep.orchestrator.monitoring.console import Progress
 from tailsweep.orchestrator.monitoring.wandb_tracker import Tracker, settings_of
-from tailsweep.orchestrator.runs.candidates import (
-    CandidateRecord,
-    EndState,
+from tailsweep.orchestrator.runs.directory import RunDirectory
+from tailsweep.orchestrator.runs.records import HistoryWriter, write_drawn, write_outcome
+from tailsweep.orchestrator.runs.trials import (
     Outcome,
     Records,
+    TrialRecord,
+    TrialState,
     best_epoch,
     is_over,
     last_stage,
 )
-from tailsweep.orchestrator.runs.directory import RunDirectory
-from tailsweep.orchestrator.runs.records import HistoryWriter, write_drawn, write_outcome
 from tailsweep.orchestrator.search.asha import StageASHA, describe
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import StorageError
 
 
-class Bookkeeping(tune.Callback):  # type: ignore[misc]
+class SweepCallback(tune.Callback):  # type: ignore[misc]
     """Hears everything Tune hears, in its order, and writes it down before anything else happens to it.
 
     Args:
         run: the run directory.
         records: what was known when the sweep (re)started.
         scheduler: asked why it stopped a trial; None without pruning.
-        metric: the key candidates are judged by.
-        max_failures: in a row and of one cause, after which ``stopped`` says so.
+        tracker: W&B.
+        progress: the console.
+        config: the sweep's; its metric judges trials, and ``max_consecutive_failures`` of one cause stop the sweep.
     """
 
     def __init__(
@@ -42,27 +44,26 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         run: RunDirectory,
         records: Records,
         scheduler: StageASHA | None,
-        metric: str,
         tracker: Tracker,
         progress: Progress,
-        max_failures: int = 5,
+        config: SweepConfig,
     ) -> None:
         self.run = run
         self.records = records
         self.scheduler = scheduler
-        self.metric = metric
+        self.metric = config.metric
         self.tracker = tracker
         self.progress = progress
         self.history = HistoryWriter(run)
-        self.failures: dict[str, str] = {}  # of candidates that have said they cannot go on, the reason
+        self.failures: dict[str, str] = {}  # of trials that have said they cannot continue, the reason
         self.given_up: dict[str, str] = {}  # by Tune, before they began, and why; whoever plays the round clears it
         self.stopped: str | None = None  # why the sweep is to stop before its end
         self.storage_error: StorageError | None = None
-        self._same_failures = SameFailures(max_failures)
+        self._same_failures = ConsecutiveFailures(config.max_consecutive_failures)
         self._began: dict[str, float] = {}
         self._seconds_before: defaultdict[str, float] = defaultdict(float)
         for row in records.history:
-            self._seconds_before[row["candidate"]] += row[report_keys.SECONDS]
+            self._seconds_before[row["trial"]] += row[report_keys.SECONDS]
         for name, outcome in records.outcomes.items():  # which knows of its processes' starts, too
             self._seconds_before[name] = outcome.seconds - self._seconds_of_parent(name)
 
@@ -71,24 +72,24 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         return {}
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        name = trial.config["of"]["candidate"]
+        name = trial.config["trial"]["name"]
         self._began.setdefault(name, time.monotonic())
         self._track(name)
         self.progress.started(name)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
-        name = trial.config["of"]["candidate"]
+        name = trial.config["trial"]["name"]
         if report_keys.NOTICE in result:
             self.progress.noticed(name, result[report_keys.NOTICE])
         if report_keys.FAILURE in result:
             self.failures[name] = result[report_keys.FAILURE]
-        if report_keys.STAGE in result and not self.records.has_heard(name, result):
-            self._or_stop(lambda: self._hear(name, result))
+        if report_keys.STAGE in result and not self.records.has_report(name, result):
+            self._or_stop(lambda: self._record_report(name, result))
 
-    def _hear(self, name: str, result: Mapping[str, Any]) -> None:
-        row = {"candidate": name, **{key: value for key, value in result.items() if _is_reported(key)}}
+    def _record_report(self, name: str, result: Mapping[str, Any]) -> None:
+        row = {"trial": name, **{key: value for key, value in result.items() if _is_reported(key)}}
         self.history.append(row)
-        self.records.hear(row)
+        self.records.add_report(row)
         self.tracker.log(name, row)
         if self.scheduler is not None:
             rungs = self.scheduler.rungs.get(row[report_keys.STAGE])
@@ -96,56 +97,56 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         self.progress.reported(name, row)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        name = trial.config["of"]["candidate"]
+        name = trial.config["trial"]["name"]
         verdict = settled(self.records, self.scheduler, self.metric, name)
         if verdict is None and name in self.failures:
-            verdict = "failed", self.failures[name]
-        if verdict is None:  # Tune was interrupted, or this was a first round
+            verdict = TrialState.FAILED, self.failures[name]
+        if verdict is None:  # Tune was interrupted, or this was a phase one
             self._pause(name)
         else:
             self._or_stop(lambda: self.end(name, *verdict))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        name, reason = trial.config["of"]["candidate"], _failure_reason(trial.error_file)
+        name, reason = trial.config["trial"]["name"], _failure_reason(trial.error_file)
         if trial.should_recover() or _is_told_twice(trial.error_file):
-            # Where a process that is handed on dies before the next candidate has begun in it, Tune (2.60) hears of it
-            # twice, from the process and from what it was to do, and gives the candidate up whatever its retries: it
+            # Where a process that is handed on dies before the next trial has begun in it, Tune (2.60) hears of it
+            # twice, from the process and from what it was to do, and gives the trial up whatever its retries: it
             # starts again what runs, and this one is yet to.
             self._pause(name)
             self.given_up[name] = reason
             self.progress.noticed(name, f"{reason} before it had begun; is started again")
             return
-        self._or_stop(lambda: self.end(name, "failed", reason))
+        self._or_stop(lambda: self.end(name, TrialState.FAILED, reason))
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        name = trial.config["of"]["candidate"]
-        self.progress.noticed(name, f"{_failure_reason(trial.error_file)}; goes on from its last checkpoint")
+        name = trial.config["trial"]["name"]
+        self.progress.noticed(name, f"{_failure_reason(trial.error_file)}; continues from its last checkpoint")
 
     @property
     def seconds(self) -> float:
-        """That candidates have run for so far, summed over them."""
+        """That trials have run for so far, summed over them."""
         now = time.monotonic()
         return sum(self._seconds_before.values()) + sum(now - began for began in self._began.values())
 
-    def draw(self, candidate: CandidateRecord) -> None:
-        """A candidate was drawn while the sweep runs: it is recorded before anything is done with it."""
-        write_drawn(self.run, candidate)
-        self.records.draw(candidate)
-        self.progress.drawn(candidate.name, epochs_of(candidate.trial))
+    def draw(self, trial: TrialRecord) -> None:
+        """A trial was drawn while the sweep runs: it is recorded before anything is done with it."""
+        write_drawn(self.run, trial)
+        self.records.draw(trial)
+        self.progress.drawn(trial.name, epochs_of(trial.config))
 
     def recall(self, outcome: Outcome, track: bool = False) -> None:
-        """Take up a candidate that had ended before this process began.
+        """Take up a trial that had ended before this process began.
 
         Args:
             track: its W&B run is lost, and is to be made again.
         """
-        best = best_epoch(self.records.history_of(outcome.candidate), self.metric)
+        best = best_epoch(self.records.history_of(outcome.trial), self.metric)
         if track:
             self._finish_tracking(outcome, best)
-        self.progress.recalled(outcome.candidate, outcome.state, best[self.metric] if best else None)
+        self.progress.recalled(outcome.trial, outcome.state, best[self.metric] if best else None)
 
-    def end(self, name: str, state: EndState, reason: str) -> None:
-        """A candidate is at its end: write its outcome, close its W&B run, say so."""
+    def end(self, name: str, state: TrialState, reason: str) -> None:
+        """A trial is at its end: write its outcome, close its W&B run, say so."""
         self._pause(name)
         seconds = self._seconds_before[name] + self._seconds_of_parent(name)
         outcome = Outcome(name, state, reason, round(seconds, 3))
@@ -158,10 +159,10 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
             self.stopped = self.stopped or cause
 
     def _finish_tracking(self, outcome: Outcome, best: Mapping[str, Any] | None) -> None:
-        name = outcome.candidate
+        name = outcome.trial
         decision = self.scheduler.decisions.get(name) if self.scheduler is not None else None
         summary = {
-            "state": outcome.state,
+            "state": outcome.state.value,
             "reason": outcome.reason,
             "rung": decision.rung if decision else None,
             f"best/{self.metric}": best[self.metric] if best else None,
@@ -170,11 +171,11 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
         self.tracker.finish(name, summary)
 
     def _seconds_of_parent(self, name: str) -> float:
-        parent = self.records.candidate(name).parent
+        parent = self.records.trial(name).parent
         return 0.0 if parent is None else self.records.outcomes[parent].seconds
 
     def _or_stop(self, write: Callable[[], None]) -> None:
-        """What storage refuses for good ends the sweep, not the candidate: it can be gone on with.
+        """What storage refuses for good ends the sweep, not the trial: it can be resumed.
 
         From then on nothing more is written: every attempt would take its half minute.
         """
@@ -187,18 +188,18 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]
             self.stopped = self.stopped or str(error)
 
     def _pause(self, name: str) -> None:
-        """Stop a candidate's clock."""
+        """Stop a trial's clock."""
         if name in self._began:
             self._seconds_before[name] += time.monotonic() - self._began.pop(name)
             self.progress.waiting(name)
 
     def _track(self, name: str) -> None:
-        candidate = self.records.candidate(name)
-        self.tracker.start(name, settings_of(candidate.trial, candidate.values), self.records.history_of(name))
+        trial = self.records.trial(name)
+        self.tracker.start(name, settings_of(trial.config, trial.values), self.records.history_of(name))
 
 
-class SameFailures:
-    """Candidates that fail one after another of one cause: what failed five times will fail the sixth.
+class ConsecutiveFailures:
+    """Trials that fail one after another of one cause: what failed five times will fail the sixth.
 
     Args:
         most: in a row.
@@ -208,9 +209,9 @@ class SameFailures:
         self.most = most
         self._cause, self._count = "", 0
 
-    def told(self, state: EndState, reason: str) -> str | None:
-        """Hear of a candidate's end; why the sweep is to stop, once it is."""
-        if state != "failed":
+    def told(self, state: TrialState, reason: str) -> str | None:
+        """Hear of a trial's end; why the sweep is to stop, once it is."""
+        if state != TrialState.FAILED:
             self._count = 0
             return None
         cause = re.sub(r"[-+.\d]*\d\S*", "#", reason)  # whatever the numbers in it, it is the same
@@ -218,13 +219,13 @@ class SameFailures:
         self._cause = cause
         if self._count < self.most:
             return None
-        return f"{self._count} candidates in a row failed of one cause, the last with: {reason}"
+        return f"{self._count} trials in a row failed of one cause, the last with: {reason}"
 
 
 class StopWhenAsked(tune.Stopper):  # type: ignore[misc]
-    """Tune's question whether a sweep is to stop, answered by its :class:`Bookkeeping`."""
+    """Tune's question whether a sweep is to stop, answered by its :class:`SweepCallback`."""
 
-    def __init__(self, bookkeeping: Bookkeeping) -> None:
+    def __init__(self, bookkeeping: SweepCallback) -> None:
         self.bookkeeping = bookkeeping
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
@@ -238,40 +239,55 @@ class StopWhenAsked(tune.Stopper):  # type: ignore[misc]
         return {}
 
 
-def settled(records: Records, scheduler: StageASHA | None, metric: str, name: str) -> tuple[EndState, str] | None:
-    """State and reason of a candidate whose end follows from its history; None while it has work left."""
+def settled(records: Records, scheduler: StageASHA | None, metric: str, name: str) -> tuple[TrialState, str] | None:
+    """State and reason of a trial whose end follows from its history; None while it has work left."""
     history = records.history_of(name)
     if not history:
         return None
     last = history[-1]
     decision = scheduler.decisions.get(name) if scheduler is not None else None
     if decision is not None and decision.stop:
-        return "pruned", describe(decision, metric, last)
-    trial = records.candidate(name).trial
-    if last[report_keys.STAGE] == last_stage(trial) and is_over(trial, last[report_keys.STAGE], history, metric):
-        return "completed", "; ".join(_early_ends(trial, history, metric)) or "all its epochs are done"
+        return TrialState.PRUNED, describe(decision, metric, last)
+    trial_config = records.trial(name).config
+    if last[report_keys.STAGE] == last_stage(trial_config) and is_over(
+        trial_config, last[report_keys.STAGE], history, metric
+    ):
+        return TrialState.COMPLETED, "; ".join(_early_ends(trial_config, history, metric)) or "all its epochs are done"
     return None
 
 
-def _early_ends(trial: Mapping[str, Any], history: Iterable[Mapping[str, Any]], metric: str) -> list[str]:
+def _early_ends(trial_config: Mapping[str, Any], history: Iterable[Mapping[str, Any]], metric: str) -> list[str]:
     """Of each stage that ended before its last epoch, in words."""
     done = {row[report_keys.STAGE]: row[report_keys.EPOCH] for row in history}
     return [
-        f"{stage.replace('_', ' ')} ended after epoch {report_keys.shown_epochs(epoch)} of {trial[stage]['epochs']}, "
-        f"with no better {metric} in {trial[stage]['patience']} evaluation{'s' if trial[stage]['patience'] > 1 else ''}"
+        _early_end(stage, trial_config[stage], epoch, metric)
         for stage, epoch in done.items()
-        if epoch != trial[stage]["epochs"]
+        if epoch != trial_config[stage]["epochs"]
     ]
 
 
-def epochs_of(trial: Mapping[str, Any]) -> tuple[int, int]:
+def _early_end(stage: str, stage_config: Mapping[str, Any], epoch: float, metric: str) -> str:
+    patience = stage_config["patience"]
+    return (
+        f"{stage.replace('_', ' ')} ended after epoch {report_keys.shown_epochs(epoch)} of {stage_config['epochs']}, "
+        f"with no better {metric} in {patience} evaluation{'s' if patience > 1 else ''}"
+    )
+
+
+def epochs_of(trial_config: Mapping[str, Any]) -> tuple[int, int]:
     """Of stage one and of stage two, from a dumped TrialConfig."""
-    return trial[report_keys.STAGE_ONE]["epochs"], trial[report_keys.STAGE_TWO]["epochs"]
+    return trial_config[report_keys.STAGE_ONE]["epochs"], trial_config[report_keys.STAGE_TWO]["epochs"]
 
 
 def _is_reported(key: str) -> bool:
     """Whether a key of Tune's result is one of ours; Tune adds clocks and addresses of its own."""
-    own = {report_keys.STAGE, report_keys.EPOCH, report_keys.STAGE_ONE_EPOCH, report_keys.ROAD, report_keys.SECONDS}
+    own = {
+        report_keys.STAGE,
+        report_keys.EPOCH,
+        report_keys.STAGE_ONE_EPOCH,
+        report_keys.EXECUTION,
+        report_keys.SECONDS,
+    }
     return key in own or key.startswith((f"{report_keys.VALIDATION}/", "train/"))
 
 

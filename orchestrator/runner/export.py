@@ -19,14 +19,14 @@ from tailsweep.orchestrator.runs.directory import (
     RunDirectory,
 )
 from tailsweep.trainables import report_keys
-from tailsweep.trainables.config.postprocess import FinishConfig
+from tailsweep.trainables.config.postprocess import PostprocessConfig
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData, fetch_prepared
-from tailsweep.trainables.execution.backends import live_road, split_logits
+from tailsweep.trainables.execution.backends import live_execution, split_logits
 from tailsweep.trainables.models.classifier import build_classifier, save_classifier
 from tailsweep.trainables.models.hub import resolve
 from tailsweep.trainables.postprocess.calibration import expected_calibration_error
-from tailsweep.trainables.postprocess.pipeline import Finished, finish_classifier
+from tailsweep.trainables.postprocess.pipeline import Postprocessed, postprocess_classifier
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training.checkpoint import checkpoint_name, load_parameters
 from tailsweep.trainables.training.metrics import Confusion
@@ -34,19 +34,19 @@ from tailsweep.trainables.training.runtime import SingleProcess
 from torch import nn
 
 
-class Chosen(TypedDict):
-    """A candidate that is to be a model; plain values, since it travels."""
+class BestTrial(TypedDict):
+    """A trial that is to be a model; plain values, since it travels."""
 
     location: str  # the run directory
-    candidate: str
-    trial: dict[str, Any]  # TrialConfig, dumped
+    trial: str
+    config: dict[str, Any]  # TrialConfig, dumped
     best: dict[str, Any]  # the report it is judged by; its checkpoint is the model
-    data_key: str  # of its tokenised rows
-    finish: dict[str, Any]  # the sweep's FinishConfig, dumped
+    data_key: str  # of its tokenized rows
+    postprocess: dict[str, Any]  # the sweep's PostprocessConfig, dumped
     metric: str  # the sweep's
 
 
-def export_best(chosen: Chosen) -> list[str]:
+def export_best(chosen: BestTrial) -> list[str]:
     """Write ``best/`` of a run directory: model, tokenizer, ``metrics.json`` and a card.
 
     Runs as a Ray task with a worker's resources, so that the driver needs no accelerator.
@@ -54,19 +54,19 @@ def export_best(chosen: Chosen) -> list[str]:
     Returns:
         What was done to the model after training, a line for each step.
     """
-    run, trial = RunDirectory(chosen["location"]), TrialConfig.model_validate(chosen["trial"])
+    run, trial_config = RunDirectory(chosen["location"]), TrialConfig.model_validate(chosen["config"])
     data = rows_of_run(run, chosen["data_key"])
-    model, finished, device = _finished(run, chosen, trial, data)
+    model, finished, device = _finished(run, chosen, trial_config, data)
     best = chosen["best"]
     with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
-        logits = split_logits(live_road(model, data, device, "fp32"), report_keys.TEST)
+        logits = split_logits(live_execution(model, data, device, "fp32"), report_keys.TEST)
         confusion = Confusion(len(data.label_names))
         confusion.update(logits, torch.from_numpy(data.test.labels.copy()))
         error = expected_calibration_error(logits.double().numpy(), data.test.labels)
         metrics: dict[str, Any] = {
             **confusion.scores(data.class_counts, data.label_names, report_keys.TEST),
             report_keys.on_split(report_keys.TEST, report_keys.ECE): error,
-            "candidate": chosen["candidate"],
+            "trial": chosen["trial"],
             "stage": best[report_keys.STAGE],
             "epoch": best[report_keys.EPOCH],
             "labels": list(data.label_names),
@@ -75,52 +75,56 @@ def export_best(chosen: Chosen) -> list[str]:
             "validation": {key: value for key, value in best.items() if key.startswith(f"{report_keys.VALIDATION}/")},
         }
         if finished is not None:
-            metrics["finish"] = finished.dump()
+            metrics["postprocess"] = finished.dump()
         folder = Path(temporary) / BEST_FOLDER
         folder.mkdir()
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            resolve(trial.model.name), trust_remote_code=trial.model.trust_remote_code
+            resolve(trial_config.model.name), trust_remote_code=trial_config.model.trust_remote_code
         )
-        tokenizer.model_max_length = trial.data.max_length  # what it was trained with is what `truncation=True` means
-        save_classifier(model.cpu(), tokenizer, folder, trial.model.head, data.label_names)
+        tokenizer.model_max_length = (
+            trial_config.data.max_length
+        )  # what it was trained with is what `truncation=True` means
+        save_classifier(model.cpu(), tokenizer, folder, trial_config.model.head, data.label_names)
         if finished is not None:
             finished.write(folder)
-        (folder / "README.md").write_text(_card(run.name, trial, metrics, data.notes, finished), encoding="utf-8")
+        (folder / "README.md").write_text(
+            _card(run.name, trial_config, metrics, data.notes, finished), encoding="utf-8"
+        )
         run.upload(folder, BEST_FOLDER)
     # Last: with it, the folder is whole. On an object store a killed process may leave a part of the others.
     run.write_text(METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
     return [] if finished is None else [str(step) for step in finished.steps]
 
 
-def predict_test(chosen: Chosen) -> np.ndarray:
-    """The class (n,) that a candidate, made a model as :func:`export_best` makes it, predicts for each test row."""
-    run, trial = RunDirectory(chosen["location"]), TrialConfig.model_validate(chosen["trial"])
+def predict_test(chosen: BestTrial) -> np.ndarray:
+    """The class (n,) that a trial, made a model as :func:`export_best` makes it, predicts for each test row."""
+    run, trial_config = RunDirectory(chosen["location"]), TrialConfig.model_validate(chosen["config"])
     data = rows_of_run(run, chosen["data_key"])
-    model, _, device = _finished(run, chosen, trial, data)
-    return split_logits(live_road(model, data, device, "fp32"), report_keys.TEST).argmax(dim=1).numpy()
+    model, _, device = _finished(run, chosen, trial_config, data)
+    return split_logits(live_execution(model, data, device, "fp32"), report_keys.TEST).argmax(dim=1).numpy()
 
 
 def rows_of_run(run: RunDirectory, data_key: str) -> PreparedData:
-    """The run's own copy of its tokenised rows, by way of this node's cache."""
+    """The run's own copy of its tokenized rows, by way of this node's cache."""
     return fetch_prepared(data_key, run.uri(f"{DATA_FOLDER}/{data_key}"), default_cache_dir())
 
 
 def _finished(
-    run: RunDirectory, chosen: Chosen, trial: TrialConfig, data: PreparedData
-) -> tuple[nn.Module, Finished | None, torch.device]:
-    """The candidate's best checkpoint with all that is done after training, on this process's device."""
-    model = build_classifier(trial.model, data.label_names, trial.seed)
+    run: RunDirectory, chosen: BestTrial, trial_config: TrialConfig, data: PreparedData
+) -> tuple[nn.Module, Postprocessed | None, torch.device]:
+    """The trial's best checkpoint with all that is done after training, on this process's device."""
+    model = build_classifier(trial_config.model, data.label_names, trial_config.seed)
     best = chosen["best"]
     name = checkpoint_name(best[report_keys.STAGE], best[report_keys.EPOCH])
-    folder = f"{CHECKPOINTS_FOLDER}/{chosen['candidate']}/{name}"
+    folder = f"{CHECKPOINTS_FOLDER}/{chosen['trial']}/{name}"
     with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
         checkpoint = Path(temporary) / "checkpoint"
         run.download(folder, checkpoint)
         load_parameters(checkpoint, model)
     runtime = SingleProcess()
     model = runtime.place(model)
-    finish = FinishConfig.model_validate(chosen["finish"])
-    if finish == FinishConfig():
+    postprocess = PostprocessConfig.model_validate(chosen["postprocess"])
+    if postprocess == PostprocessConfig():
         return model, None, runtime.device
-    finished = finish_classifier(model, data, finish, chosen["metric"], trial.seed, runtime.device)
+    finished = postprocess_classifier(model, data, postprocess, chosen["metric"], trial_config.seed, runtime.device)
     return model, finished, runtime.device

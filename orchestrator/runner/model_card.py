@@ -7,7 +7,7 @@ import numpy as np
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.postprocess.calibration import BINS
-from tailsweep.trainables.postprocess.pipeline import BEFORE_FILE, FINISH_FILE, Finished
+from tailsweep.trainables.postprocess.pipeline import BEFORE_FILE, POSTPROCESS_FILE, Postprocessed
 
 
 def _rows_per_class(labels: np.ndarray, label_names: tuple[str, ...]) -> dict[str, int]:
@@ -16,10 +16,14 @@ def _rows_per_class(labels: np.ndarray, label_names: tuple[str, ...]) -> dict[st
 
 
 def _card(
-    sweep: str, trial: TrialConfig, metrics: dict[str, Any], notes: tuple[str, ...], finished: Finished | None
+    sweep: str,
+    trial_config: TrialConfig,
+    metrics: dict[str, Any],
+    notes: tuple[str, ...],
+    finished: Postprocessed | None,
 ) -> str:
     """The model card: what it is, how to load it, what it scored, what it was trained on."""
-    native = trial.model.head == "native"
+    native = trial_config.model.head == "native"
     loading = (
         'from transformers import pipeline\n\nclassify = pipeline("text-classification", "path/to/this/folder")'
         if native
@@ -40,14 +44,14 @@ def _card(
     error = metrics[report_keys.on_split(report_keys.TEST, report_keys.ECE)]
     remarks = "".join(f"\n- {note}" for note in notes)
     return f"""---
-base_model: {trial.model.name}
+base_model: {trial_config.model.name}
 pipeline_tag: text-classification
 library_name: {"transformers" if native else "tailsweep"}
 ---
-# {sweep}: {metrics["candidate"]}
+# {sweep}: {metrics["trial"]}
 
-A text classifier with {len(metrics["labels"])} classes, fine-tuned from `{trial.model.name}` in two stages by
-tailsweep. Chosen by validation rows among the candidates of the sweep `{sweep}`; the test rows were scored once, with
+A text classifier with {len(metrics["labels"])} classes, fine-tuned from `{trial_config.model.name}` in two stages by
+tailsweep. Chosen by validation rows among the trials of the sweep `{sweep}`; the test rows were scored once, with
 this model only.
 
 ```python
@@ -64,16 +68,16 @@ this model only.
 
 Mean negative log-likelihood on test rows: {loss:.4f}; expected calibration
 error ({BINS} bins): {error:.4f}.
-{"" if finished is None else _finish_section(finished)}
-Rows: `{trial.data.train}`, at most {trial.data.max_length} tokens each.{remarks}
+{"" if finished is None else _postprocess_section(finished)}
+Rows: `{trial_config.data.train}`, at most {trial_config.data.max_length} tokens each.{remarks}
 
 ```json
-{json.dumps(trial.model_dump(include={"stage_one", "stage_two", "seed"}), indent=2)}
+{json.dumps(trial_config.model_dump(include={"stage_one", "stage_two", "seed"}), indent=2)}
 ```
 """
 
 
-def _finish_section(finished: Finished) -> str:
+def _postprocess_section(finished: Postprocessed) -> str:
     """What was done after training, and what it changed on validation rows."""
     steps = "\n".join(
         f"| {step.kind} | {key} | {step.before[key]:.4f} | {step.after[key]:.4f} |"
@@ -85,7 +89,7 @@ def _finish_section(finished: Finished) -> str:
 
 Done in this order, and fitted on the validation rows that had chosen the model: scores on these are too good
 afterwards, those of the test rows are not. All of it lies in the weights and bias of `{finished.layer}`;
-`{FINISH_FILE}` has the values, `{BEFORE_FILE}` the layer as it was trained.
+`{POSTPROCESS_FILE}` has the values, `{BEFORE_FILE}` the layer as it was trained.
 
 | step | | before | after |
 |---|---|---|---|

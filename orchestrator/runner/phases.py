@@ -1,98 +1,181 @@
-"""The rounds of a sweep under Tune: inline one of both stages, in a tournament one for each, with promotion between."""
+"""A sweep under Tune: one phase of both stages, or in a two-phase sweep one for each stage, with promotion between."""
 
+import logging
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
-from ray.tune.execution import class_cache
+from rich.console import Console
+from tailsweep.orchestrator.config.sweep import Sweep
+from tailsweep.orchestrator.planning.environment import Environment
+from tailsweep.orchestrator.planning.plan import SweepPlan
 from tailsweep.orchestrator.planning.resources import placement, trial_slots
+from tailsweep.orchestrator.runner.callback import SweepCallback
 from tailsweep.orchestrator.runner.publish_features import Entry, publish_features
-from tailsweep.orchestrator.runner.tune_run import Playing, _play
-from tailsweep.orchestrator.runs.candidates import record_of
+from tailsweep.orchestrator.runner.tune_run import Phase, TuneRequest, TuneRunner
 from tailsweep.orchestrator.runs.directory import FEATURES_FOLDER, RunDirectory
+from tailsweep.orchestrator.runs.trials import Records, TrialRecord, TrialState, record_of
 from tailsweep.orchestrator.search.promotion import stage_one_end, stage_one_ranking
 from tailsweep.trainables import report_keys
-from tailsweep.trainables.execution.feature_plan import FeaturePlan
+from tailsweep.trainables.distributed.worker import FeatureSource
 
-# Tune hands the keys to AWS on to its trials, in a runtime environment, which Ray's logs and dashboard show in clear
-# (2.60). Trials have the environment of their node's Ray anyway.
-class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
-    {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
-)
+logger = logging.getLogger(__name__)
 
 
-def run_rounds(playing: Playing) -> None:
-    """Run what is left of the sweep. Returns with candidates that have not ended where Tune was interrupted."""
-    config, records = playing.sweep.config, playing.records
-    inline = config.promote == "all"
-    of_one, of_two = (placement(playing.sweep, stage) for stage in report_keys.STAGES)
-    of_first = of_two if inline else of_one
-    # The whole trunk is work for a GPU, where stage two has one, though stage one's heads may need none.
-    of_trunk = of_two if of_two["gpus_per_worker"] and not of_one["gpus_per_worker"] else of_first
-    began = time.monotonic()
-    slots = trial_slots({**of_trunk, "workers": 1, "min_workers": 1})
-    sources = publish_features(
-        playing.run, _features_needed(playing), of_trunk, slots, config.features.dir, playing.console
-    )
-    if sources:
-        playing.say(f"features ready after {time.monotonic() - began:.0f} s")
-    if inline:
-        _play(playing, "both_stages", playing.unfinished, of_first, sources, draw=True)
-        return
-    began = time.monotonic()
-    entered = [c for c in playing.unfinished if stage_one_end(records, c.name, config.metric) is None]
-    warm = [c for c in entered if playing.parts_of(c.trial)["features"] is not None]
-    all_warm = all(parts["features"] is not None for parts in playing.environment["made_of"].values())
-    _play(playing, "stage_one_warm", warm, of_first, sources, draw=all_warm)
-    _play(playing, "stage_one_run", [c for c in entered if c not in warm], of_first, sources, draw=not all_warm)
-    if len(records.entered) < playing.sweep.num_candidates:
-        return
-    if any(stage_one_end(records, candidate.name, config.metric) is None for candidate in playing.unfinished):
-        return
-    if entered:
-        playing.say(f"round one: {len(records.entered)} candidates in {time.monotonic() - began:.0f} s")
-    _promote(playing)
-    promoted = playing.unfinished
-    playing.say(f"promoted: {', '.join(candidate.name for candidate in promoted)}")
-    began = time.monotonic()
-    _play(playing, "both_stages", promoted, of_two, sources, draw=False)
-    playing.say(f"round two: {len(promoted)} candidates in {time.monotonic() - began:.0f} s")
+class SweepRunner:
+    """Run what is left of a sweep.
 
+    Args:
+        run: the run directory.
+        plan: the sweep.
+        environment: the inputs of its trials.
+        records: what is known of the trials; the callback updates it.
+        tune: runs Tune.
+        console: shows progress.
+    """
 
-def _promote(playing: Playing) -> None:
-    """End every candidate that is not among the best of the first round; those that are become as many as there are
-    settings of stage two to try, where that is more than one."""
-    config, records = playing.sweep.config, playing.records
-    assert config.promote != "all"
-    ranking = stage_one_ranking(records, config.metric)
-    for rank, name in enumerate(ranking, start=1):
-        if name in records.outcomes:
-            continue
-        place = f"rank {rank} of {len(ranking)} by {config.metric} after stage one"
-        if rank > config.promote:
-            playing.bookkeeping.end(name, "not_promoted", f"{place}; the best {config.promote} go on")
-        elif config.round_two.settings > 1:
-            parent = records.candidate(name)
-            offspring = playing.sweep.offspring(name, parent.number[0], parent.values)
-            for one in offspring:
-                if one.name not in records:  # a killed sweep may have drawn some
-                    playing.bookkeeping.draw(record_of(one, parent=name))
-            playing.bookkeeping.end(name, "promoted", f"{place}; goes on as {', '.join(one.name for one in offspring)}")
+    def __init__(
+        self,
+        run: RunDirectory,
+        plan: SweepPlan,
+        environment: Environment,
+        records: Records,
+        tune: TuneRunner,
+        console: Console,
+    ) -> None:
+        self.run_directory = run
+        self.plan = plan
+        self.environment = environment
+        self.records = records
+        self.tune = tune
+        self.console = console
 
+    @property
+    def sweep(self) -> Sweep:
+        """The sweep."""
+        return self.plan.sweep
 
-def _features_needed(playing: Playing) -> list[Entry]:
-    """Of the candidates that have stage one before them, drawn already or to be drawn."""
-    entries: dict[str, Entry] = {}
-    plans = {key: FeaturePlan.load(dumped) for key, dumped in playing.environment["features"].items()}
-    metric = playing.sweep.config.metric
-    left = [c.trial for c in playing.unfinished if stage_one_end(playing.records, c.name, metric) is None]
-    if playing.sweep.config.search == "optuna" and len(playing.records.entered) < playing.sweep.num_candidates:
-        left += [trial.model_dump(mode="json") for trial in playing.sweep.representatives()]
-    for trial in left:
-        parts = playing.parts_of(trial)
-        if parts["features"] is not None and parts["data"] is not None:
-            entries.setdefault(parts["features"], Entry(plans[parts["features"]], trial, parts["data"]))
-    return list(entries.values())
+    @property
+    def callback(self) -> SweepCallback:
+        """What records the ends of trials."""
+        return self.tune.callback
 
+    @property
+    def finished(self) -> bool:
+        """Whether every trial of the sweep has ended."""
+        return self.records.finished and len(self.records.root_trials) == self.sweep.num_trials
 
-def remove_published_features(run: RunDirectory) -> None:
-    """Every node that needed them has its own copy."""
-    run.delete_folder(FEATURES_FOLDER)
+    @property
+    def unfinished(self) -> list[TrialRecord]:
+        """The trials that have not ended."""
+        return [trial for trial in self.records.trials if trial.name not in self.records.outcomes]
+
+    def run(self) -> None:
+        """Run every phase. Returns with unfinished trials where Tune was interrupted."""
+        features = self._publish_features()
+        in_stage_two = placement(self.sweep, report_keys.STAGE_TWO)
+        if self.plan.is_single_phase:
+            self.run_phase(TuneRequest(Phase.BOTH_STAGES, self.unfinished, in_stage_two, features, may_draw=True))
+        elif self._run_phase_one(features):
+            self._promote()
+            promoted = self.unfinished
+            logger.info(f"promoted: {', '.join(trial.name for trial in promoted)}")
+            began = time.monotonic()
+            self.run_phase(TuneRequest(Phase.BOTH_STAGES, promoted, in_stage_two, features))
+            logger.info(f"phase two: {len(promoted)} trials in {time.monotonic() - began:.0f} s")
+
+    def run_phase(self, request: TuneRequest) -> None:
+        """Run trials, and once more those that Tune gives up before they begin, as often as there are retries."""
+        given_up = self.callback.given_up
+        for _ in range(1 + self.sweep.config.retries):
+            given_up.clear()
+            self.tune.run(request)
+            if not given_up or self._is_cut_short(request):
+                return
+            request = replace(request, trials=[trial for trial in self.unfinished if trial.name in given_up])
+        for trial in request.trials:
+            self.callback.end(trial.name, TrialState.FAILED, given_up[trial.name])
+
+    def remove_published_features(self) -> None:
+        """Delete the features from the run directory: every node that needs them has a copy."""
+        self.run_directory.delete_folder(FEATURES_FOLDER)
+
+    def _run_phase_one(self, features: dict[str, FeatureSource]) -> bool:
+        """Run stage one of every trial; returns whether all of them are through it."""
+        began = time.monotonic()
+        in_stage_one = placement(self.sweep, report_keys.STAGE_ONE)
+        entered = [trial for trial in self.unfinished if not self._has_done_stage_one(trial)]
+        on_features = [trial for trial in entered if self.environment.inputs_of(trial.config).features is not None]
+        live = [trial for trial in entered if trial not in on_features]
+        all_on_features = all(inputs.features is not None for inputs in self.environment.inputs_key.values())
+        reused = TuneRequest(Phase.STAGE_ONE_REUSED, on_features, in_stage_one, features, may_draw=all_on_features)
+        self.run_phase(reused)
+        self.run_phase(TuneRequest(Phase.STAGE_ONE_RUN, live, in_stage_one, features, may_draw=not all_on_features))
+        if len(self.records.root_trials) < self.sweep.num_trials:
+            return False
+        if not all(self._has_done_stage_one(trial) for trial in self.unfinished):
+            return False
+        if entered:
+            logger.info(f"phase one: {len(self.records.root_trials)} trials in {time.monotonic() - began:.0f} s")
+        return True
+
+    def _promote(self) -> None:
+        """End every trial that is not among the best of phase one, and expand those that are.
+
+        A promoted trial becomes as many as there are settings of stage two to try, where that is more than one.
+        """
+        config, records = self.sweep.config, self.records
+        assert config.promote != "all"
+        ranking = stage_one_ranking(records, config.metric)
+        for rank, name in enumerate(ranking, start=1):
+            if name in records.outcomes:
+                continue
+            place = f"rank {rank} of {len(ranking)} by {config.metric} after stage one"
+            if rank > config.promote:
+                self.callback.end(name, TrialState.NOT_PROMOTED, f"{place}; the best {config.promote} continue")
+            elif config.stage_two_search.settings > 1:
+                parent = records.trial(name)
+                children = self.sweep.expand_promoted(name, parent.values)
+                for child in children:
+                    if child.name not in records:  # a killed sweep may have drawn some
+                        self.callback.draw(record_of(child, parent=name))
+                names = ", ".join(child.name for child in children)
+                self.callback.end(name, TrialState.PROMOTED, f"{place}; continues as {names}")
+
+    def _is_cut_short(self, request: TuneRequest) -> bool:
+        """Whether Tune has ended before its trials: by Ctrl-C, say."""
+        ended = self.records.outcomes.keys() | self.callback.given_up.keys()
+        left = [trial for trial in request.trials if trial.name not in ended]
+        if request.phase != Phase.BOTH_STAGES:
+            left = [trial for trial in left if not self._has_done_stage_one(trial)]
+        return self.callback.stopped is not None or bool(left)
+
+    def _has_done_stage_one(self, trial: TrialRecord) -> bool:
+        return stage_one_end(self.records, trial.name, self.sweep.config.metric) is not None
+
+    def _publish_features(self) -> dict[str, FeatureSource]:
+        """Make the features of the trials that have stage one before them; returns where trials find them."""
+        began = time.monotonic()
+        in_one, in_two = (placement(self.sweep, stage) for stage in report_keys.STAGES)
+        # The whole trunk is work for a GPU, where stage two has one, though stage one's heads may need none.
+        use_stage_two = self.plan.is_single_phase or (in_two["gpus_per_worker"] and not in_one["gpus_per_worker"])
+        asked = in_two if use_stage_two else in_one
+        slots = trial_slots({**asked, "workers": 1, "min_workers": 1})
+        cache_dir = self.sweep.config.features.dir
+        features = publish_features(self.run_directory, self._entries(), asked, slots, cache_dir, self.console)
+        if features:
+            logger.info(f"features ready after {time.monotonic() - began:.0f} s")
+        return features
+
+    def _entries(self) -> Sequence[Entry]:
+        """Return the features of the trials that have stage one before them, drawn already or to be drawn."""
+        entries: dict[str, Entry] = {}
+        left = [trial.config for trial in self.unfinished if not self._has_done_stage_one(trial)]
+        if self.sweep.config.search == "optuna" and len(self.records.root_trials) < self.sweep.num_trials:
+            left += [trial_config.model_dump(mode="json") for trial_config in self.sweep.representative_trials()]
+        for trial_config in left:
+            inputs = self.environment.inputs_of(trial_config)
+            if inputs.features is not None:
+                plan = self.environment.features[inputs.features]
+                entries.setdefault(inputs.features, Entry(plan, trial_config, inputs.data))
+        return list(entries.values())

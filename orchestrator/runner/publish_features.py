@@ -1,9 +1,9 @@
 """Features made before the trials start, in parts, by all the CPUs or GPUs that the cluster has for trials."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,16 +15,18 @@ from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import fetch_prepared
 from tailsweep.trainables.distributed.train_run import Placement
 from tailsweep.trainables.distributed.worker import FeatureSource
-from tailsweep.trainables.errors import InputError, StorageError
+from tailsweep.trainables.errors import InputError, StorageError, describe_error
 from tailsweep.trainables.execution.feature_plan import FeaturePlan
-from tailsweep.trainables.execution.feature_store import is_whole, make_part
+from tailsweep.trainables.execution.feature_store import PartSet, is_whole, make_part
 from tailsweep.trainables.models.classifier import build_classifier
 from tailsweep.trainables.models.layers import set_trainable
-from tailsweep.trainables.storage.cache import default_cache_dir
+from tailsweep.trainables.storage.cache import cache_folder, default_cache_dir
 
 ROWS_PER_PART = 1024  # small enough for a bar that moves
 FEWEST_ROWS = 256  # of a part: a process takes seconds to start
 MAX_PARTS = 256
+
+logger = logging.getLogger(__name__)
 
 
 class FeatureError(InputError):
@@ -33,10 +35,10 @@ class FeatureError(InputError):
 
 @dataclass(frozen=True)
 class Entry:
-    """Features that candidates need, and the trial of one of these, dumped, whose trunk it is."""
+    """Features that trials need, and the trial of one of these, dumped, whose trunk it is."""
 
     plan: FeaturePlan
-    trial: dict[str, Any]
+    config: dict[str, Any]
     data_key: str  # of its rows
 
 
@@ -59,7 +61,7 @@ def publish_features(
 
     Raises:
         FeatureError: they cannot be made.
-        StorageError: the run directory goes on refusing them.
+        StorageError: the run directory continues refusing them.
     """
     task = ray.remote(num_cpus=placement["cpus_per_worker"], num_gpus=placement["gpus_per_worker"])(_make_one_part)
     sources = {}
@@ -75,17 +77,17 @@ def publish_features(
             continue
         run.make_folder(folder)
         rows = (entry.data_key, run.uri(f"{DATA_FOLDER}/{entry.data_key}"))
-        tasks = [task.remote(entry.trial, *rows, plan.dump(), run.uri(folder), part, parts) for part in range(parts)]
-        what = f"making features: {plan.cut}, {plan.num_bytes / 1e6:,.0f} MB"
+        tasks = [task.remote(entry.config, *rows, plan.dump(), run.uri(folder), part, parts) for part in range(parts)]
+        what = f"making features: {plan.split_point}, {plan.num_bytes / 1e6:,.0f} MB"
         try:
             _wait(tasks, what, console)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
             if isinstance(cause, StorageError):
                 raise cause from None
-            reason = str(cause).strip().splitlines()[-1]
+            reason = describe_error(cause, line="last")
             raise FeatureError(
-                f"{what}: {reason}; mend that and go on by `{run.resume_command}`, or start again with "
+                f"{what}: {reason}; mend that and continue by `{run.resume_command}`, or start again with "
                 "`--set features.cache=off`"
             ) from None
     return sources
@@ -93,7 +95,7 @@ def publish_features(
 
 def _wait(tasks: Sequence[Any], what: str, console: Console) -> None:
     """Until all are done, or one failed and the others are ended; a bar in a terminal, a line elsewhere."""
-    console.print(what, highlight=False, markup=False, soft_wrap=True)
+    logger.info(what)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         shown = bar.add_task("", total=len(tasks))
         left = list(tasks)
@@ -123,28 +125,30 @@ def _everywhere(plan: FeaturePlan, cache_dir: str | None) -> bool:
 
 def _is_here(plan: dict[str, Any], cache_dir: str | None) -> bool:
     loaded = FeaturePlan.load(plan)
-    return is_whole(_cache(cache_dir) / "features" / loaded.key, loaded)
+    return is_whole(cache_folder(cache_dir) / "features" / loaded.key, loaded)
 
 
 def _make_one_part(
-    trial: dict[str, Any], data_key: str, published_data: str, plan: dict[str, Any], location: str, part: int, of: int
+    trial_config: dict[str, Any],
+    data_key: str,
+    published_data: str,
+    plan: dict[str, Any],
+    location: str,
+    part: int,
+    of: int,
 ) -> None:
     """A Ray task. Its process is used for several parts, and keeps the model between them."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = fetch_prepared(data_key, published_data, default_cache_dir())
-    model = _model(TrialConfig.model_validate(trial).model_dump_json(), data.label_names)
-    make_part(FeaturePlan.load(plan), model, data, location, part, of, device)
+    model = _model(TrialConfig.model_validate(trial_config).model_dump_json(), data.label_names)
+    make_part(FeaturePlan.load(plan), model, data, PartSet(location, of), part, device)
 
 
 @lru_cache(maxsize=1)
-def _model(trial: str, label_names: tuple[str, ...]) -> Any:
-    loaded = TrialConfig.model_validate_json(trial)
+def _model(trial_config: str, label_names: tuple[str, ...]) -> Any:
+    loaded = TrialConfig.model_validate_json(trial_config)
     model = build_classifier(loaded.model, label_names, loaded.seed)
-    set_trainable(model, loaded.stage_one.trains)
+    set_trainable(model, loaded.stage_one.trainable)
     return model
-
-
-def _cache(cache_dir: str | None) -> Path:
-    return default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()

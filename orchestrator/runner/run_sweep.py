@@ -1,17 +1,17 @@
-"""Runs a sweep from its configuration to its results: checks first, then the rounds, then the chosen model."""
+"""Runs a sweep from its configuration to its results: checks first, then the phases, then the best model."""
 
-import functools
-import json
+import logging
 import tempfile
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 from rich.console import Console
-from tailsweep.orchestrator.config.search_space import Candidate
+from tailsweep.orchestrator.config.search_space import Trial
 from tailsweep.orchestrator.config.sweep import Sweep, to_yaml
 from tailsweep.orchestrator.monitoring.console import Progress
+from tailsweep.orchestrator.monitoring.run_log import run_log
 from tailsweep.orchestrator.monitoring.wandb_tracker import (
     Tracker,
     flatten,
@@ -20,214 +20,269 @@ from tailsweep.orchestrator.monitoring.wandb_tracker import (
     upload_runs,
     uploaded_runs,
 )
-from tailsweep.orchestrator.planning.preparation import environment, prepare_trials
+from tailsweep.orchestrator.planning.environment import (
+    Environment,
+    describe_environment,
+    read_environment,
+    write_environment,
+)
+from tailsweep.orchestrator.planning.plan import SweepPlan, plan_resumed_sweep, plan_sweep
 from tailsweep.orchestrator.planning.ray_session import ray_session, result_of
 from tailsweep.orchestrator.planning.resources import placement
-from tailsweep.orchestrator.preflight.doctor import refuse_unready
-from tailsweep.orchestrator.preflight.needs import needs_of, needs_of_run
-from tailsweep.orchestrator.runner.callback import Bookkeeping, epochs_of, settled
-from tailsweep.orchestrator.runner.export import Chosen, export_best
-from tailsweep.orchestrator.runner.phases import remove_published_features, run_rounds
-from tailsweep.orchestrator.runner.tune_run import Playing
-from tailsweep.orchestrator.runs.candidates import Records, best_epoch, made_of, record_of
+from tailsweep.orchestrator.preflight.doctor import require_ready
+from tailsweep.orchestrator.preflight.needs import folder_of_runs, needs_of
+from tailsweep.orchestrator.runner.callback import SweepCallback, epochs_of, settled
+from tailsweep.orchestrator.runner.export import BestTrial, export_best
+from tailsweep.orchestrator.runner.phases import SweepRunner
+from tailsweep.orchestrator.runner.tune_run import TuneRunner
 from tailsweep.orchestrator.runs.directory import (
     CHECKPOINTS_FOLDER,
     DATA_FOLDER,
-    ENVIRONMENT_FILE,
     SWEEP_FILE,
     WANDB_FOLDER,
     RunDirectory,
     open_run,
-    refuse_ways_out,
+    reject_escaping_symlinks,
 )
-from tailsweep.orchestrator.runs.lock import held
-from tailsweep.orchestrator.runs.records import read_records, read_sweep, write_candidates
+from tailsweep.orchestrator.runs.lock import run_lock
+from tailsweep.orchestrator.runs.records import read_records, read_sweep, write_trials
 from tailsweep.orchestrator.runs.report import write_report
-from tailsweep.orchestrator.runs.tables import chosen_row, read_test_metrics, write_tables
+from tailsweep.orchestrator.runs.tables import read_test_metrics, select_best, write_tables
+from tailsweep.orchestrator.runs.trials import Records, TrialState, best_epoch
 from tailsweep.orchestrator.search.asha import Rungs, StageASHA
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import StorageError
 from tailsweep.trainables.storage.filesystem import join_location
 from tailsweep.trainables.training.checkpoint import checkpoint_name
 
+logger = logging.getLogger(__name__)
 
-def run_sweep(
-    sweep: Sweep,
-    address: str | None,
-    console: Console,
-    candidates: Sequence[Candidate] | None = None,
-    export: bool = True,
-    checked: bool = False,
-    resume: bool = False,
-) -> int:
-    """Run a new sweep to its end; returns the exit status: 0 done, 1 interrupted or no candidate was completed.
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a sweep is run, apart from what it is."""
+
+    address: str | None = None  # of the Ray cluster; None: $RAY_ADDRESS, else a Ray started here
+    export: bool = True  # whether the best trial becomes `best/` and is scored on the test examples
+    checked: bool = False  # whether the caller has checked the cluster already (see doctor.py)
+    resume: bool = False  # whether to resume the run directory where there is one
+
+
+def run_sweep(sweep: Sweep, console: Console, options: RunOptions, trials: Sequence[Trial] | None = None) -> int:
+    """Run a new sweep to its end.
 
     Args:
-        candidates: in place of those that ``sweep`` would draw.
-        export: whether the chosen candidate becomes ``best/`` and is scored on the test rows.
-        checked: whether the caller has looked at the cluster already (see ``doctor.py``).
-        resume: whether to go on with the run directory where it is there already.
+        sweep: the sweep.
+        console: shows progress and results.
+        options: how to run it.
+        trials: in place of those that ``sweep`` draws.
+
+    Returns:
+        The exit status: 0 done, 1 interrupted or no trial was completed.
 
     Raises:
         ValueError: the user's input cannot be used; nothing has been written then.
     """
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     config = sweep.config
-    run = RunDirectory(join_location(config.storage, str(config.name)))
-    if resume and run.reach() and run.has_begun:
-        return resume_sweep(run.location, address, console, export, checked)
-    run.refuse_existing(but_one_not_begun=resume)
-    records = Records([record_of(candidate) for candidate in candidates or sweep.candidates()])
-    say(f"sweep {config.name}: {sweep.num_candidates} candidates")
-    trials = [candidate.trial for candidate in records.candidates]
-    trials = trials or [trial.model_dump(mode="json") for trial in sweep.representatives()]
-    prepared = prepare_trials(trials, config.metric, config.features, say, config.finish)
-    for note in (*sweep.notes, *prepared.notes):
-        say(f"note: {note}")
-    with ray_session(address) as started_here:
-        if not checked:
-            refuse_unready(needs_of(sweep, trials, prepared), started_here, say)
-        run.create(over_one_not_begun=resume)
-        with held(run):
-            made = environment(prepared, ray.nodes())
-            run.write_text(ENVIRONMENT_FILE, json.dumps(made, indent=2) + "\n")
-            for key, data in prepared.data.items():
+    run = RunDirectory(join_location(config.storage, sweep.name))
+    if options.resume and run.reach() and run.has_begun:
+        return resume_sweep(run.location, console, options)
+    run.refuse_existing(but_one_not_begun=options.resume)
+    logger.info(f"sweep {sweep.name}: {sweep.num_trials} trials")
+    plan = plan_sweep(sweep, trials)
+    assert plan.prepared is not None
+    for note in plan.notes:
+        logger.info(f"note: {note}")
+    with ray_session(options.address) as started_here:
+        if not options.checked:
+            require_ready(needs_of(plan), started_here)
+        run.create(over_one_not_begun=options.resume)
+        with run_lock(run), run_log(run):
+            environment = describe_environment(plan.prepared, ray.nodes())
+            write_environment(run, environment)
+            for key, data in plan.prepared.data.items():
                 run.upload(data.folder, f"{DATA_FOLDER}/{key}")
             run.write_text(SWEEP_FILE, to_yaml(sweep))
-            # Last: with this file the run directory is one that `resume` can go on with.
-            write_candidates(run, records.candidates)
-            return _to_the_end(run, sweep, records, made, console, export)
+            # Last: with this file the run directory is one that `resume` can resume.
+            write_trials(run, plan.trials)
+            records = Records(list(plan.trials))
+            return StartedSweep(run, plan, environment, records, console, options.export).finish()
 
 
-def resume_sweep(
-    location: str, address: str | None, console: Console, export: bool = True, checked: bool = False
-) -> int:
-    """Go on with an interrupted sweep from its own records; returns the exit status as :func:`run_sweep` does.
+def resume_sweep(location: str, console: Console, options: RunOptions) -> int:
+    """Resume an interrupted sweep from its own records.
 
-    Finished candidates stay finished, unfinished ones go on from their last checkpoint, and ASHA's rungs are as they
+    Finished trials stay finished, unfinished ones continue from their last checkpoint, and ASHA's rungs are as they
     were: the history is replayed to a fresh scheduler.
+
+    Returns:
+        The exit status, as :func:`run_sweep` does.
     """
     run = open_run(location)
-    refuse_ways_out(run)
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    with held(run):
+    reject_escaping_symlinks(run)
+    with run_lock(run), run_log(run):
         records = read_records(run)
         sweep = read_sweep(run)
-        made = json.loads(run.read_text(ENVIRONMENT_FILE))
-        to_draw = sweep.num_candidates - len(records.entered)
-        left = to_draw + sum(candidate.name not in records.outcomes for candidate in records.candidates)
-        say(f"sweep {run.name}: {left} of {to_draw + len(records.candidates)} candidates left")
-        with ray_session(address) as started_here:
-            if left and not checked:
-                refuse_unready(needs_of_run(run, sweep, records, made), started_here, say)
-            return _to_the_end(run, sweep, records, made, console, export)
+        environment = read_environment(run)
+        to_draw = sweep.num_trials - len(records.root_trials)
+        left = to_draw + sum(trial.name not in records.outcomes for trial in records.trials)
+        logger.info(f"sweep {run.name}: {left} of {to_draw + len(records.trials)} trials left")
+        plan = plan_resumed_sweep(sweep, records, environment)
+        with ray_session(options.address) as started_here:
+            if left and not options.checked:
+                require_ready(needs_of(plan, folder_of_runs(run)), started_here)
+            return StartedSweep(run, plan, environment, records, console, options.export).finish()
 
 
-def _to_the_end(
-    run: RunDirectory, sweep: Sweep, records: Records, made: dict[str, Any], console: Console, export: bool
-) -> int:
-    """The rounds, then the results; whatever stops them on the way, how to go on is the last that is said."""
-    try:
-        return _play_and_write(run, sweep, records, made, console, export)
-    except (StorageError, KeyboardInterrupt) as error:
-        why = str(error) or "interrupted"
-        console.print(f"{why}; to go on: {run.resume_command}", highlight=False, markup=False, soft_wrap=True)
-        return 1
+class StartedSweep:
+    """A sweep whose run directory exists, from its trials to its results.
 
+    Args:
+        run: the run directory.
+        plan: the sweep.
+        environment: the inputs of its trials.
+        records: what is known of the trials.
+        console: shows progress and results.
+        export: whether the best trial becomes ``best/``.
+    """
 
-def _play_and_write(
-    run: RunDirectory, sweep: Sweep, records: Records, made: dict[str, Any], console: Console, export: bool
-) -> int:
-    config = sweep.config
-    scheduler = _scheduler(sweep, records)
-    epochs = {candidate.name: epochs_of(candidate.trial) for candidate in records.candidates}
-    with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
-        tracking_folder = run.local or Path(temporary)
+    def __init__(
+        self,
+        run: RunDirectory,
+        plan: SweepPlan,
+        environment: Environment,
+        records: Records,
+        console: Console,
+        export: bool,
+    ) -> None:
+        self.run = run
+        self.plan = plan
+        self.config = plan.sweep.config
+        self.environment = environment
+        self.records = records
+        self.console = console
+        self.export = export
         # What a killed process has logged offline on a disk of its own is lost, and logged again.
-        logs_anew = run.local is None and config.wandb.mode == "offline"
-        uploaded = uploaded_runs(run) if logs_anew else set()
-        say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
-        tracker = Tracker(config.wandb, run.name, tracking_folder, say)
-        progress = Progress(epochs, config.metric, console, sweep.num_candidates)
-        bookkeeping = Bookkeeping(run, records, scheduler, config.metric, tracker, progress, config.max_failures)
-        playing = Playing(run, sweep, records, made, scheduler, bookkeeping, console)
-        lost = {name for name in records.outcomes if logs_anew and run_id(tracker.sweep, name) not in uploaded}
-        _settle_what_is_known(records, scheduler, bookkeeping, lost)
+        self.logs_again = run.local is None and self.config.wandb.mode == "offline"
+
+    def finish(self) -> int:
+        """Run the trials and write the results; returns the exit status.
+
+        Whatever stops them on the way, the last line says how to continue.
+        """
         try:
-            if not playing.finished:
-                run_rounds(playing)
-            if bookkeeping.storage_error is not None:
-                raise bookkeeping.storage_error
-        finally:
-            tracker.close()
-        rows = write_tables(run, records, config.metric)
-        chosen = chosen_row(rows, config.metric)
-        if playing.finished:
-            remove_published_features(run)
-        if playing.finished and chosen is not None:
-            _drop_spent_checkpoints(run, records, config.metric)
-            exported = read_test_metrics(run) is not None
-            if export and not exported:
-                _export(playing, chosen["candidate"])
-            if export and (not exported or (logs_anew and run_id(tracker.sweep, "sweep") not in uploaded)):
-                test = {k: v for k, v in (read_test_metrics(run) or {}).items() if k.startswith(f"{report_keys.TEST}/")}
-                settings = flatten(config.model_dump(mode="json"))
-                tracker.finish_sweep(settings, {"chosen": chosen["candidate"], **test})
-        if run.local is None:
-            upload_runs(tracking_folder, run)
-    playing.say("\n" + write_report(run, records, config.metric))
-    if tracker.mode == "offline":
-        copied = "" if run.local is not None else "copy it to a folder here, and "
-        folder = run.uri(WANDB_FOLDER) if run.local is not None else WANDB_FOLDER
-        playing.say(f"W&B      {run.uri(WANDB_FOLDER)}; to upload: {copied}{sync_command(folder)}")
-    if not playing.finished:
-        why = bookkeeping.stopped or "interrupted"
-        playing.say(f"{why}; to go on: {run.resume_command}")
-    return 0 if playing.finished and chosen is not None else 1
+            return self._run_and_write()
+        except (StorageError, KeyboardInterrupt) as error:
+            logger.warning(f"{str(error) or 'interrupted'}; to continue: {self.run.resume_command}")
+            return 1
+
+    def _run_and_write(self) -> int:
+        with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
+            tracking_folder = self.run.local or Path(temporary)
+            uploaded = uploaded_runs(self.run) if self.logs_again else set()
+            tracker = Tracker(self.config.wandb, self.run.name, tracking_folder)
+            runner = self._runner(tracker)
+            lost = {
+                name
+                for name in self.records.outcomes
+                if self.logs_again and run_id(tracker.sweep, name) not in uploaded
+            }
+            self._record_known_ends(runner, lost)
+            try:
+                if not runner.finished:
+                    runner.run()
+                if runner.callback.storage_error is not None:
+                    raise runner.callback.storage_error
+            finally:
+                tracker.close()
+            best = select_best(write_tables(self.run, self.records, self.config.metric), self.config.metric)
+            if runner.finished:
+                runner.remove_published_features()
+            if runner.finished and best is not None:
+                drop_spent_checkpoints(self.run, self.records, self.config.metric)
+                self._export_and_track(best["trial"], tracker, uploaded)
+            if self.run.local is None:
+                upload_runs(tracking_folder, self.run)
+        print("\n" + write_report(self.run, self.records, self.config.metric))
+        if tracker.mode == "offline":
+            self._say_how_to_sync()
+        if not runner.finished:
+            logger.warning(f"{runner.callback.stopped or 'interrupted'}; to continue: {self.run.resume_command}")
+        return 0 if runner.finished and best is not None else 1
+
+    def _runner(self, tracker: Tracker) -> SweepRunner:
+        scheduler = _scheduler(self.plan.sweep, self.records)
+        epochs = {trial.name: epochs_of(trial.config) for trial in self.records.trials}
+        progress = Progress(epochs, self.config.metric, self.console, self.plan.sweep.num_trials)
+        callback = SweepCallback(self.run, self.records, scheduler, tracker, progress, self.config)
+        tune = TuneRunner(self.run, self.plan, self.environment, self.records, scheduler, callback)
+        return SweepRunner(self.run, self.plan, self.environment, self.records, tune, self.console)
+
+    def _record_known_ends(self, runner: SweepRunner, lost: Collection[str]) -> None:
+        """Show the outcomes there are, and write those that a killed sweep had no time for: its history has them.
+
+        Args:
+            runner: of the sweep.
+            lost: the trials whose W&B runs are lost.
+        """
+        for trial in self.records.trials:
+            if trial.name in self.records.outcomes:
+                runner.callback.recall(self.records.outcomes[trial.name], track=trial.name in lost)
+            elif (end := settled(self.records, runner.tune.scheduler, self.config.metric, trial.name)) is not None:
+                runner.callback.end(trial.name, *end)
+
+    def _export_and_track(self, trial: str, tracker: Tracker, uploaded: Collection[str]) -> None:
+        """Make ``best/`` if it is not there, and the sweep's own W&B run."""
+        if not self.export:
+            return
+        exported = read_test_metrics(self.run) is not None
+        if not exported:
+            self._export(trial)
+        if not exported or (self.logs_again and run_id(tracker.sweep, "sweep") not in uploaded):
+            metrics = read_test_metrics(self.run) or {}
+            test = {key: value for key, value in metrics.items() if key.startswith(f"{report_keys.TEST}/")}
+            tracker.finish_sweep(flatten(self.config.model_dump(mode="json")), {"chosen": trial, **test})
+
+    def _export(self, trial: str) -> None:
+        """Make ``best/`` in a task with a worker's resources: the driver's node may have no accelerator."""
+        asked = placement(self.plan.sweep, report_keys.STAGE_TWO)
+        best = best_trial(self.run, self.plan.sweep, self.records, self.environment, trial)
+        task = ray.remote(num_cpus=asked["cpus_per_worker"], num_gpus=asked["gpus_per_worker"])(export_best)
+        for step in result_of(task.remote(best)):
+            logger.info(f"finish   {step}")
+
+    def _say_how_to_sync(self) -> None:
+        is_local = self.run.local is not None
+        folder = WANDB_FOLDER if is_local else self.run.uri(WANDB_FOLDER)
+        copied = "" if is_local else "copy it to a folder here, and "
+        logger.info(f"W&B      {self.run.uri(WANDB_FOLDER)}; to upload: {copied}{sync_command(folder)}")
 
 
-def _export(playing: Playing, candidate: str) -> None:
-    """Make ``best/`` in a task with a worker's resources: the driver's node may have no accelerator."""
-    asked = placement(playing.sweep, report_keys.STAGE_TWO)
-    chosen = to_be_a_model(playing.run, playing.sweep, playing.records, playing.environment, candidate)
-    task = ray.remote(num_cpus=asked["cpus_per_worker"], num_gpus=asked["gpus_per_worker"])(export_best)
-    for step in result_of(task.remote(chosen)):
-        playing.say(f"finish   {step}")
-
-
-def to_be_a_model(
-    run: RunDirectory, sweep: Sweep, records: Records, environment: dict[str, Any], candidate: str
-) -> Chosen:
-    """A completed candidate, as :func:`export_best` takes it; ``environment`` is the content of environment.json."""
-    best = best_epoch(records.history_of(candidate), sweep.config.metric)
-    assert best is not None, "a completed candidate has reported"
-    trial = records.candidate(candidate).trial
-    return Chosen(
+def best_trial(run: RunDirectory, sweep: Sweep, records: Records, environment: Environment, trial: str) -> BestTrial:
+    """Return a completed trial as :func:`export_best` takes it."""
+    best = best_epoch(records.history_of(trial), sweep.config.metric)
+    assert best is not None, "a completed trial has reported"
+    trial_config = records.trial(trial).config
+    return BestTrial(
         location=run.location,
-        candidate=candidate,
         trial=trial,
+        config=trial_config,
         best=dict(best),
-        data_key=environment["made_of"][made_of(trial)]["data"],
-        finish=sweep.config.finish.model_dump(),
+        data_key=environment.inputs_of(trial_config).data,
+        postprocess=sweep.config.postprocess.model_dump(),
         metric=sweep.config.metric,
     )
 
 
 def _scheduler(sweep: Sweep, records: Records) -> StageASHA | None:
-    """ASHA with the rungs that the history so far gives; None where it has nothing to decide."""
+    """Return ASHA with the rungs that the history so far gives; None where it has nothing to decide."""
     config = sweep.config
-    trials = [candidate.trial for candidate in records.candidates]
+    trial_configs = [trial.config for trial in records.trials]
     if config.search == "optuna":  # what may yet be drawn
-        trials += [trial.model_dump(mode="json") for trial in sweep.representatives()]
+        trial_configs += [trial_config.model_dump(mode="json") for trial_config in sweep.representative_trials()]
     rungs = {}
-    for stage, asha in ((report_keys.STAGE_ONE, config.asha), (report_keys.STAGE_TWO, config.round_two.asha)):
-        max_epochs = max(trial[stage]["epochs"] for trial in trials)
+    for stage, asha in ((report_keys.STAGE_ONE, config.asha), (report_keys.STAGE_TWO, config.stage_two_search.asha)):
+        max_epochs = max(trial_config[stage]["epochs"] for trial_config in trial_configs)
         if asha is not None and max_epochs >= asha.grace_epochs:
             rungs[stage] = Rungs(asha.grace_epochs, max_epochs, asha.reduction_factor, asha.brackets, seed=config.seed)
     if not rungs:
@@ -237,30 +292,15 @@ def _scheduler(sweep: Sweep, records: Records) -> StageASHA | None:
     return scheduler
 
 
-def _settle_what_is_known(
-    records: Records, scheduler: StageASHA | None, bookkeeping: Bookkeeping, lost: Collection[str]
-) -> None:
-    """Take up the outcomes there are, and write those that a killed sweep had no time for: its history has them.
-
-    Args:
-        lost: candidates whose W&B runs are.
-    """
-    for candidate in records.candidates:
-        if candidate.name in records.outcomes:
-            bookkeeping.recall(records.outcomes[candidate.name], track=candidate.name in lost)
-        elif (verdict := settled(records, scheduler, bookkeeping.metric, candidate.name)) is not None:
-            bookkeeping.end(candidate.name, *verdict)
-
-
-def _drop_spent_checkpoints(run: RunDirectory, records: Records, metric: str) -> None:
-    """Keep of every completed candidate the epoch it is judged by, of those that ended otherwise nothing."""
+def drop_spent_checkpoints(run: RunDirectory, records: Records, metric: str) -> None:
+    """Delete all checkpoints but the best epoch of every completed trial."""
     for name, outcome in records.outcomes.items():
         folder = f"{CHECKPOINTS_FOLDER}/{name}"
-        if outcome.state in {"pruned", "not_promoted", "promoted"}:
+        if outcome.state in {TrialState.PRUNED, TrialState.NOT_PROMOTED, TrialState.PROMOTED}:
             run.delete_folder(folder)
-        elif outcome.state == "completed":
+        elif outcome.state == TrialState.COMPLETED:
             best = best_epoch(records.history_of(name), metric)
-            assert best is not None, "a completed candidate has reported"
+            assert best is not None, "a completed trial has reported"
             kept = checkpoint_name(best[report_keys.STAGE], best[report_keys.EPOCH])
             for checkpoint in run.list(folder):
                 if checkpoint.startswith(report_keys.STAGES) and checkpoint != kept:

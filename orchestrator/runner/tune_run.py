@@ -1,223 +1,207 @@
-"""One run of Ray Tune over a list of trials."""
+"""Runs of Ray Tune over lists of trials."""
 
 import functools
-import logging
-import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
 
 import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from rich.console import Console
-from tailsweep.orchestrator.config.sweep import Sweep
-from tailsweep.orchestrator.planning.ray_session import signal_handlers_kept
+from tailsweep.orchestrator.planning.environment import Environment
+from tailsweep.orchestrator.planning.plan import SweepPlan
+from tailsweep.orchestrator.planning.ray_compat import quiet_tune, signal_handlers_kept
 from tailsweep.orchestrator.planning.resources import driver_bundle, driver_slots, trial_slots
-from tailsweep.orchestrator.runner.callback import Bookkeeping, StopWhenAsked
-from tailsweep.orchestrator.runs.candidates import CandidateRecord, Records, made_of
+from tailsweep.orchestrator.runner.callback import StopWhenAsked, SweepCallback
 from tailsweep.orchestrator.runs.directory import CHECKPOINTS_FOLDER, DATA_FOLDER, RunDirectory
+from tailsweep.orchestrator.runs.trials import Records, TrialRecord, TrialState
 from tailsweep.orchestrator.search.asha import StageASHA
 from tailsweep.orchestrator.search.fixed import ListedSearch, SecondsBudget
-from tailsweep.orchestrator.search.promotion import stage_one_end
 from tailsweep.orchestrator.search.tpe import AdaptiveSearch
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
-from tailsweep.trainables.distributed.report_queue import ReportMailbox
-from tailsweep.trainables.distributed.train_run import Placement, TrialConfigOfTune, TrialSetup
+from tailsweep.trainables.distributed.report_queue import ReportQueue
+from tailsweep.trainables.distributed.train_run import Placement, TrialSetup, TuneTrialConfig
 from tailsweep.trainables.distributed.tune_trainables import run_stage_one, run_trial
 from tailsweep.trainables.distributed.worker import FeatureSource, WorkerConfig
 
-# both_stages: a Ray Train run of all that a candidate has left. The first round of a tournament has stage one only:
-# stage_one_warm trains it in Tune's own actors, one candidate after another; stage_one_run as a Ray Train run, where
-# the trunk has to be run live.
-Round = Literal["both_stages", "stage_one_warm", "stage_one_run"]
+
+class Phase(StrEnum):
+    """What the trials of one run of Tune train, and where."""
+
+    BOTH_STAGES = "both_stages"  # a Ray Train run of all that a trial has left
+    STAGE_ONE_REUSED = "stage_one_reused"  # phase one on cached features, in Tune's own reused actors
+    STAGE_ONE_RUN = "stage_one_run"  # phase one as a Ray Train run, where the trunk is run live
 
 
 @dataclass(frozen=True)
-class Playing:
-    """A sweep that is being run."""
+class TuneRequest:
+    """One run of Tune."""
 
-    run: RunDirectory
-    sweep: Sweep
-    records: Records
-    environment: dict[str, Any]  # environment.json, which says what rows and features the candidates are made of
-    scheduler: StageASHA | None
-    bookkeeping: Bookkeeping
-    console: Console
-
-    @property
-    def finished(self) -> bool:
-        """Whether every candidate that there is to be is at its end."""
-        return self.records.finished and len(self.records.entered) == self.sweep.config.num_candidates
-
-    @property
-    def unfinished(self) -> list[CandidateRecord]:
-        return [candidate for candidate in self.records.candidates if candidate.name not in self.records.outcomes]
-
-    def parts_of(self, trial: dict[str, Any]) -> dict[str, str | None]:
-        """The keys of a trial's rows ("data") and features ("features"; None: its trunk is run live)."""
-        parts: dict[str, str | None] = self.environment["made_of"][made_of(trial)]
-        return parts
-
-    def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    phase: Phase
+    trials: Sequence[TrialRecord]  # in the order of their start
+    placement: Placement  # the resources of one trial
+    features: dict[str, FeatureSource] = field(default_factory=dict)  # by their keys
+    may_draw: bool = False  # whether an adaptive search draws new trials in this run
 
 
-def _play(
-    playing: Playing,
-    a_round: Round,
-    candidates: Sequence[CandidateRecord],
-    asked: Placement,
-    sources: dict[str, FeatureSource],
-    draw: bool,
-) -> None:
-    """Run candidates in their order, as many at once as are allowed; returns when Tune is done, also with those that it
-    gave up at first though they had retries left.
+class TuneRunner:
+    """Run Ray Tune for one sweep.
 
     Args:
-        asked: what one candidate asks for.
-        draw: whether an adaptive search may draw new candidates in this round.
+        run: the run directory.
+        plan: the sweep.
+        environment: the inputs of its trials.
+        records: what is known of the trials; the callback updates it.
+        scheduler: prunes trials; None: nothing is pruned.
+        callback: writes what happens.
     """
-    given_up = playing.bookkeeping.given_up
-    for _ in range(1 + playing.sweep.config.retries):
-        given_up.clear()
-        _play_once(playing, a_round, candidates, asked, sources, draw)
-        if not given_up or _is_cut_short(playing, a_round, candidates):
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        plan: SweepPlan,
+        environment: Environment,
+        records: Records,
+        scheduler: StageASHA | None,
+        callback: SweepCallback,
+    ) -> None:
+        self.run_directory = run
+        self.sweep = plan.sweep
+        self.config = plan.sweep.config
+        self.environment = environment
+        self.records = records
+        self.scheduler = scheduler
+        self.callback = callback
+
+    def run(self, request: TuneRequest) -> None:
+        """Run trials until Tune is done with them, or until it is interrupted."""
+        left = self.sweep.num_trials - len(self.records.root_trials)
+        to_draw = left if request.may_draw and self.config.search == "optuna" else None
+        if not request.trials and not to_draw:
             return
-        candidates = [candidate for candidate in playing.unfinished if candidate.name in given_up]
-    for candidate in candidates:
-        playing.bookkeeping.end(candidate.name, "failed", given_up[candidate.name])
-
-
-def _is_cut_short(playing: Playing, a_round: Round, candidates: Sequence[CandidateRecord]) -> bool:
-    """Whether Tune has ended before its candidates: by Ctrl-C, say."""
-    records, bookkeeping = playing.records, playing.bookkeeping
-    left = [one.name for one in candidates if one.name not in records.outcomes.keys() | bookkeeping.given_up.keys()]
-    if a_round != "both_stages":
-        left = [name for name in left if stage_one_end(records, name, playing.sweep.config.metric) is None]
-    return bookkeeping.stopped is not None or bool(left)
-
-
-def _play_once(
-    playing: Playing,
-    a_round: Round,
-    candidates: Sequence[CandidateRecord],
-    asked: Placement,
-    sources: dict[str, FeatureSource],
-    draw: bool,
-) -> None:
-    """As :func:`_play`, by one run of Tune."""
-    config = playing.sweep.config
-    draw = draw and config.search == "optuna"
-    assert config.num_candidates is not None
-    to_draw = config.num_candidates - len(playing.records.entered) if draw else 0
-    if not candidates and not to_draw:
-        return
-    at_once = trial_slots(asked)
-    if config.max_concurrent != "auto":
-        at_once = min(at_once, config.max_concurrent)
-    warm = a_round == "stage_one_warm"
-    # Beside the driver, whose node must live anyway.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    setup = TrialSetup(
-        storage=playing.run.uri(CHECKPOINTS_FOLDER),
-        placement=asked,
-        mailbox=None if warm else ray.remote(num_cpus=0, scheduling_strategy=here)(ReportMailbox).remote(),
-        retries=config.retries,
-    )
-    if warm:
-        bundle = {"CPU": asked["cpus_per_worker"], "GPU": asked["gpus_per_worker"]}
-        bundles = tune.PlacementGroupFactory([{kind: amount for kind, amount in bundle.items() if amount}])
-    else:
-        bundles = tune.PlacementGroupFactory([driver_bundle()])
-        at_once = int(min(at_once, driver_slots()))
-    of_tune = functools.partial(_of_tune, playing, a_round, sources)
-    searching: dict[str, Any] = {}
-    budget = None
-    if config.max_seconds is not None and (config.promote == "all" or a_round != "both_stages"):
-        budget = SecondsBudget(config.max_seconds, at_once, playing.bookkeeping)
-        if budget.spent:  # a sweep gone on with: only what had begun goes on
-            _end_those_never_started(playing, candidates)
-            candidates = [candidate for candidate in candidates if candidate.name not in playing.records.outcomes]
-            if not candidates:
+        slots = self._slots(request)
+        budget = self._budget(request.phase, slots)
+        trials = list(request.trials)
+        if budget is not None and budget.spent:  # a resumed sweep: only what had begun continues
+            self._end_those_never_started(trials)
+            trials = [trial for trial in trials if trial.name not in self.records.outcomes]
+            if not trials:
                 return
-        search = ListedSearch(candidates, playing.records, of_tune, budget)
-        searching = {"search_alg": search, "num_samples": len(candidates)}
-    if draw:
-        searching = {
-            "search_alg": AdaptiveSearch(playing.sweep, playing.records, candidates, playing.bookkeeping, of_tune),
-            "num_samples": len(candidates) + to_draw,
-        }
-    # Tune's own loggers would write every report a second time.
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # it prints a box of its own however quiet it is told to be (Ray 2.60)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a report may be but a notice
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    # Of a state that storage refuses it prints a traceback; nobody reads that state, and what refuses ours says so.
-    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
-    trainable: Callable[..., None] = run_stage_one if warm else run_trial
-    # Of no use to anybody: pickles, from which nothing is gone on with. Were they in the run directory, an object store
-    # would have to take them all the time, and Tune (2.60) falls over where it does not.
-    with tempfile.TemporaryDirectory(prefix="tailsweep-tune-", ignore_cleanup_errors=True) as tunes_own:
-        tuner = tune.Tuner(
-            tune.with_resources(functools.partial(trainable, setup=setup), bundles),
-            param_space=None
+        # Tune's own folder is of no use to anybody: pickles, from which nothing is resumed. Were it in the run
+        # directory, an object store would have to take it all the time, and Tune (2.60) fails where it does not.
+        with (
+            tempfile.TemporaryDirectory(prefix="tailsweep-tune-", ignore_cleanup_errors=True) as folder,
+            quiet_tune(slots),
+        ):
+            tuner = tune.Tuner(
+                self._trainable(request),
+                **self._search(request, trials, to_draw, budget, slots),
+                run_config=tune.RunConfig(
+                    name=f"tune-{request.phase}",
+                    storage_path=folder,
+                    callbacks=[self.callback],
+                    stop=StopWhenAsked(self.callback),
+                    # Of processes that died; a trial's own errors are not raised, see run_trial.
+                    failure_config=tune.FailureConfig(max_failures=self.config.retries),
+                    verbose=0,
+                ),
+            )
+            with self.callback.progress, signal_handlers_kept():
+                tuner.fit()
+        if budget is not None and budget.spent:
+            self._end_those_never_started(trials)
+
+    def tune_config(self, phase: Phase, features: dict[str, FeatureSource], trial: TrialRecord) -> TuneTrialConfig:
+        """Return what Tune passes to a trial."""
+        trial_config = TrialConfig.model_validate(trial.config)
+        if phase == Phase.STAGE_ONE_RUN:
+            stage_two = trial_config.stage_two.model_copy(update={"epochs": 0})
+            trial_config = trial_config.model_copy(update={"stage_two": stage_two})
+        inputs = self.environment.inputs_of(trial.config)
+        uri = self.run_directory.uri
+        worker = WorkerConfig(
+            trial=trial_config.model_dump(mode="json"),
+            metric=self.config.metric,
+            data_key=inputs.data,
+            published_data=uri(f"{DATA_FOLDER}/{inputs.data}"),
+            features=None if inputs.features is None else features.get(inputs.features),
+            resume_from=[uri(f"{CHECKPOINTS_FOLDER}/{name}") for name in (trial.name, trial.parent) if name],
+        )
+        reported = [(row[report_keys.STAGE], row[report_keys.EPOCH]) for row in self.records.history_of(trial.name)]
+        return TuneTrialConfig(name=trial.name, worker=worker, reported=reported)
+
+    def _slots(self, request: TuneRequest) -> int:
+        """Return how many trials run at once."""
+        slots = trial_slots(request.placement)
+        if self.config.max_concurrent != "auto":
+            slots = min(slots, self.config.max_concurrent)
+        return slots if request.phase == Phase.STAGE_ONE_REUSED else int(min(slots, driver_slots()))
+
+    def _budget(self, phase: Phase, slots: int) -> SecondsBudget | None:
+        """Return the seconds that this run may start trials in; None: without a limit."""
+        is_first = self.config.promote == "all" or phase != Phase.BOTH_STAGES
+        if self.config.max_wallclock_seconds is None or not is_first:
+            return None
+        return SecondsBudget(self.config.max_wallclock_seconds, slots, self.callback)
+
+    def _trainable(self, request: TuneRequest) -> Any:
+        """Return Tune's trainable, with its resources."""
+        reused = request.phase == Phase.STAGE_ONE_REUSED
+        # Next to the driver, whose node must live anyway.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        setup = TrialSetup(
+            checkpoints_uri=self.run_directory.uri(CHECKPOINTS_FOLDER),
+            placement=request.placement,
+            report_queue=None if reused else ray.remote(num_cpus=0, scheduling_strategy=here)(ReportQueue).remote(),
+            retries=self.config.retries,
+        )
+        bundle = driver_bundle()
+        if reused:
+            asked = {"CPU": request.placement["cpus_per_worker"], "GPU": request.placement["gpus_per_worker"]}
+            bundle = {kind: amount for kind, amount in asked.items() if amount}
+        function: Callable[..., None] = run_stage_one if reused else run_trial
+        return tune.with_resources(functools.partial(function, setup=setup), tune.PlacementGroupFactory([bundle]))
+
+    def _search(
+        self,
+        request: TuneRequest,
+        trials: Sequence[TrialRecord],
+        to_draw: int | None,
+        budget: SecondsBudget | None,
+        slots: int,
+    ) -> dict[str, Any]:
+        """Return the parameters of ``Tuner`` that say which trials run, in which order and how many at once."""
+        tune_config_of = functools.partial(self.tune_config, request.phase, request.features)
+        searching: dict[str, Any] = {}
+        if to_draw is not None:
+            searching = {
+                "search_alg": AdaptiveSearch(self.sweep, self.records, trials, self.callback, tune_config_of),
+                "num_samples": len(trials) + to_draw,
+            }
+        elif budget is not None:
+            search = ListedSearch(trials, self.records, tune_config_of, budget)
+            searching = {"search_alg": search, "num_samples": len(trials)}
+        return {
+            "param_space": None
             if searching
-            else {"of": tune.grid_search([of_tune(candidate) for candidate in candidates])},
-            tune_config=tune.TuneConfig(
-                metric=config.metric,
+            else {"trial": tune.grid_search([tune_config_of(trial) for trial in trials])},
+            "tune_config": tune.TuneConfig(
+                metric=self.config.metric,
                 mode="max",
-                scheduler=playing.scheduler,
-                max_concurrent_trials=at_once,
+                scheduler=self.scheduler,
+                max_concurrent_trials=slots,
                 reuse_actors=True,  # a process spends seconds importing Ray Train, torch and transformers
-                trial_dirname_creator=lambda trial: str(trial.config["of"]["candidate"]),
+                trial_dirname_creator=lambda trial: str(trial.config["trial"]["name"]),
                 **searching,
             ),
-            run_config=tune.RunConfig(
-                name=f"tune-{a_round}",
-                storage_path=tunes_own,
-                callbacks=[playing.bookkeeping],
-                stop=StopWhenAsked(playing.bookkeeping),
-                # Of processes that died; a trial's own errors are not raised, see run_trial.
-                failure_config=tune.FailureConfig(max_failures=config.retries),
-                verbose=0,
-            ),
-        )
-        with playing.bookkeeping.progress, signal_handlers_kept():
-            tuner.fit()
-    if budget is not None and budget.spent:
-        _end_those_never_started(playing, candidates)
+        }
 
-
-def _end_those_never_started(playing: Playing, candidates: Sequence[CandidateRecord]) -> None:
-    """So that the sweep is at its end with the candidates that its seconds paid for."""
-    reason = f"never started: the {playing.sweep.config.max_seconds:g} s of max_seconds were spent"
-    for candidate in candidates:
-        name = candidate.name
-        if name not in playing.records.outcomes and not playing.records.history_of(name):
-            playing.bookkeeping.end(name, "pruned", reason)
-
-
-def _of_tune(
-    playing: Playing, a_round: Round, sources: dict[str, FeatureSource], candidate: CandidateRecord
-) -> TrialConfigOfTune:
-    """All that a trial is told of its candidate."""
-    run, config = playing.run, playing.sweep.config
-    trial = TrialConfig.model_validate(candidate.trial)
-    if a_round == "stage_one_run":
-        trial = trial.model_copy(update={"stage_two": trial.stage_two.model_copy(update={"epochs": 0})})
-    parts = playing.parts_of(candidate.trial)
-    assert parts["data"] is not None
-    worker = WorkerConfig(
-        trial=trial.model_dump(mode="json"),
-        metric=config.metric,
-        data_key=parts["data"],
-        published_data=run.uri(f"{DATA_FOLDER}/{parts['data']}"),
-        features=None if parts["features"] is None else sources.get(parts["features"]),
-        checkpoints=[run.uri(f"{CHECKPOINTS_FOLDER}/{name}") for name in (candidate.name, candidate.parent) if name],
-    )
-    heard = [(row[report_keys.STAGE], row[report_keys.EPOCH]) for row in playing.records.history_of(candidate.name)]
-    return TrialConfigOfTune(candidate=candidate.name, worker=worker, heard=heard)
+    def _end_those_never_started(self, trials: Sequence[TrialRecord]) -> None:
+        """End the trials that the budget of seconds does not pay for."""
+        reason = f"never started: the {self.config.max_wallclock_seconds:g} s of max_wallclock_seconds were spent"
+        for trial in trials:
+            if trial.name not in self.records.outcomes and not self.records.history_of(trial.name):
+                self.callback.end(trial.name, TrialState.PRUNED, reason)

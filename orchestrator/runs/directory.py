@@ -1,4 +1,4 @@
-"""A run directory on any pyarrow filesystem: what lies where in it, and files that appear whole or not at all."""
+"""A run directory on any pyarrow filesystem: its layout, and files that appear whole or not at all."""
 
 import os
 import shlex
@@ -11,27 +11,33 @@ from pathlib import Path
 from typing import TypeVar
 
 import pyarrow.fs as pafs
-
-from tailsweep.orchestrator.config.redaction import REMEDY, has_a_secret
-from tailsweep.trainables.errors import InputError
-from tailsweep.trainables.storage.filesystem import copy_here, copy_there, join_location, open_location, without_trailing_slash
-from tailsweep.trainables.storage.retry import first_line, patiently
+from tailsweep.orchestrator.config.redaction import HINT, has_a_secret
+from tailsweep.trainables.errors import InputError, describe_error
+from tailsweep.trainables.storage.filesystem import (
+    download,
+    join_location,
+    open_location,
+    upload,
+    without_trailing_slash,
+)
+from tailsweep.trainables.storage.retry import with_retries
 
 T = TypeVar("T")
 
 SWEEP_FILE = "sweep.yaml"
 COMPARISON_FILE = "comparison.yaml"  # of a comparison, whose sweeps have run directories below its own
 ENVIRONMENT_FILE = "environment.json"
-RESULTS_FILE = "results.parquet"
+TRIALS_TABLE = "trials.parquet"
 HISTORY_FILE = "history.parquet"
 REPORT_FILE = "report.html"
 BEST_FOLDER = "best"
 METRICS_FILE = "best/metrics.json"
 WANDB_FOLDER = "wandb"
-CHECKPOINTS_FOLDER = "state/checkpoints"  # one folder per candidate, written by its Ray Train run
+LOG_FILE = "log.jsonl"  # the messages of the sweep, one JSON object per line
+CHECKPOINTS_FOLDER = "state/checkpoints"  # one folder per trial, written by its Ray Train run
 FEATURES_FOLDER = "state/features"  # parts of features, while the sweep runs
-DATA_FOLDER = "state/data"  # the tokenised rows, for nodes that lack them
-CANDIDATES_FILE = "state/candidates.json"  # those known before the start
+DATA_FOLDER = "state/data"  # the tokenized rows, for nodes that lack them
+TRIALS_FILE = "state/trials.json"  # those known before the start
 DRAWN_FOLDER = "state/drawn"  # those drawn since, by an adaptive search or at promotion, a file each
 HISTORY_FOLDER = "state/history"
 OUTCOMES_FOLDER = "state/outcomes"
@@ -39,84 +45,88 @@ READ_AT_ONCE = 16  # files of an object store, each of which takes two requests 
 
 
 class RunDirectoryError(InputError):
-    """A run directory that is not there, is there already, or cannot be used; says which and what to do."""
+    """A run directory that does not exist, exists already, or cannot be used."""
 
 
 class RunDirectory:
     """A run directory: ``<storage>/<name>`` on a local folder or any filesystem pyarrow opens by URI.
 
-    What storage refuses may pass, and is waited for; where it does not, StorageError is raised. See :meth:`reach`.
+    Requests are retried; one that storage continues to refuse raises StorageError. See also :meth:`reach`.
     """
 
     def __init__(self, location: str) -> None:
         if has_a_secret(location):
-            raise RunDirectoryError(f"the run directory's URI holds a key or a password: {REMEDY}")
+            raise RunDirectoryError(f"the run directory's URI holds a key or a password: {HINT}")
         location = without_trailing_slash(location)
         try:
             self.filesystem, self.path = open_location(location)
         except (ValueError, OSError) as error:
-            raise RunDirectoryError(f'storage "{location}" cannot be used: {first_line(error)}') from None
+            raise RunDirectoryError(f'storage "{location}" cannot be used: {describe_error(error)}') from None
         self.location = location if "://" in location else self.path
 
     @property
     def name(self) -> str:
+        """Return the name of the run."""
         return self.path.rsplit("/", 1)[-1]
 
     @property
     def local(self) -> Path | None:
-        """The folder itself where storage is local, else None."""
+        """Return the folder if storage is local, else None."""
         return Path(self.path) if isinstance(self.filesystem, pafs.LocalFileSystem) else None
 
     @property
     def resume_command(self) -> str:
-        """The line that goes on with it, as a shell takes it."""
+        """Return the command line that resumes the run."""
         return f"tailsweep resume {shlex.quote(self.location)}"
 
     def uri(self, relative: str) -> str:
+        """Return the location of a file of the run, for messages and other processes."""
         return join_location(self.location, relative)
 
     def reach(self) -> bool:
-        """Whether the directory is there, asked once: who begins with storage that does not answer has to mend that.
+        """Return whether the directory exists, without retries: a run does not begin on storage that does not answer.
 
         Raises:
-            RunDirectoryError: it does not.
+            RunDirectoryError: Storage does not answer.
         """
         try:
             return bool(self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound)
         except OSError as error:
             raise RunDirectoryError(
-                f"storage {self.location} does not answer: {first_line(error)}; mend the way to it, or the access"
+                f"storage {self.location} does not answer: {describe_error(error)}; check the network and the "
+                "credentials"
             ) from None
 
     def exists(self, relative: str) -> bool:
-        info = self._asked(lambda: self.filesystem.get_file_info(self._at(relative)), relative)
+        """Return whether a file or folder of the run exists."""
+        info = self._fetch(lambda: self.filesystem.get_file_info(self._at(relative)), relative)
         return bool(info.type != pafs.FileType.NotFound)
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a sweep in it that ``resume`` can go on with."""
-        return self.exists(SWEEP_FILE) and self.exists(CANDIDATES_FILE)
+        """Return whether there is a sweep in it that ``resume`` can resume."""
+        return self.exists(SWEEP_FILE) and self.exists(TRIALS_FILE)
 
     def refuse_existing(self, but_one_not_begun: bool = False) -> None:
-        """Raise :class:`RunDirectoryError` if the directory is there.
+        """Raise :class:`RunDirectoryError` if the directory exists.
 
         Args:
-            but_one_not_begun: let one pass whose sweep was ended before it had begun: it holds nothing but rows.
+            but_one_not_begun: Accept a directory whose sweep ended before it began: it has only examples.
         """
         if not self.reach():
             return
-        beforehand = {"state", ENVIRONMENT_FILE, SWEEP_FILE}
+        beforehand = {"state", ENVIRONMENT_FILE, SWEEP_FILE, LOG_FILE}
         if not (but_one_not_begun and not self.has_begun and set(self.list("")) <= beforehand):
             raise RunDirectoryError(
-                f"the run directory {self.location} is there already: go on with it by `{self.resume_command}`, or "
+                f"the run directory {self.location} is there already: resume it by `{self.resume_command}`, or "
                 "choose another name (`--set name=...`)"
             )
 
     def create(self, over_one_not_begun: bool = False) -> None:
-        """Make the directory, which must not be there.
+        """Create the directory, which must not exist.
 
         Raises:
-            RunDirectoryError: it is there already, or storage refuses a file.
+            RunDirectoryError: It exists already, or storage refuses a file.
         """
         self.refuse_existing(over_one_not_begun)
         try:
@@ -125,23 +135,29 @@ class RunDirectory:
             self._write(self._at("state/.writable"), b"")
             self.filesystem.delete_file(self._at("state/.writable"))
         except OSError as error:
-            raise RunDirectoryError(f"storage {self.location} cannot be written: {first_line(error)}") from None
+            raise RunDirectoryError(f"storage {self.location} cannot be written: {describe_error(error)}") from None
 
     def read_text(self, relative: str) -> str:
+        """Read a file as UTF-8; raises as :meth:`read_bytes` does."""
         return str(self.read_bytes(relative), "utf-8")
 
     def read_bytes(self, relative: str) -> bytes:
-        """Raises FileNotFoundError where there is no such file, StorageError where storage goes on refusing it."""
+        """Read a file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            StorageError: Storage continues to refuse it.
+        """
 
         def read() -> bytes:
             with self.filesystem.open_input_stream(self._at(relative)) as stream:
                 content: bytes = stream.read()
                 return content
 
-        return self._asked(read, relative)
+        return self._fetch(read, relative)
 
     def read_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
-        """Name and content of the finished files directly in a folder, sorted by name; see :meth:`list`."""
+        """Yield name and content of the finished files directly in a folder, sorted by name; see :meth:`list`."""
         names = self.list(folder)
         if self.local is not None:
             yield from ((name, self.read_bytes(f"{folder}/{name}")) for name in names)
@@ -150,17 +166,18 @@ class RunDirectory:
             yield from zip(names, several.map(lambda name: self.read_bytes(f"{folder}/{name}"), names), strict=True)
 
     def write_text(self, relative: str, text: str) -> None:
+        """Write a file as UTF-8, see :meth:`write_bytes`."""
         self.write_bytes(relative, text.encode("utf-8"))
 
     def write_bytes(self, relative: str, content: bytes) -> None:
-        """Write a file whole or not at all: an object store does so anyway, a disk by writing aside and renaming.
+        """Write a file whole or not at all: an object store does so by itself, a disk through a renamed temporary file.
 
         Raises:
-            StorageError: storage goes on refusing it.
+            StorageError: Storage continues to refuse it.
         """
         target = self._at(relative)
         if self.local is None:
-            patiently(lambda: self._write(target, content), self.uri(relative))
+            with_retries(lambda: self._write(target, content), self.uri(relative))
             return
 
         def write_aside_and_rename() -> None:
@@ -173,38 +190,38 @@ class RunDirectory:
                 Path(aside).unlink(missing_ok=True)  # on a full disk it would take what is left
                 raise
 
-        patiently(write_aside_and_rename, self.uri(relative))
+        with_retries(write_aside_and_rename, self.uri(relative))
 
     def list(self, relative: str) -> list[str]:
-        """Names of the finished files directly in a folder, sorted; empty where there is no such folder."""
+        """Return the names of the finished files directly in a folder, sorted; none if there is no such folder."""
         selector = pafs.FileSelector(self._at(relative), allow_not_found=True)
-        infos = self._asked(lambda: self.filesystem.get_file_info(selector), relative)
+        infos = self._fetch(lambda: self.filesystem.get_file_info(selector), relative)
         return sorted(info.base_name for info in infos if not info.base_name.endswith(".tmp"))
 
     def make_folder(self, relative: str) -> None:
-        """Make a folder that need not be missing, for those who write to it by themselves."""
-        patiently(lambda: self.filesystem.create_dir(self._at(relative), recursive=True), self.uri(relative))
+        """Create a folder, which may exist, for processes that write to it themselves."""
+        with_retries(lambda: self.filesystem.create_dir(self._at(relative), recursive=True), self.uri(relative))
 
     def delete_folder(self, relative: str) -> None:
-        """Delete a folder that need not be there."""
+        """Delete a folder, which need not exist."""
 
         def delete() -> None:
             with suppress(FileNotFoundError):
                 self.filesystem.delete_dir(self._at(relative))
 
-        patiently(delete, self.uri(relative))
+        with_retries(delete, self.uri(relative))
 
     def upload(self, folder: Path, relative: str) -> None:
         """Copy a local folder's files below ``relative``; on local storage the folder appears whole.
 
         Raises:
-            StorageError: storage goes on refusing it.
+            StorageError: Storage continues to refuse it.
         """
-        patiently(lambda: self._upload(folder, relative), self.uri(relative))
+        with_retries(lambda: self._upload(folder, relative), self.uri(relative))
 
     def _upload(self, folder: Path, relative: str) -> None:
         if self.local is None:
-            copy_there(folder, self.filesystem, self._at(relative))
+            upload(folder, self.filesystem, self._at(relative))
             return
         target = self.local / relative
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -215,14 +232,14 @@ class RunDirectory:
 
     def download(self, relative: str, folder: Path) -> None:
         """Copy everything below ``relative`` into a local folder; raises as :meth:`read_bytes` does."""
-        self._asked(lambda: copy_here(self.filesystem, self._at(relative), folder), relative)
+        self._fetch(lambda: download(self.filesystem, self._at(relative), folder), relative)
 
     def _at(self, relative: str) -> str:
         return f"{self.path}/{relative}" if relative else self.path
 
-    def _asked(self, ask: Callable[[], T], relative: str) -> T:
-        """What storage answers to a question about ``relative``; raises as :meth:`read_bytes` does."""
-        return patiently(ask, self.uri(relative), missing=False)
+    def _fetch(self, request: Callable[[], T], relative: str) -> T:
+        """Return the answer of storage to a request for ``relative``; raises as :meth:`read_bytes` does."""
+        return with_retries(request, self.uri(relative), missing=False)
 
     def _write(self, path: str, content: bytes) -> None:
         with self.filesystem.open_output_stream(path) as stream:
@@ -230,26 +247,26 @@ class RunDirectory:
 
 
 def open_run(location: str) -> RunDirectory:
-    """The run directory of an existing sweep.
+    """Open the run directory of an existing sweep.
 
     Raises:
-        RunDirectoryError: there is none, or the sweep in it never started.
+        RunDirectoryError: There is none, or the sweep in it never started.
     """
     run = RunDirectory(location)
     run.reach()
     if not run.has_begun:
         raise RunDirectoryError(
-            f"{run.location} is not a run directory: it has no {SWEEP_FILE} and {CANDIDATES_FILE}; give the folder "
+            f"{run.location} is not a run directory: it has no {SWEEP_FILE} and {TRIALS_FILE}; give the folder "
             "that `tailsweep run` printed, e.g. runs/demo-20260131-120000"
         )
     return run
 
 
-def refuse_ways_out(run: RunDirectory) -> None:
-    """Refuse a run directory, which somebody else may have made, that leads those who write to it out of it.
+def reject_escaping_symlinks(run: RunDirectory) -> None:
+    """Refuse a run directory with a symbolic link out of it: another user may have created it to redirect writes.
 
     Raises:
-        RunDirectoryError: a link in it leads elsewhere.
+        RunDirectoryError: A link in it leads elsewhere.
     """
     if run.local is not None:
         for path in (run.local / "state").rglob("*"):

@@ -1,23 +1,23 @@
-"""A run's records as one HTML page that stands alone: no script, no network, every number from the run's own files."""
+"""A run's records as one self-contained HTML page: no script, no network, every number from the run's own files."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import Any
 
-from tailsweep.orchestrator.runs.candidates import Records
-from tailsweep.orchestrator.runs.text import format_cell
 from tailsweep.orchestrator.runs.tables import ranking
+from tailsweep.orchestrator.runs.text import format_cell
+from tailsweep.orchestrator.runs.trials import Records, Row, TrialState
 from tailsweep.trainables import report_keys
 
 WIDTH, HEIGHT = 860, 360  # of the drawing, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 44  # margins around the axes
 COLOURS = {
     "chosen": "#d9480f",
-    "completed": "#1c7ed6",
-    "pruned": "#adb5bd",
-    "not_promoted": "#b197fc",
-    "failed": "#e03131",
-    "running": "#868e96",
+    TrialState.COMPLETED: "#1c7ed6",
+    TrialState.PRUNED: "#adb5bd",
+    TrialState.NOT_PROMOTED: "#b197fc",
+    TrialState.FAILED: "#e03131",
+    TrialState.RUNNING: "#868e96",
 }
 
 STYLE = """
@@ -32,25 +32,26 @@ th, td { padding: .2em .8em .2em 0; text-align: left; border-bottom: 1px solid #
 def render_page(
     name: str,
     records: Records,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     metric: str,
-    test_metrics: Mapping[str, Any] | None,
+    test_metrics: Row | None,
 ) -> str:
-    """The page: what was chosen and its test scores, the course of every candidate, the ranking.
+    """Render the page: the best trial and its test scores, the learning curves, the ranking.
 
     Args:
-        name: the sweep's.
-        rows: as ``results.result_rows`` gives them.
-        metric: the key the candidates are ranked by.
-        test_metrics: ``best/metrics.json``; None where nothing has been chosen yet.
+        name: The name of the sweep.
+        records: The records of the run.
+        rows: The rows of ``tables.result_rows``.
+        metric: The key the trials are ranked by.
+        test_metrics: ``best/metrics.json``; None if nothing has been chosen yet.
     """
-    chosen = test_metrics["candidate"] if test_metrics else None
-    swept = list(dict.fromkeys(key for candidate in records.candidates for key in candidate.values))
+    chosen = test_metrics["trial"] if test_metrics else None
+    swept = list(dict.fromkeys(key for trial in records.trials for key in trial.values))
     parts = [f"<h1>{escape(name)}</h1>"]
-    if any(candidate.trial["data"]["train"].startswith("demo://") for candidate in records.candidates):
+    if any(trial.config["data"]["train"].startswith("demo://") for trial in records.trials):
         parts.append('<p class="note">The rows are synthetic: these scores say nothing about real ones.</p>')
     if test_metrics is None:
-        parts.append("<p>No candidate has been chosen.</p>")
+        parts.append("<p>No trial has been chosen.</p>")
     else:
         where = f"{test_metrics['stage']} epoch {report_keys.shown_epochs(test_metrics['epoch'])}"
         parts.append(
@@ -59,11 +60,11 @@ def render_page(
         )
         parts.append(_table(["score", "test", ""], _score_rows(test_metrics)))
         parts.append(_table(["class", "train rows", "test rows", "F1"], _class_rows(test_metrics)))
-    parts.append(f"<h2>The course of every candidate</h2>\n{draw_curves(records, rows, metric, chosen)}")
-    header = ["candidate", "state", "epochs", metric.split("/", 1)[1], *swept, "seconds", "reason"]
+    parts.append(f"<h2>The course of every trial</h2>\n{draw_curves(records, rows, metric, chosen)}")
+    header = ["trial", "state", "epochs", metric.split("/", 1)[1], *swept, "seconds", "reason"]
     ranked = [
         [
-            row["candidate"],
+            row["trial"],
             row["state"],
             " + ".join(report_keys.shown_epochs(row[f"{stage}_epochs"]) for stage in report_keys.STAGES),
             row.get(metric),
@@ -71,7 +72,7 @@ def render_page(
             round(row["seconds"]),
             row["reason"],
         ]
-        for row in ranking([dict(row) for row in rows], metric)
+        for row in ranking(rows, metric)
     ]
     parts.append(f'<h2>Ranking</h2>\n<div class="wide">{_table(header, ranked)}</div>')
     body = "\n".join(parts)
@@ -81,13 +82,36 @@ def render_page(
     )
 
 
-def draw_curves(records: Records, rows: Sequence[Mapping[str, Any]], metric: str, chosen: str | None) -> str:
-    """An SVG of ``metric`` over the epochs of stage one, then of stage two: a line per candidate, its end marked."""
-    epochs = {stage: max((c.trial[stage]["epochs"] for c in records.candidates), default=0) for stage in report_keys.STAGES}
-    # Epochs from one report to the next, at the least: each report is drawn in the middle of the span before it.
+@dataclass(frozen=True)
+class _Plot:
+    """The coordinates of the curves."""
+
+    epochs: Mapping[str, int]  # of each stage, the most of any trial
+    spans: Mapping[str, float]  # epochs from one report of a stage to the next, the least
+    low: float  # the scores at the bottom and at the top
+    high: float
+
+    def x(self, stage: str, epoch: float) -> float:
+        """Return where a report is drawn: in the middle of the span before it."""
+        before = self.epochs[report_keys.STAGE_ONE] if stage == report_keys.STAGE_TWO else 0
+        place = epoch + before - self.spans[stage] / 2
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * place / max(sum(self.epochs.values()), 1), 1)
+
+    def y(self, score: float) -> float:
+        """Return where a score is drawn."""
+        height = (HEIGHT - TOP - BOTTOM) * (self.high - score) / (self.high - self.low)
+        return round(TOP + height, 1)
+
+
+def draw_curves(records: Records, rows: Sequence[Row], metric: str, chosen: str | None) -> str:
+    """Draw an SVG of ``metric`` over the epochs of stage one, then of stage two: a line per trial, its end marked."""
+    epochs = {
+        stage: max((c.config[stage]["epochs"] for c in records.trials), default=0) for stage in report_keys.STAGES
+    }
     spans = {
         stage: min(
-            (report[report_keys.EPOCH] % 1 or 1 for report in records.history if report[report_keys.STAGE] == stage), default=1
+            (report[report_keys.EPOCH] % 1 or 1 for report in records.history if report[report_keys.STAGE] == stage),
+            default=1,
         )
         for stage in report_keys.STAGES
     }
@@ -96,23 +120,18 @@ def draw_curves(records: Records, rows: Sequence[Mapping[str, Any]], metric: str
         return "<p>No reports yet.</p>"
     low, high = min(scores), max(scores)
     low, high = low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
-    places = max(epochs[report_keys.STAGE_ONE] + epochs[report_keys.STAGE_TWO], 1)
-
-    def x(stage: str, epoch: float) -> float:
-        place = epoch + (epochs[report_keys.STAGE_ONE] if stage == report_keys.STAGE_TWO else 0) - spans[stage] / 2
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * place / places, 1)
-
-    def y(score: float) -> float:
-        return float(round(TOP + (HEIGHT - TOP - BOTTOM) * (high - score) / (high - low), 1))
-
-    drawn = _axes(epochs, spans, x, y, low, high, metric)
-    states = {row["candidate"]: row["state"] for row in rows}
-    # The chosen one last, over the others.
-    for name, state in sorted(states.items(), key=lambda of: (of[0] == chosen, of[1] == "completed")):
+    plot = _Plot(epochs, spans, low, high)
+    drawn = _axes(plot, metric)
+    states: dict[str, str] = {row["trial"]: row["state"] for row in rows}
+    # The best trial last, over the others.
+    for name in sorted(states, key=lambda name: (name == chosen, states[name] == TrialState.COMPLETED)):
+        state = states[name]
         history = records.history_of(name)
         if not history:
             continue
-        points = [(x(report[report_keys.STAGE], report[report_keys.EPOCH]), y(report[metric])) for report in history]
+        points = [
+            (plot.x(report[report_keys.STAGE], report[report_keys.EPOCH]), plot.y(report[metric])) for report in history
+        ]
         kind = "chosen" if name == chosen else state
         colour, width = COLOURS[kind], 3 if kind == "chosen" else 1.6
         line = " ".join(f"{across},{down}" for across, down in points)
@@ -134,14 +153,13 @@ def draw_curves(records: Records, rows: Sequence[Mapping[str, Any]], metric: str
     )
 
 
-def _axes(
-    epochs: Mapping[str, int], spans: Mapping[str, float], x: Any, y: Any, low: float, high: float, metric: str
-) -> list[str]:
-    """Five levels of the score, a tick per epoch, and the boundary between the stages."""
+def _axes(plot: _Plot, metric: str) -> list[str]:
+    """Draw five levels of the score, a tick per epoch, and the boundary between the stages."""
     drawn = []
-    for level in (low + (high - low) * step / 4 for step in range(5)):
-        drawn.append(f'<path d="M{LEFT} {y(level)}H{WIDTH - RIGHT}" stroke="#e9ecef"/>')
-        drawn.append(f'<text x="{LEFT - 8}" y="{y(level) + 4}" text-anchor="end">{level:.2f}</text>')
+    epochs, spans, x = plot.epochs, plot.spans, plot.x
+    for level in (plot.low + (plot.high - plot.low) * step / 4 for step in range(5)):
+        drawn.append(f'<path d="M{LEFT} {plot.y(level)}H{WIDTH - RIGHT}" stroke="#e9ecef"/>')
+        drawn.append(f'<text x="{LEFT - 8}" y="{plot.y(level) + 4}" text-anchor="end">{level:.2f}</text>')
     for stage in report_keys.STAGES:
         for epoch in range(1, epochs[stage] + 1):
             across = x(stage, epoch)
@@ -153,25 +171,37 @@ def _axes(
                 f'<text x="{middle}" y="{HEIGHT - BOTTOM + 34}" text-anchor="middle" font-weight="bold">{name}</text>'
             )
     if all(epochs.values()):
-        boundary = (x(report_keys.STAGE_ONE, epochs[report_keys.STAGE_ONE]) + x(report_keys.STAGE_TWO, spans[report_keys.STAGE_TWO])) / 2
+        boundary = (
+            x(report_keys.STAGE_ONE, epochs[report_keys.STAGE_ONE])
+            + x(report_keys.STAGE_TWO, spans[report_keys.STAGE_TWO])
+        ) / 2
         drawn.append(f'<path d="M{boundary} {TOP}V{HEIGHT - BOTTOM}" stroke="#868e96" stroke-dasharray="4 3"/>')
     drawn.append(f'<text x="{WIDTH - RIGHT}" y="14" text-anchor="end">{escape(metric)}</text>')
     return drawn
 
 
-def _score_rows(metrics: Mapping[str, Any]) -> list[list[Any]]:
-    names = [(name, meaning) for name, meaning in report_keys.SCORES.items() if report_keys.on_split(report_keys.TEST, name) in metrics]
+def _score_rows(metrics: Row) -> list[list[object]]:
+    names = [
+        (name, meaning)
+        for name, meaning in report_keys.SCORES.items()
+        if report_keys.on_split(report_keys.TEST, name) in metrics
+    ]
     return [[name, metrics[report_keys.on_split(report_keys.TEST, name)], meaning] for name, meaning in names]
 
 
-def _class_rows(metrics: Mapping[str, Any]) -> list[list[Any]]:
+def _class_rows(metrics: Row) -> list[list[object]]:
     return [
-        [label, metrics["train_rows"][label], metrics["test_rows"][label], metrics[report_keys.class_f1(report_keys.TEST, label)]]
+        [
+            label,
+            metrics["train_rows"][label],
+            metrics["test_rows"][label],
+            metrics[report_keys.class_f1(report_keys.TEST, label)],
+        ]
         for label in metrics["labels"]
     ]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "\n".join(
         "<tr>" + "".join(f"<td>{escape(format_cell(cell))}</td>" for cell in row) + "</tr>" for row in rows

@@ -1,14 +1,14 @@
-"""One process at a time works on a run directory.
+"""The lock of a run directory: one process at a time works on it.
 
-On a disk it holds a file's lock, which ends with the process however that ends. An object store has no locks: there it
-holds a lease, a small file that it renews, and that counts until it has not been renewed for a while.
+On a disk it is a file lock, which ends with the process. An object store has no locks: there it is a lease, a small
+file that the process renews, and that expires when it has not been renewed for a while.
 """
 
 import json
+import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -17,20 +17,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from filelock import FileLock, Timeout
-
 from tailsweep.orchestrator.runs.directory import RunDirectory, RunDirectoryError
 from tailsweep.trainables.errors import StorageError
 
+logger = logging.getLogger(__name__)
+
 LOCK_FILE = "state/lock"
-HOLDER_FILE = "state/holder.json"
+OWNER_FILE = "state/holder.json"
 RENEWED_EVERY_S = 15.0
-LEASE_S = 60.0  # a holder that has not renewed for so long is gone
+LEASE_S = 60.0  # an owner that has not renewed for so long is gone
 SETTLING_S = 1.0  # until it is seen who of two that came at once was the later
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who works on a run directory."""
+class LockOwner:
+    """The process that works on a run directory."""
 
     host: str
     pid: int
@@ -39,26 +40,26 @@ class Holder:
 
 
 @contextmanager
-def held(run: RunDirectory) -> Iterator[None]:
-    """Within it, no other process works on ``run``, which must be there.
+def run_lock(run: RunDirectory) -> Iterator[None]:
+    """Lock a run directory, which must exist, against other processes within the context.
 
     Raises:
-        RunDirectoryError: another one does.
+        RunDirectoryError: Another process works on it.
     """
-    me = Holder(socket.gethostname(), os.getpid(), uuid.uuid4().hex, time.time())
+    me = LockOwner(socket.gethostname(), os.getpid(), uuid.uuid4().hex, time.time())
     with _locked(run, me) if run.local is not None else _leased(run, me):
         yield
 
 
 @contextmanager
-def _locked(run: RunDirectory, me: Holder) -> Iterator[None]:
+def _locked(run: RunDirectory, me: LockOwner) -> Iterator[None]:
     assert run.local is not None
     (run.local / LOCK_FILE).parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run.local / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise _refused(run, _holder(run)) from None
+        raise _refused(run, _owner(run)) from None
     try:
         _write(run, me)
         yield
@@ -67,13 +68,13 @@ def _locked(run: RunDirectory, me: Holder) -> Iterator[None]:
 
 
 @contextmanager
-def _leased(run: RunDirectory, me: Holder) -> Iterator[None]:
-    other = _holder(run)
+def _leased(run: RunDirectory, me: LockOwner) -> Iterator[None]:
+    other = _owner(run)
     if other is not None and time.time() - other.renewed < LEASE_S:
         raise _refused(run, other)
     _write(run, me)
     time.sleep(SETTLING_S)
-    if (first := _holder(run)) is not None and first.nonce != me.nonce:
+    if (first := _owner(run)) is not None and first.nonce != me.nonce:
         raise _refused(run, first)
     ended = threading.Event()
     renewing = threading.Thread(target=_renew, args=(run, me, ended), daemon=True)
@@ -84,45 +85,44 @@ def _leased(run: RunDirectory, me: Holder) -> Iterator[None]:
         ended.set()
         renewing.join()
         with suppress(StorageError):  # which this process has met by itself; the lease lapses
-            if _is_held_by(run, me):
-                _write(run, Holder(me.host, me.pid, me.nonce, 0.0))
+            if _is_free_for(run, me):
+                _write(run, LockOwner(me.host, me.pid, me.nonce, 0.0))
 
 
-def _renew(run: RunDirectory, me: Holder, ended: threading.Event) -> None:
-    """Until the end, or until the lease is another's: then this process is stopped as by Ctrl-C."""
+def _renew(run: RunDirectory, me: LockOwner, ended: threading.Event) -> None:
+    """Renew the lease until the end. If it is another's, stop this process as Ctrl-C does."""
     while not ended.wait(RENEWED_EVERY_S):
         with suppress(StorageError):  # an attempt later may do
-            if not _is_held_by(run, me):
-                print(
-                    f"tailsweep: did not renew its lease for {LEASE_S:g} s: {_refused(run, _holder(run))}",
-                    file=sys.stderr,
+            if not _is_free_for(run, me):
+                logger.error(
+                    f"did not renew its lease for {LEASE_S:g} s: {_refused(run, _owner(run))}",
                 )
                 os.kill(os.getpid(), signal.SIGINT)
                 return
-            _write(run, Holder(me.host, me.pid, me.nonce, time.time()))
+            _write(run, LockOwner(me.host, me.pid, me.nonce, time.time()))
 
 
-def _is_held_by(run: RunDirectory, me: Holder) -> bool:
-    holder = _holder(run)
-    return holder is None or holder.nonce == me.nonce
+def _is_free_for(run: RunDirectory, me: LockOwner) -> bool:
+    owner = _owner(run)
+    return owner is None or owner.nonce == me.nonce
 
 
-def _holder(run: RunDirectory) -> Holder | None:
-    """Who has last written the file; None: nobody, or it cannot be understood."""
+def _owner(run: RunDirectory) -> LockOwner | None:
+    """Return the process that has last written the file; None if there is none, or it cannot be parsed."""
     try:
-        return Holder(**json.loads(run.read_text(HOLDER_FILE)))
+        return LockOwner(**json.loads(run.read_text(OWNER_FILE)))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
 
-def _write(run: RunDirectory, holder: Holder) -> None:
-    run.write_text(HOLDER_FILE, json.dumps(asdict(holder)) + "\n")
+def _write(run: RunDirectory, owner: LockOwner) -> None:
+    run.write_text(OWNER_FILE, json.dumps(asdict(owner)) + "\n")
 
 
-def _refused(run: RunDirectory, holder: Holder | None) -> RunDirectoryError:
-    who = "another process" if holder is None else f"process {holder.pid} on {holder.host}"
+def _refused(run: RunDirectory, owner: LockOwner | None) -> RunDirectoryError:
+    who = "another process" if owner is None else f"process {owner.pid} on {owner.host}"
     wait = "" if run.local is not None else f", or within {LEASE_S:g} s after it died"
     return RunDirectoryError(
-        f"the run directory {run.location} is being worked on by {who}: wait for its end, or end it, and go on by "
+        f"the run directory {run.location} is being worked on by {who}: wait for its end, or end it, and continue by "
         f"`{run.resume_command}`{wait}"
     )

@@ -1,39 +1,36 @@
-"""A run directory's records as tables: one row per candidate, one per report. Needs no live cluster."""
+"""A run directory's records as tables: one row per trial, one per report. Needs no live cluster."""
 
 import io
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from tailsweep.orchestrator.runs.candidates import Records, best_epoch
-from tailsweep.orchestrator.runs.directory import BEST_FOLDER, HISTORY_FILE, METRICS_FILE, REPORT_FILE, RESULTS_FILE, RunDirectory
+from tailsweep.orchestrator.runs.directory import HISTORY_FILE, METRICS_FILE, TRIALS_TABLE, RunDirectory
+from tailsweep.orchestrator.runs.trials import Records, Row, TrialState, best_epoch
 from tailsweep.trainables import report_keys
-
-Row = dict[str, Any]
 
 
 def result_rows(records: Records, metric: str) -> list[Row]:
-    """One row per candidate, in their order: state, epochs, seconds, best validation scores, swept values.
+    """Return one row per trial, in their order: state, epochs, seconds, best validation scores, swept values.
 
-    ``state`` is ``running`` for a candidate with reports and no outcome, ``pending`` for one without either: in a run
-    that died, ``running`` means cut short. A candidate that went on as several gives their rows, whose ``parent`` it
+    ``state`` is ``running`` for a trial with reports and no outcome, ``pending`` for one without either: in a run
+    that died, ``running`` means cut short. A trial that continued as several gives their rows, whose ``parent`` it
     is, and none of its own; its epochs and seconds of stage one are in each.
     """
     rows = []
-    for candidate in sorted(records.candidates, key=lambda candidate: candidate.number):
-        history = records.history_of(candidate.name)
-        outcome = records.outcomes.get(candidate.name)
-        if outcome is not None and outcome.state == "promoted":
+    for trial in sorted(records.trials, key=lambda trial: trial.number):
+        history = records.history_of(trial.name)
+        outcome = records.outcomes.get(trial.name)
+        if outcome is not None and outcome.state == TrialState.PROMOTED:
             continue
         best = best_epoch(history, metric)
+        state = outcome.state if outcome else TrialState.RUNNING if history else TrialState.PENDING
         row: Row = {
-            "candidate": candidate.name,
-            "parent": candidate.parent,
-            "state": outcome.state if outcome else ("running" if history else "pending"),
+            "trial": trial.name,
+            "parent": trial.parent,
+            "state": state.value,
             "reason": outcome.reason if outcome else None,
             "stage_one_epochs": _epochs_done(history, report_keys.STAGE_ONE),
             "stage_two_epochs": _epochs_done(history, report_keys.STAGE_TWO),
@@ -43,7 +40,7 @@ def result_rows(records: Records, metric: str) -> list[Row]:
         }
         if best:
             row |= {key: value for key, value in best.items() if key.startswith(f"{report_keys.VALIDATION}/")}
-        rows.append(row | candidate.values)
+        rows.append(row | trial.values)
     return rows
 
 
@@ -52,48 +49,40 @@ def _epochs_done(history: Sequence[Row], stage: str) -> float:
 
 
 def ranking(rows: Sequence[Row], metric: str) -> list[Row]:
-    """Best first. Completed candidates stand before all others; ties go to the lower candidate number."""
+    """Sort the rows, best first. Completed trials come before all others; ties go to the lower trial number."""
 
     def order(row: Row) -> tuple[bool, float]:
         score = row.get(metric)
-        return row["state"] != "completed", -score if score is not None else math.inf
+        return row["state"] != TrialState.COMPLETED, -score if score is not None else math.inf
 
-    return sorted(rows, key=order)  # stable: equal scores stay in the candidates' order
+    return sorted(rows, key=order)  # stable: equal scores stay in the trials' order
 
 
-def chosen_row(rows: Sequence[Row], metric: str) -> Row | None:
-    """The candidate the sweep chooses, by validation rows alone; None if none was completed."""
+def select_best(rows: Sequence[Row], metric: str) -> Row | None:
+    """Return the sweep's best trial, by validation examples alone; None if none was completed."""
     best = next(iter(ranking(rows, metric)), None)
-    return best if best is not None and best["state"] == "completed" else None
+    return best if best is not None and best["state"] == TrialState.COMPLETED else None
 
 
 def write_tables(run: RunDirectory, records: Records, metric: str) -> list[Row]:
-    """(Re)write ``results.parquet`` and ``history.parquet`` from the records; returns the result rows."""
+    """Write ``trials.parquet`` and ``history.parquet`` from the records, and return the result rows."""
     rows = result_rows(records, metric)
-    _write_parquet(run, RESULTS_FILE, rows)
+    _write_parquet(run, TRIALS_TABLE, rows)
     _write_parquet(run, HISTORY_FILE, records.history)
     return rows
 
 
-
-
-
-
-
-
-
-
-def read_test_metrics(run: RunDirectory) -> dict[str, Any] | None:
-    """``best/metrics.json``, or None where no model has been chosen yet."""
+def read_test_metrics(run: RunDirectory) -> Row | None:
+    """Read ``best/metrics.json``; None if no model has been chosen yet."""
     if not run.exists(METRICS_FILE):
         return None
-    metrics: dict[str, Any] = json.loads(run.read_text(METRICS_FILE))
+    metrics: Row = json.loads(run.read_text(METRICS_FILE))
     return metrics
 
 
 def _write_parquet(run: RunDirectory, name: str, rows: Sequence[Row]) -> None:
-    """Columns are the union of the rows' keys; a column that mixes types (a swept choice may) is written as text."""
-    columns: dict[str, list[Any]] = {key: [] for row in rows for key in row}
+    """Write the union of the rows' columns; a column that mixes types (a swept choice may) is written as text."""
+    columns: dict[str, list[object]] = {key: [] for row in rows for key in row}
     for row in rows:
         for key, values in columns.items():
             values.append(row.get(key))
@@ -103,7 +92,7 @@ def _write_parquet(run: RunDirectory, name: str, rows: Sequence[Row]) -> None:
     run.write_bytes(name, sink.getvalue())
 
 
-def _array(values: list[Any]) -> pa.Array:
+def _array(values: list[object]) -> pa.Array:
     if all(value is None for value in values):
         return pa.array(values, pa.string())  # a column of no type would not go together with another run's
     try:
@@ -112,7 +101,3 @@ def _array(values: list[Any]) -> pa.Array:
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         pass
     return pa.array([None if value is None else json.dumps(value) for value in values])
-
-
-
-

@@ -1,26 +1,27 @@
 """ASHA over the epochs of one stage (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning").
 
-:class:`Rungs` is the rule, as a conversation: report, report, should it stop? It decides as Ray's
-``AsyncHyperBandScheduler`` does with ``stop_last_trials=False`` (a test holds the two together); it is ours because
-Ray's forgets its rungs when a sweep is resumed, draws brackets from numpy's global generator and cannot say why a trial
-was stopped. :class:`StageASHA` puts it under Tune: over stage one, and in a tournament's second round over stage two,
-where that is asked for.
+:class:`Rungs` is the rule: it takes one report after another and decides whether the trial stops. It decides as Ray's
+``AsyncHyperBandScheduler`` does with ``stop_last_trials=False`` (a test compares the two). It is ours because Ray's
+loses its rungs when a sweep is resumed, draws brackets from numpy's global generator and gives no reason for a stop.
+:class:`StageASHA` is the scheduler for Tune: over stage one, and in phase two over stage two if
+``stage_two_search.asha`` is set.
 """
 
 import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from tailsweep.orchestrator.runs.trials import Row
 from tailsweep.trainables import report_keys
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What the rule says to one report."""
+    """The decision on one report."""
 
     stop: bool
     rung: int | None = None  # the rung the report was recorded in, from 0; None: it reached no new rung
@@ -30,14 +31,14 @@ class Decision:
 class Rungs:
     """Asynchronous successive halving over the epochs of a stage; larger scores are better.
 
-    Epochs may be fractions: two that agree to ``keys.EPOCH_DECIMALS`` are the same, so that 0.333 is a third.
+    Epochs may be fractions: two that agree to ``report_keys.EPOCH_DECIMALS`` are the same, so that 0.333 is a third.
 
     Args:
-        grace_epochs: the first rung's epoch (the paper's r).
-        max_epochs: the most epochs of the stage a candidate may have (R).
-        reduction_factor: eta; a candidate goes on from a rung if it is at least as good as the best 1/eta there.
-        brackets: candidates are spread over this many sets of rungs, each starting eta times later (s = 0, 1, ...).
-        seed: of the draw of a candidate's bracket.
+        grace_epochs: The first rung's epoch (the paper's r).
+        max_epochs: The most epochs of the stage a trial may have (R).
+        reduction_factor: Eta; a trial continues from a rung if it is at least as good as the best 1/eta there.
+        brackets: Trials are spread over this many sets of rungs, each starting eta times later (s = 0, 1, ...).
+        seed: Of the draw of a trial's bracket.
     """
 
     def __init__(
@@ -51,36 +52,36 @@ class Rungs:
         for offset in range(brackets):
             epochs = (grace_epochs * reduction_factor**rung for rung in itertools.count(offset))
             self.milestones.append(list(itertools.takewhile(lambda epoch: _reaches(max_epochs, epoch), epochs)))
-        self._recorded: dict[tuple[int, int], dict[str, float]] = {}  # (bracket, rung) -> candidate -> score
+        self._recorded: dict[tuple[int, int], dict[str, float]] = {}  # (bracket, rung) -> trial -> score
 
-    def report(self, candidate: str, epoch: float, score: float) -> Decision:
-        """Record a report in the highest rung it has reached, and decide. A rung hears each candidate once."""
+    def report(self, trial: str, epoch: float, score: float) -> Decision:
+        """Record a report in the highest rung it has reached, and decide. A rung records each trial once."""
         assert math.isfinite(score), "a trial with a score that is no number fails before it reports"
-        bracket = self.bracket(candidate)
+        bracket = self.bracket(trial)
         reached = [rung for rung, milestone in enumerate(self.milestones[bracket]) if _reaches(epoch, milestone)]
         if not reached:
             return Decision(stop=False)
         rung = reached[-1]
         recorded = self._recorded.setdefault((bracket, rung), {})
-        if candidate in recorded:
+        if trial in recorded:
             return Decision(stop=False)
         cutoff = (
             float(np.percentile(list(recorded.values()), (1 - 1 / self.reduction_factor) * 100)) if recorded else None
         )
-        recorded[candidate] = score
+        recorded[trial] = score
         return Decision(stop=cutoff is not None and score < cutoff, rung=rung, cutoff=cutoff)
 
-    def bracket(self, candidate: str) -> int:
-        """The candidate's bracket, drawn with weights exp(number of rungs) as Ray does, from (seed, candidate)."""
+    def bracket(self, trial: str) -> int:
+        """Return the trial's bracket, drawn with weights exp(number of rungs) as Ray does, from (seed, trial)."""
         if len(self.milestones) == 1:
             return 0
         sizes = np.array([len(milestones) for milestones in self.milestones])
         weights = np.exp(sizes - sizes.max())
-        generator = np.random.default_rng([self.seed, *candidate.encode()])
+        generator = np.random.default_rng([self.seed, *trial.encode()])
         return int(generator.choice(len(sizes), p=weights / weights.sum()))
 
     def occupancy(self) -> list[tuple[float, int]]:
-        """(epoch, how many candidates have reached it) of every rung, ascending, all brackets together."""
+        """Return (epoch, number of trials that have reached it) of every rung of all brackets, ascending."""
         counts: dict[float, int] = {}
         for bracket, milestones in enumerate(self.milestones):
             for rung, milestone in enumerate(milestones):
@@ -89,54 +90,57 @@ class Rungs:
 
 
 class StageASHA(FIFOScheduler):  # type: ignore[misc]
-    """Tune's scheduler: asks a stage's :class:`Rungs` about its reports, and lets a stage without any run to its end.
+    """Tune's scheduler: applies a stage's :class:`Rungs` to its reports. A stage without rungs runs to its end.
 
     Args:
-        rungs: by stage; each hears the reports of its own stage alone.
-        metric: the key of the score.
+        rungs: By stage; each records the reports of its own stage alone.
+        metric: The key of the score.
     """
 
     def __init__(self, rungs: Mapping[str, Rungs], metric: str) -> None:
         super().__init__()
         self.rungs = dict(rungs)
         self._metric = metric
-        self.decisions: dict[str, Decision] = {}  # per candidate, of the last rung it reached
+        self.decisions: dict[str, Decision] = {}  # per trial, of the last rung it reached
 
     @property
     def metric(self) -> str:
+        """Return the key of the score."""
         return self._metric
 
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: object) -> bool:
+        """Accept Tune's metric and mode; the constructor has set the metric."""
         return True
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
-        if report_keys.STAGE not in result:  # words, not scores
+    def on_trial_result(self, tune_controller: object, trial: Trial, result: Row) -> str:
+        """Return Tune's decision on a report."""
+        if report_keys.STAGE not in result:  # a message, not scores
             return str(TrialScheduler.CONTINUE)
-        decision = self.hear(trial.config["of"]["candidate"], result)
+        decision = self.add_report(trial.config["trial"]["name"], result)
         return str(TrialScheduler.STOP if decision is not None and decision.stop else TrialScheduler.CONTINUE)
 
-    def hear(self, candidate: str, report: Mapping[str, Any]) -> Decision | None:
-        """The decision on one report; None where its stage has no rungs."""
+    def add_report(self, trial: str, report: Row) -> Decision | None:
+        """Return the decision on one report; None where its stage has no rungs."""
         rungs = self.rungs.get(report[report_keys.STAGE])
         if rungs is None:
             return None
-        decision = rungs.report(candidate, report[report_keys.EPOCH], float(report[self._metric]))
+        decision = rungs.report(trial, report[report_keys.EPOCH], float(report[self._metric]))
         if decision.rung is not None:
-            self.decisions[candidate] = decision
+            self.decisions[trial] = decision
         return decision
 
-    def replay(self, history: Iterable[Mapping[str, Any]]) -> None:
-        """Hear a sweep's history again, in its order: the rungs are then as they were, decisions included."""
+    def replay(self, history: Iterable[Row]) -> None:
+        """Record a sweep's history again, in its order: the rungs are then as they were, decisions included."""
         for row in history:
-            self.hear(row["candidate"], row)
+            self.add_report(row["trial"], row)
 
 
 def _reaches(epoch: float, milestone: float) -> bool:
     return round(epoch, report_keys.EPOCH_DECIMALS) >= round(milestone, report_keys.EPOCH_DECIMALS)
 
 
-def describe(decision: Decision, metric: str, report: Mapping[str, Any]) -> str:
-    """Why a candidate was stopped, in words."""
+def describe(decision: Decision, metric: str, report: Row) -> str:
+    """Describe why a trial was stopped."""
     assert decision.cutoff is not None
     return (
         f"{metric} {float(report[metric]):.4f} after epoch {report_keys.shown_epochs(report[report_keys.EPOCH])} of "
@@ -144,5 +148,5 @@ def describe(decision: Decision, metric: str, report: Mapping[str, Any]) -> str:
     )
 
 
-def _words(report: Mapping[str, Any]) -> str:
+def _words(report: Row) -> str:
     return str(report[report_keys.STAGE]).replace("_", " ")

@@ -1,68 +1,72 @@
-"""Candidates of a list under Ray Tune, started only while a budget of seconds lasts."""
+"""Trials of a list under Ray Tune, started only while a budget of seconds lasts."""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ray.tune.search import Searcher
-from tailsweep.orchestrator.runs.candidates import CandidateRecord, Records
+from tailsweep.orchestrator.runs.trials import Records, TrialRecord
 from tailsweep.orchestrator.search.state import SweepState
 
 
 @dataclass(frozen=True)
 class SecondsBudget:
-    """Wall seconds of a sweep that keeps all its slots busy: its candidates' own seconds over their number at once.
+    """Wall seconds of a sweep that keeps all its slots busy: its trials' own seconds over their number at once.
 
-    So it follows from the records, and an interrupted sweep goes on with what is left of it.
+    It follows from the records, so that a resumed sweep has what remains of it.
     """
 
     seconds: float
     at_once: int
-    bookkeeping: SweepState
+    state: SweepState
 
     @property
     def spent(self) -> bool:
-        return self.bookkeeping.seconds / self.at_once >= self.seconds
+        """Return whether the budget is used up."""
+        return self.state.seconds / self.at_once >= self.seconds
 
 
 class ListedSearch(Searcher):  # type: ignore[misc]
-    """What Tune asks for the next candidate.
+    """Tune's search algorithm: the trials of a list, in their order.
 
     Args:
-        candidates: in the order of their start. One that has reported before goes on whatever the budget.
-        of_tune: a candidate -> what its trial is given.
+        trials: In the order of their start. One that has reported before continues whatever the budget.
+        records: The records of the sweep.
+        tune_config_of: Returns the Tune config of a trial.
+        budget: The seconds in which trials are started.
     """
 
     def __init__(
         self,
-        candidates: Sequence[CandidateRecord],
+        trials: Sequence[TrialRecord],
         records: Records,
-        of_tune: Callable[[CandidateRecord], Mapping[str, Any]],
+        tune_config_of: Callable[[TrialRecord], Mapping[str, object]],
         budget: SecondsBudget,
     ) -> None:
         super().__init__()
         self.records = records
-        self.of_tune = of_tune
+        self.tune_config_of = tune_config_of
         self.budget = budget
-        self._waiting = deque(candidates)
+        self._waiting = deque(trials)
 
-    def suggest(self, trial_id: str) -> Any:
+    def suggest(self, trial_id: str) -> dict[str, object] | str:
+        """Return the Tune config of the next trial, or that there is none."""
         while self._waiting:
-            candidate = self._waiting.popleft()
-            if not self.budget.spent or self.records.history_of(candidate.name):
-                return {"of": self.of_tune(candidate)}
-        return Searcher.FINISHED
+            trial = self._waiting.popleft()
+            if not self.budget.spent or self.records.history_of(trial.name):
+                return {"trial": self.tune_config_of(trial)}
+        return str(Searcher.FINISHED)
 
-    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: the list is what it is."""
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False) -> None:
+        """Do nothing: the list does not depend on results."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher into a file that nothing here reads: give it nothing."""
+    def __getstate__(self) -> dict[str, object]:
+        """Return nothing: Tune pickles its searcher into a file that nothing here reads."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing, for the same reason."""
+        """Save nothing, for the same reason."""
 
     def restore(self, checkpoint_path: str) -> None:
-        raise AssertionError("a search is made anew from the records")
+        """Refuse: a search is created from the records."""
+        raise AssertionError("a search is created anew from the records")

@@ -1,8 +1,8 @@
-"""What a search needs to know of the sweep that it draws trials for."""
+"""The part of a running sweep that a search needs."""
 
 from typing import Protocol
 
-from tailsweep.orchestrator.runs.candidates import CandidateRecord
+from tailsweep.orchestrator.runs.trials import TrialRecord
 
 
 class SweepState(Protocol):
@@ -12,7 +12,7 @@ class SweepState(Protocol):
 
     @property
     def seconds(self) -> float:
-        """Wall seconds of all trials so far, summed."""
+        """Return the wall seconds of all trials so far, summed."""
 
-    def draw(self, candidate: CandidateRecord) -> None:
+    def draw(self, trial: TrialRecord) -> None:
         """Record a trial that was drawn while the sweep runs."""

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from tailsweep.trainables.data import tokenization
-from tailsweep.trainables.data.tokenized import PreparedData, TokenisedRows
+from tailsweep.trainables.data.tokenized import PreparedData, TokenizedExamples
 
 MAX_LENGTH = 128  # tokens, special tokens included
 # Of the logarithm of a row's words: SST-2's spread, and a mean of 14.6 tokens with the two special ones.
@@ -38,7 +38,7 @@ class BenchmarkRows:
         return max_length(self.tokenizer)
 
     def first(self, count: int) -> "BenchmarkRows":
-        """The first training rows, tokenised from the texts as they are."""
+        """The first training rows, tokenized from the texts as they are."""
         return prepared(self.texts[:count], self.data.train.labels[:count], self.tokenizer, self.origin)
 
 
@@ -68,7 +68,7 @@ def read_rows(path: Path, count: int, tokenizer: Any, seed: int = 0) -> Benchmar
 
 def prepared(texts: Sequence[str], labels: NDArray[np.int64], tokenizer: Any, origin: str) -> BenchmarkRows:
     """The rows with their tokens, made as the project makes them but for the files."""
-    train = tokenise(texts, labels, tokenizer)
+    train = tokenize(texts, labels, tokenizer)
     names = LABEL_NAMES if labels.max() < 2 else tuple(f"class {i}" for i in range(labels.max() + 1))
     data = PreparedData(
         folder=Path(),
@@ -84,10 +84,10 @@ def prepared(texts: Sequence[str], labels: NDArray[np.int64], tokenizer: Any, or
     return BenchmarkRows(list(texts), tokenizer, data, origin)
 
 
-def tokenise(texts: Sequence[str], labels: NDArray[np.int64], tokenizer: Any) -> TokenisedRows:
-    """By the project's own tokenising, a thousand rows at once."""
-    ids, offsets, _ = tokenization.tokenise(texts, tokenizer, max_length(tokenizer))
-    return TokenisedRows(ids, offsets, labels, int(tokenizer.pad_token_id))
+def tokenize(texts: Sequence[str], labels: NDArray[np.int64], tokenizer: Any) -> TokenizedExamples:
+    """By the project's own tokenizing, a thousand rows at once."""
+    ids, offsets, _ = tokenization.tokenize(texts, tokenizer, max_length(tokenizer))
+    return TokenizedExamples(ids, offsets, labels, int(tokenizer.pad_token_id))
 
 
 def max_length(tokenizer: Any) -> int:

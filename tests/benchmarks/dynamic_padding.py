@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 from numpy.typing import NDArray
-from tailsweep.trainables.data.tokenized import TokenisedRows
-from tailsweep.trainables.execution.trunk import Cut
+from tailsweep.trainables.data.tokenized import TokenizedExamples
+from tailsweep.trainables.execution.trunk import SplitPoint
 from tailsweep.trainables.models.layers import set_train_mode
 from torch import Tensor, nn
 
@@ -23,7 +23,7 @@ def features(
     encoder: nn.Module,
     tokenizer: Any,
     max_length: int,
-    cut: Cut,
+    split: SplitPoint,
     dtype: str,
     device: torch.device,
     texts: Sequence[str],
@@ -41,9 +41,9 @@ def features(
                 return_tensors="pt",
             ).to(device)
             mask = batch["attention_mask"]
-            output = encoder(input_ids=batch["input_ids"], attention_mask=mask, output_hidden_states=cut.per_token)
-            if cut.per_token:
-                outputs.append(output.hidden_states[cut.layer].cpu())
+            output = encoder(input_ids=batch["input_ids"], attention_mask=mask, output_hidden_states=split.per_token)
+            if split.per_token:
+                outputs.append(output.hidden_states[split.layer].cpu())
             else:
                 real = mask.unsqueeze(-1)
                 outputs.append(((output.last_hidden_state * real).sum(1) / real.sum(1)).cpu())
@@ -51,12 +51,12 @@ def features(
 
 
 class Training:
-    """A stage's loop; what trains has been set on the model, which is on its device. The rows are tokenised."""
+    """A stage's loop; what trains has been set on the model, which is on its device. The rows are tokenized."""
 
     def __init__(
         self,
         model: nn.Module,
-        rows: TokenisedRows,
+        rows: TokenizedExamples,
         learning_rate: float,
         total_steps: int,
         dtype: str,

@@ -23,9 +23,9 @@ import torch
 from benchmark_rows import BenchmarkRows
 from numpy.typing import NDArray
 from tables import DYNAMIC, REFERENCE, Line, Table, rows_per_second, seconds_for
-from tailsweep.trainables.config.trial import HeadConfig, StageConfig, TopLayers, Trains
+from tailsweep.trainables.config.trial import HeadConfig, StageConfig, TopLayers, Trainable
 from tailsweep.trainables.data.sampling import epoch_rows, steps
-from tailsweep.trainables.execution.backends import CachedVectorsRoad, cached_road, live_road
+from tailsweep.trainables.execution.backends import CachedVectorsExecution, cached_execution, live_execution
 from tailsweep.trainables.execution.feature_plan import FeaturePlan, plan_features
 from tailsweep.trainables.execution.feature_store import Features, make_features
 from tailsweep.trainables.models.layers import set_trainable
@@ -82,51 +82,51 @@ class Bench:
 
 def building_the_cache(bench: Bench) -> Table:
     lines = []
-    cuts: list[tuple[str, Head, Trains]] = [("top layer", "native", TOP_LAYER), ("pooled", MEAN, "head")]
-    for what, head, trains in cuts:
+    kinds: list[tuple[str, Head, Trainable]] = [("top layer", "native", TOP_LAYER), ("pooled", MEAN, "head")]
+    for title, head, trainable in kinds:
         model = bench.build(head).to(bench.device)
-        timings = bench.alternate(list(_cache_sides(bench, model, trains)))
-        bench.others[f"cache, {what}"] = {name: timings[name] for name in (REFERENCE, DYNAMIC_FP32)}
+        timings = bench.alternate(list(_cache_sides(bench, model, trainable)))
+        bench.others[f"cache, {title}"] = {name: timings[name] for name in (REFERENCE, DYNAMIC_FP32)}
         for name, timing in timings.items():
             line = _line(name, rows_per_second(timing), timings, CACHE_AT_LEAST)
-            lines.append(replace(line, name=f"{what}: {name}"))
+            lines.append(replace(line, name=f"{title}: {name}"))
     return Table(
         "Building the cache",
         "rows/s",
         "From texts to the frozen trunk's outputs: what enters the top layer, for all tokens, or one mean-pooled "
-        "vector per row. Tokenising is inside on all sides. Ours also writes its file, and takes "
+        "vector per row. Tokenizing is inside on all sides. Ours also writes its file, and takes "
         f"{min(bench.cache_rows, len(bench.rows.texts)):,} rows at once; the others keep tensors in memory, and take "
         f"batches of {BATCH_SIZE} in the rows' order. The reference is fp32.",
         lines,
     )
 
 
-def stage_one_epoch(bench: Bench, title: str, head: Head, trains: Trains, at_least: float) -> Table:
+def stage_one_epoch(bench: Bench, title: str, head: Head, trainable: Trainable, at_least: float) -> Table:
     """Cached features against the trunk run in every step: by this project, and by the others.
 
     Args:
         at_least: how many times faster than dynamic padding the cached epoch is meant to be.
     """
     model = bench.build(head)
-    with _features(bench, model, trains) as features:
-        cached = _our_side(bench, model, trains, "fp32", features)
+    with _features(bench, model, trainable) as features:
+        cached = _our_side(bench, model, trainable, "fp32", features)
         timings = bench.alternate(
             [
-                _reference_side(bench, model, trains),
-                _dynamic_side(bench, model, trains, "fp32"),
-                _our_side(bench, model, trains, "fp32"),
+                _reference_side(bench, model, trainable),
+                _dynamic_side(bench, model, trainable, "fp32"),
+                _our_side(bench, model, trainable, "fp32"),
                 cached,
             ]
         )
     bench.others[title] = {name: timings[name] for name in (REFERENCE, DYNAMIC_FP32)}
-    of_epoch = len(bench.rows.data.train)
+    num_examples = len(bench.rows.data.train)
     targets = {cached.name: {DYNAMIC: at_least}}
     return Table(
-        f"Stage one: an epoch of {of_epoch:,} rows, {title}",
+        f"Stage one: an epoch of {num_examples:,} rows, {title}",
         "s/epoch",
         f"Training only, batches of {BATCH_SIZE}, the same rows in each on all sides. Making the features is not in "
         "it. Slow sides are measured on some steps of the epoch, and their time per row is multiplied.",
-        [_line(name, seconds_for(of_epoch, timing), timings, targets) for name, timing in timings.items()],
+        [_line(name, seconds_for(num_examples, timing), timings, targets) for name, timing in timings.items()],
     )
 
 
@@ -181,13 +181,15 @@ def _cache_growth(bench: Bench, make_rows: Callable[[int], BenchmarkRows]) -> Ta
             plan = _plan(model, "head", rows, "fp32", bench.device)
             make_features(plan, model, rows.data, Path(folder), bench.device)
             seconds = time.perf_counter() - began
-        made = len(rows.data.train) + len(rows.data.validation)
-        per_row = seconds / made
-        lines.append(_growth_line(f"{made:,} rows", (seconds, seconds, seconds), made, bench.others["cache, pooled"]))
+        num_made = len(rows.data.train) + len(rows.data.validation)
+        per_row = seconds / num_made
+        lines.append(
+            _growth_line(f"{num_made:,} rows", (seconds, seconds, seconds), num_made, bench.others["cache, pooled"])
+        )
     return Table(
         "Growth: the cache of pooled vectors, fp32",
         "s",
-        "All that a sweep does once the rows are tokenised: the probes, the entry's key, the trunk's outputs of train "
+        "All that a sweep does once the rows are tokenized: the probes, the entry's key, the trunk's outputs of train "
         "and validation, writing, checking, opening. Measured once each. Against the others' time per row above.",
         lines,
         remark,
@@ -199,18 +201,18 @@ def _epoch_growth(bench: Bench, make_rows: Callable[[int], BenchmarkRows]) -> Ta
     with _features(replace(bench, rows=make_rows(FEW_ROWS)), bench.build(MEAN), "head") as few:
         for count in bench.growth:
             rows, model = make_rows(count), bench.build(MEAN)
-            of_epoch = len(rows.texts)
-            repeated = replace(few, train=few.train[torch.arange(of_epoch) % len(few.train)])
+            num_examples = len(rows.texts)
+            repeated = replace(few, train=few.train[torch.arange(num_examples) % len(few.train)])
             larger = replace(
                 bench, rows=rows, turn_seconds=LONG_TURNS * bench.turn_seconds, rounds=min(3, bench.rounds)
             )
             model = _copy(larger, model, "head")
-            # Not by cached_road, whose probe would find that these are other rows' features.
-            road = CachedVectorsRoad(model, repeated, rows.data, bench.device)
-            training = this_project.Training(_stage("head"), model, road, rows.data, STEPS, bench.device)
+            # Not by cached_execution, whose probe would find that these are other rows' features.
+            execution = CachedVectorsExecution(model, repeated, rows.data, bench.device)
+            training = this_project.Training(_stage("head"), model, execution, rows.data, STEPS, bench.device)
             (timing,) = larger.alternate([_training_side(larger, "cached", training)]).values()
-            values = seconds_for(of_epoch, timing)
-            lines.append(_growth_line(f"{of_epoch:,} rows", values, of_epoch, bench.others[HEAD_ONLY_MEAN]))
+            values = seconds_for(num_examples, timing)
+            lines.append(_growth_line(f"{num_examples:,} rows", values, num_examples, bench.others[HEAD_ONLY_MEAN]))
     return Table(
         f"Growth: a cached epoch, {HEAD_ONLY_MEAN}",
         "s/epoch",
@@ -226,30 +228,30 @@ def _growth_line(name: str, values: tuple[float, float, float], rows: int, other
     return Line(name, *values, times, ours=True)
 
 
-def _cache_sides(bench: Bench, model: nn.Module, trains: Trains) -> Iterator[Side]:
+def _cache_sides(bench: Bench, model: nn.Module, trainable: Trainable) -> Iterator[Side]:
     rows, length, device = bench.rows, bench.rows.max_length, bench.device
-    plan = _plan(model, trains, rows, "fp32", device)
+    plan = _plan(model, trainable, rows, "fp32", device)
     encoder = cast(nn.Module, model.base_model)
     eager = cast(nn.Module, reference_habits.as_eager(copy.deepcopy(model)).base_model)
-    of_batches = len(rows.texts) // BATCH_SIZE
+    num_batches = len(rows.texts) // BATCH_SIZE
     count = min(bench.cache_rows, len(rows.texts))
 
     def side(name: str, make: Callable[[list[str]], object]) -> Side:
         return Side(
-            name, lambda first, stop: make(rows.texts[first * BATCH_SIZE : stop * BATCH_SIZE]), of_batches, BATCH_SIZE
+            name, lambda first, stop: make(rows.texts[first * BATCH_SIZE : stop * BATCH_SIZE]), num_batches, BATCH_SIZE
         )
 
-    yield side(REFERENCE, partial(reference_habits.features, eager, rows.tokenizer, length, plan.cut, device))
+    yield side(REFERENCE, partial(reference_habits.features, eager, rows.tokenizer, length, plan.split_point, device))
     for dtype in DTYPES:
-        make = partial(dynamic_padding.features, encoder, rows.tokenizer, length, plan.cut, dtype, device)
+        make = partial(dynamic_padding.features, encoder, rows.tokenizer, length, plan.split_point, dtype, device)
         yield side(f"{DYNAMIC}, {dtype}", make)
     for dtype in DTYPES:
         make_ours = partial(this_project.features, replace(plan, dtype=dtype), model, rows, count, device)
         yield Side(f"{OURS}, {dtype}", lambda first, stop, make=make_ours: make(), 1, count)  # type: ignore[misc]
 
 
-def _reference_side(bench: Bench, model: nn.Module, trains: Trains) -> Side:
-    model = reference_habits.as_eager(_copy(bench, model, trains))
+def _reference_side(bench: Bench, model: nn.Module, trainable: Trainable) -> Side:
+    model = reference_habits.as_eager(_copy(bench, model, trainable))
     rows = bench.rows
     training = reference_habits.Training(
         model, rows.texts, rows.data.train.labels, rows.tokenizer, rows.max_length, LEARNING_RATE, STEPS, bench.device
@@ -257,25 +259,27 @@ def _reference_side(bench: Bench, model: nn.Module, trains: Trains) -> Side:
     return _training_side(bench, REFERENCE, training)
 
 
-def _dynamic_side(bench: Bench, model: nn.Module, trains: Trains, dtype: Dtype) -> Side:
-    model = _copy(bench, model, trains)
+def _dynamic_side(bench: Bench, model: nn.Module, trainable: Trainable, dtype: Dtype) -> Side:
+    model = _copy(bench, model, trainable)
     training = dynamic_padding.Training(model, bench.rows.data.train, LEARNING_RATE, STEPS, dtype, bench.device)
     return _training_side(bench, f"{DYNAMIC}, {dtype}", training)
 
 
-def _our_side(bench: Bench, model: nn.Module, trains: Trains, dtype: Dtype, features: Features | None = None) -> Side:
-    """On cached features, or on the live model; the side's name says which road that was."""
-    model = _copy(bench, model, trains)
+def _our_side(
+    bench: Bench, model: nn.Module, trainable: Trainable, dtype: Dtype, features: Features | None = None
+) -> Side:
+    """On cached features, or on the live model; the side's name says which execution path that was."""
+    model = _copy(bench, model, trainable)
     data, device = bench.rows.data, bench.device
     if features is None:
-        road = live_road(model, data, device, dtype)
-        name = f"{OURS}, {'' if trains == 'all' else 'live trunk '}{road.description}, {dtype}"
+        execution = live_execution(model, data, device, dtype)
+        name = f"{OURS}, {'' if trainable == 'all' else 'live trunk '}{execution.description}, {dtype}"
     else:
-        road = cached_road(model, features, data, device, dtype)
-        name = f"{OURS}, {road.description}, {dtype}"
-        if not road.description.startswith("cached"):
-            raise ValueError(f"the features are not used: {road.description}")
-    training = this_project.Training(_stage(trains, dtype), model, road, data, STEPS, device)
+        execution = cached_execution(model, features, data, device, dtype)
+        name = f"{OURS}, {execution.description}, {dtype}"
+        if not execution.description.startswith("cached"):
+            raise ValueError(f"the features are not used: {execution.description}")
+    training = this_project.Training(_stage(trainable, dtype), model, execution, data, STEPS, device)
     return _training_side(bench, name, training)
 
 
@@ -285,27 +289,29 @@ def _training_side(bench: Bench, name: str, training: Training) -> Side:
     return Side(name, lambda first, stop: training.steps(batches[first:stop]), len(batches), BATCH_SIZE)
 
 
-def _copy(bench: Bench, model: nn.Module, trains: Trains) -> nn.Module:
+def _copy(bench: Bench, model: nn.Module, trainable: Trainable) -> nn.Module:
     copied = copy.deepcopy(model).to(bench.device)
-    set_trainable(copied, trains)
+    set_trainable(copied, trainable)
     return copied
 
 
-def _stage(trains: Trains, precision: Dtype = "fp32") -> StageConfig:
-    return StageConfig(trains=trains, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, precision=precision)
+def _stage(trainable: Trainable, precision: Dtype = "fp32") -> StageConfig:
+    return StageConfig(trainable=trainable, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, precision=precision)
 
 
 @contextmanager
-def _features(bench: Bench, model: nn.Module, trains: Trains) -> Iterator[Features]:
+def _features(bench: Bench, model: nn.Module, trainable: Trainable) -> Iterator[Features]:
     """Of the rows of an epoch, fp32, as a sweep would have them."""
     model = copy.deepcopy(model).to(bench.device)
     with tempfile.TemporaryDirectory() as folder:
-        plan = _plan(model, trains, bench.rows, "fp32", bench.device)
+        plan = _plan(model, trainable, bench.rows, "fp32", bench.device)
         yield make_features(plan, model, bench.rows.data, Path(folder), bench.device)
 
 
-def _plan(model: nn.Module, trains: Trains, rows: BenchmarkRows, dtype: Dtype, device: torch.device) -> FeaturePlan:
-    plan = plan_features(model, _stage(trains), rows.data, dtype, device)
+def _plan(
+    model: nn.Module, trainable: Trainable, rows: BenchmarkRows, dtype: Dtype, device: torch.device
+) -> FeaturePlan:
+    plan = plan_features(model, _stage(trainable), rows.data, dtype, device)
     if isinstance(plan, str):
         raise ValueError(f"no features can be made: {plan}")
     return plan

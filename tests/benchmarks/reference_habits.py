@@ -1,6 +1,6 @@
 """Fine-tuning as the official two-stage code and most tutorials write it: our own port, to be measured against.
 
-Rows tokenised one by one and padded to 128; batches of 16; eager attention, with attentions and hidden states returned
+Rows tokenized one by one and padded to 128; batches of 16; eager attention, with attentions and hidden states returned
 whether or not anyone reads them; AdamW parameter by parameter; a frozen trunk that is run in every step, with its
 dropout. All in fp32. Where the originals differ (a DataLoader or none, the head), this takes the cheaper way.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from numpy.typing import NDArray
-from tailsweep.trainables.execution.trunk import Cut
+from tailsweep.trainables.execution.trunk import SplitPoint
 from torch import Tensor, nn
 
 BATCH_SIZE = 16
@@ -41,7 +41,7 @@ def forward(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
 
 @torch.no_grad()
 def features(
-    encoder: nn.Module, tokenizer: Any, max_length: int, cut: Cut, device: torch.device, texts: Sequence[str]
+    encoder: nn.Module, tokenizer: Any, max_length: int, split: SplitPoint, device: torch.device, texts: Sequence[str]
 ) -> list[Tensor]:
     """From texts to a trunk's outputs, batch by batch: padded token states (B, L, H), or their means (B, H)."""
     encoder.eval()
@@ -50,8 +50,8 @@ def features(
     for start in range(0, len(texts), BATCH_SIZE):
         mask = attention_mask[start : start + BATCH_SIZE].to(device)
         output = forward(encoder, input_ids[start : start + BATCH_SIZE].to(device), mask)
-        if cut.per_token:
-            outputs.append(output.hidden_states[cut.layer].cpu())
+        if split.per_token:
+            outputs.append(output.hidden_states[split.layer].cpu())
         else:
             states, real = output.last_hidden_state, mask.unsqueeze(-1)
             outputs.append(((states * real).sum(1) / real.sum(1)).cpu())

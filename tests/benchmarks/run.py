@@ -1,6 +1,6 @@
-"""Measures and reports: `make bench`, or `python tests/benchmarks/run.py`. See BENCHMARKS.md for what the tables say.
+"""Measure and report the speed without Ray: `make bench`, or `python tests/benchmarks/run.py`. See BENCHMARKS.md.
 
-Without Ray: what a stage's arithmetic costs in one process, beside two other ways of doing the same.
+The tables give the time of a stage's computation in one process, next to two other implementations.
 """
 
 import argparse
@@ -71,7 +71,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--model", default=PACKAGED_MODEL, help="folder or hub name (default: %(default)s)")
     model.add_argument("--shape", choices=[BERT_BASE], help="a model of this shape, of random weights, instead")
-    parser.add_argument("--rows", type=Path, help="Parquet file with the columns text and label, instead of made rows")
+    parser.add_argument(
+        "--rows", type=Path, help="Parquet file with the columns text and label, instead of generated examples"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the rows (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.quick and options.write:
@@ -80,7 +82,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def prepare(options: argparse.Namespace) -> tuple[Bench, Any]:
-    """The benchmark, and what makes it so many rows."""
+    """Return the benchmark and a function that generates examples for it."""
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = transformers.AutoTokenizer.from_pretrained(resolve(options.model))
     if options.rows is None:

@@ -1,9 +1,9 @@
-"""Candidates per minute under Ray: a tournament's first round against inline mode, and how it grows.
+"""Trials per minute under Ray: phase one of a two-phase sweep against single-phase mode, and how it grows.
 
     python tests/benchmarks/sweeps.py [--write] [--quick]
 
-Both train the same heads (the longer sweep begins with the shorter one's candidates) on the same features, made before;
-inline with no stage two, so that only stage one is compared. Two CPUs, one for each candidate.
+Both train the same heads (the longer sweep begins with the shorter one's trials) on the same features, made before;
+the single-phase sweep has no stage two, so that only stage one is compared. Two CPUs, one for each trial.
 """
 
 import argparse
@@ -31,23 +31,23 @@ from tailsweep.trainables.models.hub import PACKAGED_MODEL, resolve
 
 PAGE = Path(__file__).parents[2] / "BENCHMARKS.md"
 ROWS, EPOCHS, CPUS = 2_000, 5, 2
-INLINE = "inline mode"
+SINGLE_PHASE = "single-phase mode"
 HEAD_ONLY = "head only"
-CUTS = {HEAD_ONLY: ("head", {"pooling": "mean"}), "top layer, pooler and head": ({"top_layers": 1}, "native")}
-FEWER = {"top layer, pooler and head": 8}  # times fewer candidates: each takes far longer
+SCOPES = {HEAD_ONLY: ("head", {"pooling": "mean"}), "top layer, pooler and head": ({"top_layers": 1}, "native")}
+FEWER = {"top layer, pooler and head": 8}  # times fewer trials: each takes far longer
 
 
 @dataclass(frozen=True)
-class Played:
-    """What one sweep's stage one took."""
+class StageOneTime:
+    """The time that stage one of a sweep took."""
 
-    candidates: int
-    seconds: float  # from the sweep's start to the end of its last candidate's stage one, starting processes included
-    overhead: float  # seconds of a CPU per candidate beyond its epochs, once the processes are up
+    trials: int
+    seconds: float  # from the sweep's start to the end of its last trial's stage one, starting processes included
+    overhead: float  # seconds of a CPU per trial beyond its epochs, once the processes are up
 
     @property
     def per_minute(self) -> float:
-        return 60 * self.candidates / self.seconds
+        return 60 * self.trials / self.seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,123 +60,128 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ray.init(
             address="local", num_cpus=CPUS, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False
         )
-        of_cuts = {cut: [rate(cut, rows, folder, options)] for cut in options.cuts}
-        if options.growth and HEAD_ONLY in of_cuts:
-            of_cuts[HEAD_ONLY].append(growth(rows, folder, options.growth))
+        tables_of = {scope: [rate(scope, rows, folder, options)] for scope in options.scopes}
+        if options.growth and HEAD_ONLY in tables_of:
+            tables_of[HEAD_ONLY].append(growth(rows, folder, options.growth))
         ray.shutdown()
     machine = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": " ".join(["python tests/benchmarks/sweeps.py", *sys.argv[1:]]),
         "CPU": describe_cpu(),
-        "threads": "1 of each candidate",
+        "threads": "1 of each trial",
         "versions": f"ray {ray.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
     }
-    for cut, tables in of_cuts.items():
-        heading = f"## Under Ray: all-MiniLM-L6-v2, {cut}, {CPUS} CPUs\n"
+    for scope, tables in tables_of.items():
+        heading = f"## Under Ray: all-MiniLM-L6-v2, {scope}, {CPUS} CPUs\n"
         text = "\n".join([heading, as_list(machine), *map(as_markdown, tables)])
         print(f"\n{text}")
         if options.write:
-            write_section(PAGE, f"sweeps, {cut}", text)
-    result = {"machine": machine, "tables": [as_json(table) for tables in of_cuts.values() for table in tables]}
+            write_section(PAGE, f"sweeps, {scope}", text)
+    result = {"machine": machine, "tables": [as_json(table) for tables in tables_of.values() for table in tables]}
     options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--candidates", type=int, default=200, help="of a tournament (default: %(default)s)")
-    parser.add_argument("--inline", type=int, default=4, help="of an inline sweep (default: %(default)s)")
+    parser.add_argument("--trials", type=int, default=200, help="of a two-phase sweep (default: %(default)s)")
+    parser.add_argument("--single-phase", type=int, default=4, help="of a single-phase sweep (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="turns of both (default: %(default)s)")
-    parser.add_argument("--cuts", nargs="+", choices=list(CUTS), default=list(CUTS))
-    parser.add_argument("--growth", nargs="*", type=int, default=[10, 100, 1000], help="tournaments of so many, too")
-    parser.add_argument("--quick", action="store_true", help="does it run at all: a few candidates, once")
+    parser.add_argument("--scopes", nargs="+", choices=list(SCOPES), default=list(SCOPES))
+    parser.add_argument(
+        "--growth", nargs="*", type=int, default=[10, 100, 1000], help="two-phase sweeps of so many trials, too"
+    )
+    parser.add_argument("--quick", action="store_true", help="does it run at all: a few trials, once")
     parser.add_argument("--json", type=Path, default=Path("bench-sweeps.json"))
     parser.add_argument("--write", action="store_true", help="write the tables into BENCHMARKS.md")
     options = parser.parse_args(arguments)
     if options.quick:
         if options.write:
             parser.error("--write is not for the numbers of --quick")
-        options.candidates, options.inline, options.rounds, options.growth = 4, 1, 1, []
+        options.trials, options.single_phase, options.rounds, options.growth = 4, 1, 1, []
     return options
 
 
 def write_rows(folder: Path) -> Path:
     tokenizer = transformers.AutoTokenizer.from_pretrained(resolve(PACKAGED_MODEL))
-    made = make_rows(ROWS + ROWS // 4, tokenizer)
+    examples = make_rows(ROWS + ROWS // 4, tokenizer)
     path = folder / "rows.parquet"
-    pd.DataFrame({"text": made.texts, "label": made.data.train.labels.astype(str)}).to_parquet(path)
+    pd.DataFrame({"text": examples.texts, "label": examples.data.train.labels.astype(str)}).to_parquet(path)
     return path
 
 
-def rate(cut: str, rows: Path, folder: Path, options: argparse.Namespace) -> Table:
-    play(cut, rows, folder, "warm-up", 2, tournament=True)  # makes the features
-    candidates = max(2, options.candidates // FEWER.get(cut, 1))
+def rate(scope: str, rows: Path, folder: Path, options: argparse.Namespace) -> Table:
+    run_one(scope, rows, folder, "warm-up", 2, two_phase=True)  # makes the features
+    trials = max(2, options.trials // FEWER.get(scope, 1))
     turns = [
         (
-            play(cut, rows, folder, f"tournament-{turn}", candidates, tournament=True),
-            play(cut, rows, folder, f"inline-{turn}", options.inline, tournament=False),
+            run_one(scope, rows, folder, f"two_phase-{turn}", trials, two_phase=True),
+            run_one(scope, rows, folder, f"single-phase-{turn}", options.single_phase, two_phase=False),
         )
         for turn in range(options.rounds)
     ]
-    tournaments, inline = zip(*turns, strict=True)
-    times = {INLINE: statistics.median(t.per_minute / i.per_minute for t, i in turns)}
-    overhead = statistics.median(t.overhead for t in tournaments)
+    two_phases, single_phases = zip(*turns, strict=True)
+    times = {SINGLE_PHASE: statistics.median(t.per_minute / i.per_minute for t, i in turns)}
+    overhead = statistics.median(t.overhead for t in two_phases)
     return Table(
-        f"Candidates per minute of stage one, {cut}",
-        "candidates/min",
+        f"Trials per minute of stage one, {scope}",
+        "trials/min",
         f"{ROWS:,} SST-2-like rows, {EPOCHS} epochs, batches of 16, ASHA on, features made before. "
-        f"{candidates} candidates in a tournament's first round, the first {options.inline} of them inline. "
-        "From the sweep's start: starting Ray's processes is inside on both sides.",
+        f"{trials} trials in phase one of a two-phase sweep, the first {options.single_phase} of them in single-phase "
+        "mode. From the sweep's start: starting Ray's processes is inside on both sides.",
         [
-            _line(f"tournament, {times[INLINE]:.0f} times inline", [t.per_minute for t in tournaments]),
-            _line(INLINE, [i.per_minute for i in inline]),
+            _line(
+                f"two-phase sweep, {times[SINGLE_PHASE]:.0f} times single-phase mode",
+                [t.per_minute for t in two_phases],
+            ),
+            _line(SINGLE_PHASE, [i.per_minute for i in single_phases]),
         ],
-        f"Beyond its epochs a candidate of the tournament cost {overhead:.2f} s of a CPU, once the processes were up.",
+        f"Beyond its epochs a trial of the two-phase sweep cost {overhead:.2f} s of a CPU, once the processes were up.",
     )
 
 
 def growth(rows: Path, folder: Path, counts: Sequence[int]) -> Table:
     lines = []
     for count in counts:
-        played = play(HEAD_ONLY, rows, folder, f"growth-{count}", count, tournament=True)
-        lines.append(_line(f"{count:,} candidates, {played.seconds:.0f} s", [played.per_minute]))
-    return Table("How a first round grows, head only", "candidates/min", "One run each, otherwise as above.", lines)
+        measured = run_one(HEAD_ONLY, rows, folder, f"growth-{count}", count, two_phase=True)
+        lines.append(_line(f"{count:,} trials, {measured.seconds:.0f} s", [measured.per_minute]))
+    return Table("How phase one grows, head only", "trials/min", "One run each, otherwise as above.", lines)
 
 
-def play(cut: str, rows: Path, folder: Path, name: str, candidates: int, tournament: bool) -> Played:
-    """Run one sweep to its end and read from its files what stage one took."""
-    trains, head = CUTS[cut]
+def run_one(scope: str, rows: Path, folder: Path, name: str, trials: int, two_phase: bool) -> StageOneTime:
+    """Run one sweep to its end and read the time of stage one from its files."""
+    trainable, head = SCOPES[scope]
     tree: dict[str, Any] = {
-        "num_candidates": candidates,
+        "num_trials": trials,
         "data": {"train": str(rows), "validation": 0.1, "test": 0.1},
         "model": {"name": PACKAGED_MODEL, "head": head},
         "stage_one": {
-            "trains": trains,
+            "trainable": trainable,
             "loss": {"name": "ldam"},
             "learning_rate": {"loguniform": [1e-5, 1e-1]},
             "epochs": EPOCHS,
             "batch_size": 16,
         },
-        "stage_two": {"trains": "head", "epochs": 1 if tournament else 0, "learning_rate": 1e-5, "batch_size": 32},
-        **({"promote": 1} if tournament else {}),
+        "stage_two": {"trainable": "head", "epochs": 1 if two_phase else 0, "learning_rate": 1e-5, "batch_size": 32},
+        **({"promote": 1} if two_phase else {}),
     }
     sweep = folder / f"{name}.yaml"
     sweep.write_text(yaml.safe_dump(tree))
-    name = f"{cut.split(',')[0].replace(' ', '-')}-{name}"
+    name = f"{scope.split(',')[0].replace(' ', '-')}-{name}"
     status = tailsweep(["run", str(sweep), "--storage", str(folder), "--set", f"name={name}"])
     assert status == 0, f"sweep {name} ended with {status}"
-    return read(folder / name, candidates)
+    return read(folder / name, trials)
 
 
-def read(run: Path, candidates: int) -> Played:
-    """Times are those of the files: the candidates', a part of history per report, an outcome per candidate."""
+def read(run: Path, trials: int) -> StageOneTime:
+    """Return the time of stage one, from the times of the run directory's files."""
     reports = [
         (path.stat().st_mtime, json.loads(path.read_text())) for path in sorted((run / "state/history").iterdir())
     ]
     reports = [(when, report) for when, report in reports if report[report_keys.STAGE] == report_keys.STAGE_ONE]
     first, last = reports[0][0], max(when for when, _ in reports)
     arithmetic = sum(report[report_keys.SECONDS] for _, report in reports[CPUS:])
-    overhead = ((last - first) * CPUS - arithmetic) / candidates
-    return Played(candidates, last - (run / "state/candidates.json").stat().st_mtime, overhead)
+    overhead = ((last - first) * CPUS - arithmetic) / trials
+    return StageOneTime(trials, last - (run / "state/trials.json").stat().st_mtime, overhead)
 
 
 def _line(name: str, values: Sequence[float]) -> Line:

@@ -14,7 +14,7 @@ from benchmark_rows import make_rows
 from kernel_tables import MEAN, TOP_LAYER, Bench, _dynamic_side, _features, _our_side, _reference_side
 from run import main, pretrained
 from tables import DYNAMIC, REFERENCE, Line, Table, as_markdown, write_section
-from tailsweep.trainables.config.trial import Trains
+from tailsweep.trainables.config.trial import Trainable
 from turns import Side, Timing, alternate
 
 TinyModel = Callable[..., Path]
@@ -80,8 +80,8 @@ def test_reference_habits_return_attentions_and_hidden_states(bench: Bench) -> N
     assert [h.shape for h in output.hidden_states] == [(3, 40, 16)] * 4
 
 
-@pytest.mark.parametrize(("head", "trains"), [("native", "all"), ("native", TOP_LAYER), (MEAN, "head")], ids=str)
-def test_all_sides_train_the_same(bench: Bench, head, trains: Trains, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("head", "trainable"), [("native", "all"), ("native", TOP_LAYER), (MEAN, "head")], ids=str)
+def test_all_sides_train_the_same(bench: Bench, head, trainable: Trainable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps of each, over the same rows: equal losses in both, so that it is the same work that is timed."""
     losses: dict[str, list[float]] = {}
 
@@ -93,20 +93,20 @@ def test_all_sides_train_the_same(bench: Bench, head, trains: Trains, monkeypatc
     monkeypatch.setattr("kernel_tables._training_side", keep)
     monkeypatch.setattr("kernel_tables.LEARNING_RATE", 1e-2)
     model = bench.build(head)
-    _reference_side(bench, model, trains)
-    _dynamic_side(bench, model, trains, "fp32")
-    _our_side(bench, model, trains, "fp32")
-    if trains != "all":
-        with _features(bench, model, trains) as features:
-            _our_side(bench, model, trains, "fp32", features)
+    _reference_side(bench, model, trainable)
+    _dynamic_side(bench, model, trainable, "fp32")
+    _our_side(bench, model, trainable, "fp32")
+    if trainable != "all":
+        with _features(bench, model, trainable) as features:
+            _our_side(bench, model, trainable, "fp32", features)
     expected = losses.pop(REFERENCE)
     assert expected[0] != pytest.approx(expected[1], abs=1e-3)
-    assert len(losses) == (2 if trains == "all" else 3)
-    for name, found in losses.items():
-        assert found == pytest.approx(expected, abs=1e-4), name
+    assert len(losses) == (2 if trainable == "all" else 3)
+    for name, values in losses.items():
+        assert values == pytest.approx(expected, abs=1e-4), name
 
 
-def test_made_rows_are_like_those_of_sst2(bench: Bench) -> None:
+def test_generated_examples_are_like_those_of_sst2(bench: Bench) -> None:
     tokenizer = bench.rows.tokenizer
     tokenizer.model_max_length = 512
     try:
@@ -121,7 +121,7 @@ def test_made_rows_are_like_those_of_sst2(bench: Bench) -> None:
 
 
 def test_ratios_are_taken_within_a_round_and_the_median_is_of_them() -> None:
-    # The machine is ten times slower in the second round; ratios 2, 3, 4.
+    # The machine is ten times slower in the phase two; ratios 2, 3, 4.
     ours, theirs = Timing((1.0, 10.0, 1.0)), Timing((2.0, 30.0, 4.0))
     assert ours.times_faster_than(theirs) == 3.0
     assert tables.seconds_for(2, ours) == (2.0, 2.0, 20.0)

@@ -1,4 +1,4 @@
-"""A definition's mistakes are told at once, each with its field; values of secrets are never in one, nor repeated."""
+"""A definition's errors are reported together, each with its field; values of secrets are never repeated."""
 
 import re
 from pathlib import Path
@@ -16,12 +16,12 @@ storage: {path: /shared/runs}
 """
 
 
-def mistakes_of(tmp_path: Path, text: str) -> list[str]:
+def issues_of(tmp_path: Path, text: str) -> list[str]:
     file = tmp_path / "cluster.yaml"
     file.write_text(text)
     with pytest.raises(SweepConfigError) as raised:
         load_definition(file)
-    return raised.value.mistakes
+    return raised.value.issues
 
 
 @pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.yaml")), ids=lambda file: file.stem)
@@ -46,7 +46,7 @@ def test_what_is_left_out_has_its_default(tmp_path: Path):
     assert read.storage.location == "/shared/runs"
 
 
-def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path):
+def test_all_errors_are_reported_together_in_the_order_of_the_file(tmp_path: Path):
     text = """
 name: Rare One
 imge: registry.example/tailsweep:0.1
@@ -58,7 +58,7 @@ storage: {url: s3://bucket/runs}
 secrets: {WANDB_API_KEY: {nme: wandb, key: api-key}}
 kubernetes: {spot: {tolerations: [gke-spot=true:NoSchedul]}}
 """
-    assert [mistake.partition(": ")[::2] for mistake in mistakes_of(tmp_path, text)] == [
+    assert [issue.partition(": ")[::2] for issue in issues_of(tmp_path, text)] == [
         ("name", 'is "Rare One", but must be at most 40 lower-case letters, digits and hyphens, the first a letter and '
                  "the last no hyphen"),
         ("imge", 'unknown field; did you mean "image"?'),
@@ -94,19 +94,19 @@ kubernetes: {spot: {tolerations: [gke-spot=true:NoSchedul]}}
 def test_a_rule_that_is_broken_is_named(tmp_path: Path, line: str, expected: str):
     field = line.partition(":")[0]
     kept = [row for row in LEAST.splitlines() if not row.startswith(f"{field}:")]
-    assert mistakes_of(tmp_path, "\n".join([*kept, line]))[0].startswith(expected)
+    assert issues_of(tmp_path, "\n".join([*kept, line]))[0].startswith(expected)
 
 
 @pytest.mark.parametrize("name", ["head", "GPU", "a" * 21, "gpu-", ""])
 def test_a_groups_name_is_that_of_an_object(tmp_path: Path, name: str):
     text = LEAST.replace("name: gpu", f'name: "{name}"')
-    assert mistakes_of(tmp_path, text)[0].startswith(f'groups.0.name: is "{name}", but must be at most 20')
+    assert issues_of(tmp_path, text)[0].startswith(f'groups.0.name: is "{name}", but must be at most 20')
 
 
 def test_two_groups_of_one_name_are_refused(tmp_path: Path):
     group = "{name: gpu, nodes: 2, cpus: 4, memory_gb: 16}"
-    assert mistakes_of(tmp_path, LEAST.replace(f"[{group}]", f"[{group}, {group}]")) == [
-        "groups: two of them are called gpu: give each a name of its own"
+    assert issues_of(tmp_path, LEAST.replace(f"[{group}]", f"[{group}, {group}]")) == [
+        "groups: two of them have the name gpu: give each a name of its own"
     ]
 
 
@@ -121,9 +121,9 @@ def test_two_groups_of_one_name_are_refused(tmp_path: Path):
 )
 def test_a_value_in_place_of_a_secrets_name_is_refused_and_not_repeated(tmp_path: Path, line: str, field: str):
     kept = LEAST if not line.startswith("storage") else LEAST.partition("storage")[0]
-    (mistake,) = mistakes_of(tmp_path, f"{kept}\n{line}\n")
-    assert mistake.startswith(f"{field}: a definition names what is secret and never holds it")
-    assert "verysecret" not in mistake
+    (issue,) = issues_of(tmp_path, f"{kept}\n{line}\n")
+    assert issue.startswith(f"{field}: a definition names secrets and never holds their values")
+    assert "verysecret" not in issue
 
 
 def test_drivers_have_what_ray_and_the_sweep_leave_of_a_nodes_memory():
@@ -132,4 +132,4 @@ def test_drivers_have_what_ray_and_the_sweep_leave_of_a_nodes_memory():
 
 
 def test_a_file_that_is_no_definition_says_what_one_has(tmp_path: Path):
-    assert "must at least say groups: [" in mistakes_of(tmp_path, "")[0]
+    assert "must at least say groups: [" in issues_of(tmp_path, "")[0]

@@ -58,17 +58,17 @@ def local_ray(ray_temp: str, keys_in_the_environment: list[str]) -> Iterator[Non
     """A Ray of four CPUs and a GPU that are only declared, in this process."""
     import ray
     from ray._raylet import AuthenticationTokenLoader
-    from tailsweep.orchestrator.planning.ray_session import start_ray_here
+    from tailsweep.orchestrator.planning.ray_session import start_local_ray
 
     AuthenticationTokenLoader.instance().reset_cache()  # Ray keeps the token that an earlier test has had it read
-    start_ray_here(num_cpus=4, num_gpus=1, _temp_dir=ray_temp)
+    start_local_ray(num_cpus=4, num_gpus=1, _temp_dir=ray_temp)
     yield
     ray.shutdown()
 
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, keys_in_the_environment: list[str]) -> Iterator[ObjectStore]:
-    """An S3-compatible server. Whoever has the user's keys is let in; where it is they must be told."""
+    """An S3-compatible server that accepts the user's keys; only its URL must be given."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
             patch.delenv(name, raising=False)
@@ -80,7 +80,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, keys_in_the_environment: lis
 def small_sweep(
     tiny_model: Callable[..., Path], rows_csv: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """``small_sweep(**fields)``: a sweep over the tiny DistilBERT, one candidate at a time, fields replaced."""
+    """``small_sweep(**fields)``: a sweep over the tiny DistilBERT, one trial at a time, fields replaced."""
 
     def write(**fields: object) -> Path:
         tree = {
@@ -90,7 +90,7 @@ def small_sweep(
             "data": {"train": str(rows_csv), "max_length": 40, "validation": 0.2},
             "model": {"name": str(tiny_model("distilbert", 0.0))},
             "stage_one": {
-                "trains": "all",
+                "trainable": "all",
                 "learning_rate": {"grid": LEARNING_RATES},
                 "epochs": 2,
                 "batch_size": 4,
@@ -107,7 +107,7 @@ def small_sweep(
 
 @pytest.fixture(scope="session")
 def finished(local_ray: None, small_sweep: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory: c000 is completed, c001 pruned, c002 failed. Within 10 s of its end, Ray is free again."""
+    """A run directory: t000 is completed, t001 pruned, t002 failed. Within 10 s of its end, Ray is free again."""
     from tailsweep.orchestrator.cli.main import main
 
     storage = tmp_path_factory.mktemp("runs with a space")

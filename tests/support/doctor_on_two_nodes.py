@@ -45,8 +45,8 @@ def situations(sweep: Path, folder: Path, cluster: Cluster) -> dict[str, dict[st
         "not shared, run": called("run", sweep, "--storage", "mock://memory/runs"),
     }
     # Its processes stop as they do on a machine that hangs: the node counts as alive, but begins no task.
-    asked = doctor.ask_nodes
-    doctor.ask_nodes = lambda *arguments: asked(*arguments, seconds=8.0)
+    asked = doctor.run_on_nodes
+    doctor.run_on_nodes = lambda *arguments: asked(*arguments, seconds=8.0)
     raylet = second.all_processes["raylet"][0].process.pid
     os.kill(raylet, signal.SIGSTOP)
     try:

@@ -7,15 +7,15 @@ import psutil
 
 
 def still_running(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that have not ended within ``seconds``.
+    """Return those that have not ended within ``seconds``.
 
     A zombie has ended: who was killed along with its parent waits for an init to read its exit status, which a
     container's may not do, and which ``psutil.wait_procs`` would wait for.
     """
-    left, deadline = list(processes), time.monotonic() + seconds
-    while (left := [process for process in left if _is_running(process)]) and time.monotonic() < deadline:
+    remaining, deadline = list(processes), time.monotonic() + seconds
+    while (remaining := [process for process in remaining if _is_running(process)]) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return left
+    return remaining
 
 
 def _is_running(process: psutil.Process) -> bool:

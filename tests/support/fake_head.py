@@ -63,7 +63,7 @@ class FakeHead:
                 self.submitted.append(await request.json())
                 return web.json_response({"job_id": "x", "submission_id": self.submitted[-1]["submission_id"]})
             case "GET", ["jobs", name] if name in self.jobs:
-                return web.json_response(self._looked_at(self.jobs[name]))
+                return web.json_response(self._advance(self.jobs[name]))
             case "GET", ["jobs", name, "logs"] if name in self.jobs:
                 return web.json_response({"logs": self.logs})
             case "POST", ["jobs", name, "stop"] if name in self.jobs:
@@ -73,9 +73,9 @@ class FakeHead:
                 return await self._tail(request, name)
         return web.Response(status=404, text=f"Job {parts[-1]} does not exist")
 
-    def _looked_at(self, job: dict[str, Any]) -> dict[str, Any]:
-        if (left := job.get("ends_after")) is not None:
-            job.update({"status": "STOPPED"} if left == 0 else {"ends_after": left - 1})
+    def _advance(self, job: dict[str, Any]) -> dict[str, Any]:
+        if (num_looks := job.get("ends_after")) is not None:
+            job.update({"status": "STOPPED"} if num_looks == 0 else {"ends_after": num_looks - 1})
         return job
 
     async def _tail(self, request: web.Request, name: str) -> web.StreamResponse:

@@ -1,6 +1,6 @@
 """Stand-ins for what a Slurm job finds on its nodes: srun, scontrol, ray and python, as short bash scripts.
 
-srun starts its tasks on this machine, ray waits until it is told to end, and both, like python, write down how they
+srun starts its tasks on this machine, ray waits until it is ended, and both, like python, write down how they
 were called. With ``real_ray`` only srun and scontrol are stood in for.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 from support.ending import still_running
 
-# Options first, then the command; a process per task, each with the variables that Slurm gives it. What it is told by a
-# signal it tells its tasks, as Slurm does.
+# Options first, then the command; a process per task, each with the variables that Slurm gives it. Like Slurm's, it
+# forwards signals to its tasks.
 SRUN = r"""#!/bin/bash
 echo "srun $*" >> "$CALLS"
 while [[ $1 == --* ]]; do
@@ -74,7 +74,7 @@ case "$1 $2" in
     *) exec "$REAL_PYTHON" "$@" ;;
 esac
 """
-# A sweep that runs on; "sweeping" is written once it can be told to stop.
+# A sweep that runs on; "sweeping" is written once a signal can stop it.
 ON_TERM = 'sleep 300 & trap \'kill $!; echo stopped >> "$CALLS"; exit 1\' TERM; echo sweeping >> "$CALLS"; wait'
 
 

@@ -1,4 +1,4 @@
-"""Processes that tests start beside their own: to train together, to ask for one thing at once, to be killed.
+"""Processes that tests start next to their own: to train together, to ask for one thing at once, to be killed.
 
 All are forked from one process that has imported the slow packages once and nothing else: seconds less for each, and
 nothing of pytest's process (threads, an earlier test's Ray) is forked along. tests/conftest.py keeps the tests that

@@ -1,4 +1,4 @@
-"""Hypothesis run from inside a test: a hundred examples in `make test`, thousands in the soak, by one road.
+"""Hypothesis run from inside a test: a hundred examples in `make test`, thousands in the soak, by one execution path.
 
 @examples
 def test_...(examples: int) -> None:
@@ -57,9 +57,9 @@ def mangled(
         for _ in range(draw(st.integers(1, 6))):
             start = draw(st.integers(0, len(content)))
             stop = min(len(content), start + draw(st.sampled_from([0, 1, 2, 5, 20, 300])))
-            cut = content[start:stop]
-            piece = draw(st.sampled_from([b"", cut + cut, cut[::-1], *pieces]) | noise)
-            content = content[:start] + piece + content[stop:]
+            piece = content[start:stop]
+            replacement = draw(st.sampled_from([b"", piece + piece, piece[::-1], *pieces]) | noise)
+            content = content[:start] + replacement + content[stop:]
         return content
 
     return draw_one()

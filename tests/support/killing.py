@@ -8,17 +8,17 @@ from pathlib import Path
 
 import psutil
 
-WORKER = "ray::RayTrainWorker"  # trains, as one of a candidate's Train run
-TRIAL = "ray::ImplicitFunc"  # a candidate's own process: waits for its Train run, or trains a first round's stage one
+WORKER = "ray::RayTrainWorker"  # trains, as one of a trial's Train run
+TRIAL = "ray::ImplicitFunc"  # a trial's own process: waits for its Train run, or trains a phase one's stage one
 
 
 @contextmanager
-def kills(run: Path, plan: Sequence[tuple[int, str]], of: int | None = None) -> Iterator[list[int]]:
+def kills(run: Path, plan: Sequence[tuple[int, str]], parent: int | None = None) -> Iterator[list[int]]:
     """Within it, processes die: each of ``plan`` once the run directory has so many reports.
 
     Args:
         plan: (number of reports, title of a process), in order. No process is killed twice.
-        of: pid of whose descendants; None: of this process.
+        parent: The pid whose descendants are killed; None: this process.
 
     Yields:
         The pids of those killed so far.
@@ -29,9 +29,9 @@ def kills(run: Path, plan: Sequence[tuple[int, str]], of: int | None = None) -> 
     def work() -> None:
         for count, title in plan:
             while not over.wait(0.02):
-                if num_reports(run) >= count and (found := processes(title, of, killed)):
-                    found[-1].kill()
-                    killed.append(found[-1].pid)
+                if num_reports(run) >= count and (matches := processes(title, parent, killed)):
+                    matches[-1].kill()
+                    killed.append(matches[-1].pid)
                     break
 
     thread = threading.Thread(target=work)
@@ -43,16 +43,16 @@ def kills(run: Path, plan: Sequence[tuple[int, str]], of: int | None = None) -> 
         thread.join()
 
 
-def processes(title: str, of: int | None = None, but: Sequence[int] = ()) -> list[psutil.Process]:
+def processes(title: str, parent: int | None = None, excluded: Sequence[int] = ()) -> list[psutil.Process]:
     """Running descendants whose title starts so, the youngest last."""
-    found = []
-    for process in psutil.Process(of).children(recursive=True):
+    matches = []
+    for process in psutil.Process(parent).children(recursive=True):
         try:
-            if process.pid not in but and " ".join(process.cmdline()).startswith(title):
-                found.append((process.create_time(), process))
+            if process.pid not in excluded and " ".join(process.cmdline()).startswith(title):
+                matches.append((process.create_time(), process))
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
-    return [process for _, process in sorted(found, key=lambda pair: pair[0])]
+    return [process for _, process in sorted(matches, key=lambda pair: pair[0])]
 
 
 def num_reports(run: Path) -> int:

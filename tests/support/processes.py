@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(*command: object, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
-    """Start a command, if not told otherwise in the project's folder: stdout and stderr in one pipe,
+    """Start a command, by default in the project's folder: stdout and stderr in one pipe,
     a process group of its own."""
     # W&B leaves the address of this process's own service there, which would end with this process.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}

@@ -1,4 +1,4 @@
-"""That nothing of a sweep is left on Ray: no CPU, no GPU, no placement group, no process."""
+"""Check that a sweep has freed everything on Ray: CPUs, GPUs, placement groups and processes."""
 
 import time
 
@@ -8,18 +8,20 @@ CONTROLLER = "ray::TrainController"
 
 
 def assert_freed(seconds: float = 10) -> None:
-    """Of the Ray that this process is connected to, within so many seconds."""
+    """Check that nothing is in use, within so many seconds, on the Ray that this process is connected to."""
     deadline = time.monotonic() + seconds
-    while held := still_held():
-        assert time.monotonic() < deadline, f"still held after {seconds} s: {held}"
+    while resources := resources_in_use():
+        assert time.monotonic() < deadline, f"still in use after {seconds} s: {resources}"
         time.sleep(0.2)
 
 
-def still_held() -> list[str]:
+def resources_in_use() -> list[str]:
     import ray
     from ray.util import placement_group_table
 
     total, free = ray.cluster_resources(), ray.available_resources()
-    held = [f"{total[kind] - free.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU") if free.get(kind) != total[kind]]
-    held += [f"group {key}" for key, group in placement_group_table().items() if group["state"] != "REMOVED"]
-    return held + [str(process) for title in (TRIAL, WORKER, CONTROLLER) for process in processes(title)]
+    resources = [
+        f"{total[kind] - free.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU") if free.get(kind) != total[kind]
+    ]
+    resources += [f"group {key}" for key, group in placement_group_table().items() if group["state"] != "REMOVED"]
+    return resources + [str(process) for title in (TRIAL, WORKER, CONTROLLER) for process in processes(title)]

@@ -1,4 +1,4 @@
-"""A candidate of a run directory, trained again in this process: what every way of running it must give."""
+"""A trial of a run directory, trained again in this process: what every way of running it must give."""
 
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,24 @@ from tailsweep.trainables.training.stages import run_two_stages
 from torch import Tensor
 
 
-def without_ray(run: Path, candidate: str, checkpoints: Path | None = None) -> tuple[list[Report], dict[str, Tensor]]:
-    """A candidate's trial, both stages in this process: its reports and final parameters.
+def without_ray(run: Path, trial: str, checkpoints: Path | None = None) -> tuple[list[Report], dict[str, Tensor]]:
+    """A trial's trial, both stages in this process: its reports and final parameters.
 
     Args:
         checkpoints: a folder for one of every report.
     """
-    trial = TrialConfig.model_validate(read_records(open_run(str(run))).candidate(candidate).trial)
+    trial_config = TrialConfig.model_validate(read_records(open_run(str(run))).trial(trial).config)
     (folder,) = (run / "state/data").iterdir()
     data = open_prepared(folder)
-    model = build_classifier(trial.model, data.label_names, trial.seed)
+    model = build_classifier(trial_config.model, data.label_names, trial_config.seed)
     runtime = SingleProcess(torch.device("cpu"), checkpoints)
-    run_two_stages(trial, data, model, runtime)
+    run_two_stages(trial_config, data, model, runtime)
     return runtime.reports, model.state_dict()
 
 
 def assert_same(history: list[dict[str, Any]], reports: list[Report], tolerance: float) -> None:
     assert len(history) == len(reports)
-    for found, expected in zip(history, reports, strict=True):
-        for key in expected.keys() - {report_keys.SECONDS, report_keys.ROAD}:
+    for recorded, expected in zip(history, reports, strict=True):
+        for key in expected.keys() - {report_keys.SECONDS, report_keys.EXECUTION}:
             value = expected[key]
-            assert found[key] == (pytest.approx(value, abs=tolerance) if isinstance(value, float) else value), key
+            assert recorded[key] == (pytest.approx(value, abs=tolerance) if isinstance(value, float) else value), key

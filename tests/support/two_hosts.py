@@ -4,8 +4,8 @@ loses a host in its middle.
     unshare --net --mount --pid --fork --kill-child --mount-proc python tests/support/two_hosts.py FOLDER
 
 Needs root, or the right to make namespaces; leaves nothing behind, since all of it ends with the first process. The
-head takes jobs and trains nothing. ``FOLDER/shared`` is what all hosts see; ``FOLDER/own`` is each host's own disk, the
-job's working directory, Ray's files and the cache among it. Prints what it does; the last line is one JSON document.
+head accepts jobs and trains nothing. ``FOLDER/shared`` is what all hosts see; ``FOLDER/own`` is each host's own disk,
+the job's working directory, Ray's files and the cache among it. Prints what it does, and at last one JSON document.
 """
 
 import json
@@ -79,11 +79,11 @@ def alive_hosts() -> int:
     return sum(node["raylet"].get("state") == "ALIVE" for node in summary)
 
 
-def wait_until(reached: Callable[[], bool], what: str, seconds: float = 300) -> None:
+def wait_until(reached: Callable[[], bool], event: str, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
         if time.monotonic() > deadline:
-            raise SystemExit(f"in {seconds:.0f} s did not come: {what}")
+            raise SystemExit(f"in {seconds:.0f} s did not come: {event}")
         time.sleep(0.2)
 
 

@@ -3,7 +3,7 @@
     python two_nodes.py DASHBOARD_PORT CACHES [GPUS_OF_HEAD]
 
 Each node has two CPUs, one declared GPU, and a cache of its own in the folder CACHES: ``node0``, ``node1``. Where the
-head is told to have no GPU, there are two nodes beside it. At SIGUSR1 the last node is removed.
+head declares no GPU, there are two nodes next to it. At SIGUSR1 the last node is removed.
 """
 
 import os

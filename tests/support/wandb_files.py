@@ -65,9 +65,9 @@ def read_records(file: Path) -> Iterator[wandb_internal_pb2.Record]:
     at = FILE_HEADER.size
     pieces = b""
     while at + PIECE_HEADER.size <= len(content):
-        left = BLOCK_SIZE - at % BLOCK_SIZE
-        if left < PIECE_HEADER.size:  # too short for a piece: zeros up to the next block
-            at += left
+        remaining = BLOCK_SIZE - at % BLOCK_SIZE
+        if remaining < PIECE_HEADER.size:  # too short for a piece: zeros up to the next block
+            at += remaining
             continue
         checksum, length, kind = PIECE_HEADER.unpack_from(content, at)
         piece = content[at + PIECE_HEADER.size : at + PIECE_HEADER.size + length]

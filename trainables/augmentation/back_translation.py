@@ -2,7 +2,7 @@
 
 A text is translated sentence by sentence: that is what such models have learned, and of a longer text they leave parts
 out. Every translation is kept in ``<cache>/translations/<key>``, the key being of the model's files and of all that
-decides what it says; so a sweep run again translates nothing, and one that was killed goes on after its last batch.
+decides what it says; so a sweep run again translates nothing, and one that was killed continues after its last batch.
 
 What a sentence's translation is follows from (model, decoding, seed, sentence, number of the copy), whatever else is
 in its batch: where tokens are drawn, every sentence has random numbers of its own.
@@ -11,6 +11,7 @@ in its batch: where tokens are drawn, every sentence has random numbers of its o
 import gc
 import hashlib
 import json
+import logging
 import os
 import re
 import time
@@ -19,7 +20,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -31,55 +31,56 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from tailsweep.trainables.config.data import BackTranslation, BeamSearch, Sampling
 from tailsweep.trainables.data.tokenized import length_batches
-from tailsweep.trainables.errors import ModelError
+from tailsweep.trainables.errors import ModelError, describe_error
 from tailsweep.trainables.models.hub import MORE_THAN_TENSORS, quiet_transformers
-from tailsweep.trainables.storage.cache import META_FILE, cache_errors, sync_to_disk
+from tailsweep.trainables.storage.atomic import replace_file
+from tailsweep.trainables.storage.cache import META_FILE, cache_errors
 from tailsweep.trainables.storage.checksums import file_sha256
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1  # of what is kept; part of its key
 FOLDER = "translations"  # in the project's cache
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.spm", "*.model", "*.txt")
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 32768}  # of a batch's sentences, padded
 TOP_K = 50  # of the likeliest tokens one is drawn, as generate() does
-MOST_WORDS = 80  # of a sentence; longer ones are cut, at a blank
+MOST_WORDS = 80  # of a sentence; longer sentences are split at a blank
 SECONDS_BETWEEN_WORDS = 15  # on how far it is
 
 SENTENCE_ENDS = re.compile(r"((?<=[.!?])\s+|\s*\n\s*)")
-Asked = tuple[str, int]  # a sentence and the number of the draw
+Request = tuple[str, int]  # a sentence, or a text, and the number of the draw
 
 
 @contextmanager
-def back_translations(
-    config: BackTranslation, cache_dir: Path, say: Callable[[str], None]
-) -> Iterator[Callable[[Sequence[Asked]], list[str]]]:
-    """What makes copies: (text, number of the copy) -> the text by way of pivot ``number % pivots``, and back.
+def back_translations(config: BackTranslation, cache_dir: Path) -> Iterator[Callable[[Sequence[Request]], list[str]]]:
+    """Yield a function that copies texts: it translates (text, number) into pivot ``number % pivots`` and back.
 
-    The models stay loaded within, and afterwards leave the device's memory to those who train.
+    The models stay loaded inside the context. Its end frees the device's memory.
 
-    Raises (it, and what it gives):
-        ModelError: a model cannot be loaded.
-        DataError: the cache cannot be written.
+    Raises:
+        ModelError: A model cannot be loaded. The function raises it too.
+        DataError: The cache cannot be written. The function raises it too.
     """
     models: dict[str, Translator] = {}
     for pivot in config.pivots:
         for name in (pivot.to, pivot.back):
-            models.setdefault(name, Translator(name, config.decoding, config.seed, cache_dir, say))
+            models.setdefault(name, Translator(name, config.decoding, config.seed, cache_dir))
 
-    def copies(asked: Sequence[Asked]) -> list[str]:
-        made = [""] * len(asked)
+    def copies(requests: Sequence[Request]) -> list[str]:
+        translated = [""] * len(requests)
         for index, pivot in enumerate(config.pivots):
-            cut = {}  # of each place in what is asked for, if it is this pivot's turn: sentences, and the draw
-            for place, (text, number) in enumerate(asked):
+            sentences = {}  # place in `requests`, where it is this pivot's turn -> sentences, and the draw
+            for place, (text, number) in enumerate(requests):
                 if number % len(config.pivots) == index:
-                    cut[place] = _sentences(text), number // len(config.pivots)
-            wanted = [(part, draw) for parts, draw in cut.values() for part in parts if _says_something(part)]
-            there = models[pivot.to].translate(wanted)
-            back = models[pivot.back].translate((there[one], one[1]) for one in wanted)
-            for place, (parts, draw) in cut.items():
+                    sentences[place] = _sentences(text), number // len(config.pivots)
+            pending = [(part, draw) for parts, draw in sentences.values() for part in parts if _says_something(part)]
+            there = models[pivot.to].translate(pending)
+            back = models[pivot.back].translate((there[request], request[1]) for request in pending)
+            for place, (parts, draw) in sentences.items():
                 by_way = {part: back.get((there[part, draw], draw), "") for part in parts if _says_something(part)}
-                made[place] = "".join(by_way.get(part, part) for part in parts).strip()
-        return made
+                translated[place] = "".join(by_way.get(part, part) for part in parts).strip()
+        return translated
 
     try:
         yield copies
@@ -90,19 +91,16 @@ def back_translations(
 
 
 class Translator:
-    """One model, with what it has ever translated; loaded when it first meets a sentence that is not among that.
+    """A translation model and its cache of translations. The model is loaded at the first sentence not in the cache.
 
     Args:
-        name: a folder or a hub name.
+        name: A folder or a hub name.
     """
 
-    def __init__(
-        self, name: str, decoding: Sampling | BeamSearch, seed: int, cache_dir: Path, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, name: str, decoding: Sampling | BeamSearch, seed: int, cache_dir: Path) -> None:
         self.name = name
         self.decoding = decoding
         self.seed = seed
-        self.say = say
         self.cache_dir = cache_dir
         self.source = _folder_of(name)
         identity = [FORMAT_VERSION, _fingerprint(self.source), decoding.model_dump(), TOP_K, MOST_WORDS]
@@ -111,22 +109,22 @@ class Translator:
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         self.folder = cache_dir / FOLDER / key
 
-    def translate(self, asked: Iterable[Asked]) -> dict[Asked, str]:
-        """Of every sentence and draw the translation; of an empty one none. One process at a time works on a model."""
-        wanted = list(dict.fromkeys(one for one in asked if one[0]))
-        if not wanted:
+    def translate(self, requests: Iterable[Request]) -> dict[Request, str]:
+        """Return the translation of each request whose sentence is not empty. One process at a time uses a model."""
+        pending = list(dict.fromkeys(request for request in requests if request[0]))
+        if not pending:
             return {}
         with cache_errors(self.cache_dir):
             self.folder.mkdir(parents=True, exist_ok=True)
         with cache_errors(self.cache_dir), FileLock(f"{self.folder}.lock"):
             known = self._read()
-            left = [one for one in wanted if one not in known]
-            if left:
-                known |= self._translate(left)
-        return {one: known[one] for one in wanted}
+            missing = [request for request in pending if request not in known]
+            if missing:
+                known |= self._translate(missing)
+        return {request: known[request] for request in pending}
 
-    def _read(self) -> dict[Asked, str]:
-        known: dict[Asked, str] = {}
+    def _read(self) -> dict[Request, str]:
+        known: dict[Request, str] = {}
         for path in sorted(self.folder.glob("*.parquet")):
             try:
                 columns = pq.read_table(path).to_pydict()
@@ -137,35 +135,35 @@ class Translator:
                 path.unlink()
         return known
 
-    def _translate(self, asked: list[Asked]) -> dict[Asked, str]:
-        """Batches of like length, each written when it is done."""
+    def _translate(self, requests: list[Request]) -> dict[Request, str]:
+        """Translate in batches of similar length; write each batch when it is done."""
         tokenizer, _ = self._loaded
-        texts = [text for text, _ in asked]
+        texts = [text for text, _ in requests]
         ids = tokenizer(texts, truncation=True, max_length=self._longest)["input_ids"]
-        lengths = np.array([len(of_one) for of_one in ids])
-        made: dict[Asked, str] = {}
+        lengths = np.array([len(token_ids) for token_ids in ids])
+        translations: dict[Request, str] = {}
         said = time.monotonic()
         for batch in length_batches(lengths, TOKENS_AT_ONCE[self._device.type]):
-            of_batch = [asked[i] for i in batch]
-            translations = self._generate([ids[i] for i in batch], of_batch)
-            self._write(of_batch, translations)
-            made |= dict(zip(of_batch, translations, strict=True))
+            batch_requests = [requests[i] for i in batch]
+            batch_translations = self._generate([ids[i] for i in batch], batch_requests)
+            self._write(batch_requests, batch_translations)
+            translations |= dict(zip(batch_requests, batch_translations, strict=True))
             if time.monotonic() - said > SECONDS_BETWEEN_WORDS:
                 said = time.monotonic()
-                self.say(f"translating by {self.name}: {len(made):,} of {len(asked):,} sentences")
-        return made
+                logger.info(f"translating by {self.name}: {len(translations):,} of {len(requests):,} sentences")
+        return translations
 
-    def _generate(self, ids: list[list[int]], asked: list[Asked]) -> list[str]:
+    def _generate(self, ids: list[list[int]], requests: list[Request]) -> list[str]:
         tokenizer, model = self._loaded
         given = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self._device)
-        limits = [min(2 * len(of_one) + 10, self._longest - 1) for of_one in ids]
+        limits = [min(2 * len(token_ids) + 10, self._longest - 1) for token_ids in ids]
         beams = self.decoding.num_beams if isinstance(self.decoding, BeamSearch) else 1
-        processors: list[Any] = []
+        processors: list[_Draws | _EndsInTime] = []
         if isinstance(self.decoding, Sampling):
-            processors.append(_Draws([self._generator(one) for one in asked], self.decoding.temperature))
+            processors.append(_Draws([self._generator(request) for request in requests], self.decoding.temperature))
         processors.append(_EndsInTime(limits, beams, model.generation_config.eos_token_id))
         with torch.inference_mode():
-            found = model.generate(
+            generated = model.generate(
                 input_ids=given["input_ids"],
                 attention_mask=given["attention_mask"],
                 num_beams=beams,
@@ -173,27 +171,29 @@ class Translator:
                 max_new_tokens=max(limits) + 1,
                 logits_processor=transformers.LogitsProcessorList(processors),
             )
-        return [str(text).strip() for text in tokenizer.batch_decode(found, skip_special_tokens=True)]
+        return [str(text).strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
 
-    def _generator(self, asked: Asked) -> torch.Generator:
-        text, draw = asked
+    def _generator(self, request: Request) -> torch.Generator:
+        text, draw = request
         digest = hashlib.sha256(f"{self.seed}:{draw}:{text}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
-    def _write(self, asked: list[Asked], translations: list[str]) -> None:
-        """The file appears whole or not at all."""
+    def _write(self, requests: list[Request], translations: list[str]) -> None:
+        """Write translations to a file of their own, atomically."""
         meta = self.folder / META_FILE
         if not meta.exists():
-            told = {"model": self.name, "decoding": self.decoding.model_dump(), "seed": self.seed}
-            _appear(meta, lambda path: path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8"))
-        columns = {"text": [t for t, _ in asked], "draw": [d for _, d in asked], "translation": translations}
-        name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
-        _appear(self.folder / f"{name}.parquet", lambda path: pq.write_table(pa.table(columns), path))
+            description = {"model": self.name, "decoding": self.decoding.model_dump(), "seed": self.seed}
+            with replace_file(meta) as partial:
+                partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        columns = {"text": [t for t, _ in requests], "draw": [d for _, d in requests], "translation": translations}
+        name = hashlib.sha256(json.dumps(requests).encode()).hexdigest()[:32]
+        with replace_file(self.folder / f"{name}.parquet") as partial:
+            pq.write_table(pa.table(columns), partial)
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        """Tokenizer and model, in eval mode on the device."""
-        self.say(f"loading {self.name}, which translates on the {self._device.type}")
+    def _loaded(self) -> tuple[transformers.PreTrainedTokenizerBase, transformers.PreTrainedModel]:
+        """The tokenizer, and the model in eval mode on the device."""
+        logger.info(f"loading {self.name}, which translates on the {self._device.type}")
         try:
             with quiet_transformers():
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, trust_remote_code=False)
@@ -206,7 +206,7 @@ class Translator:
 
     @cached_property
     def _longest(self) -> int:
-        """Tokens that the model takes."""
+        """The largest number of tokens that the model accepts."""
         tokenizer, model = self._loaded
         return min(int(tokenizer.model_max_length), int(getattr(model.config, "max_position_embeddings", 512)))
 
@@ -216,8 +216,10 @@ class Translator:
 
 
 class _Draws(transformers.LogitsProcessor):  # type: ignore[misc]
-    """Lets a search for the likeliest token find one that was drawn: the largest of logit / temperature plus Gumbel
-    noise is distributed as the softmax (the Gumbel-max trick). Each row has a generator of its own."""
+    """A processor that turns greedy search into sampling by the Gumbel-max trick.
+
+    The argmax of logit / temperature plus Gumbel noise is distributed as the softmax. Each row has its own generator.
+    """
 
     def __init__(self, generators: list[torch.Generator], temperature: float) -> None:
         self.generators = generators
@@ -232,7 +234,7 @@ class _Draws(transformers.LogitsProcessor):  # type: ignore[misc]
 
 
 class _EndsInTime(transformers.LogitsProcessor):  # type: ignore[misc]
-    """Ends a row that has reached its limit of tokens, by its own limit and not by those of the rows beside it."""
+    """A processor that ends each row at the row's own limit of tokens."""
 
     def __init__(self, limits: list[int], beams: int, end: int | list[int]) -> None:
         self.limits = torch.tensor(limits).repeat_interleave(beams)
@@ -246,12 +248,12 @@ class _EndsInTime(transformers.LogitsProcessor):  # type: ignore[misc]
 
 
 def _sentences(text: str) -> list[str]:
-    """The sentences of a text and what lies between them; put together they are the text."""
+    """Split a text into its sentences and the blanks between them; joined, they are the text."""
     parts = []
     for part in SENTENCE_ENDS.split(text):
         words = re.split(r"(\s+)", part)
         parts += ["".join(words[start : start + 2 * MOST_WORDS]) for start in range(0, len(words), 2 * MOST_WORDS)]
-    # A blank where a long sentence was cut would not survive being translated.
+    # A blank where a long sentence was split would not survive translation.
     return [piece for part in parts for piece in re.split(r"(\s+\Z)", part) if piece]
 
 
@@ -260,7 +262,7 @@ def _says_something(part: str) -> bool:
 
 
 def _folder_of(name: str) -> Path:
-    """Where a model's files are: the folder itself, or the hub's copy on this machine, fetched if need be."""
+    """Return the folder of a model: the named folder, or the hub's local copy, downloaded if needed."""
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -271,27 +273,18 @@ def _folder_of(name: str) -> Path:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Of the weights, the configuration and the tokenizer, by their bytes."""
+    """Return a SHA-256 of the bytes of the weights, the configuration and the tokenizer."""
     paths = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
     return hashlib.sha256(json.dumps([(path.name, file_sha256(path)) for path in paths]).encode()).hexdigest()
 
 
 def _cannot_load(name: str, error: Exception) -> ModelError:
-    lines = str(error).strip().splitlines()
-    cause = next((line for line in lines if line.strip()), type(error).__name__)
+    cause = describe_error(error)
     if isinstance(error, UnpicklingError):
         cause = MORE_THAN_TENSORS
-    remedy = "it must be a folder with a model and its tokenizer, or a name on the hub that this machine can reach"
+    hint = "it must be a folder with a model and its tokenizer, or a name on the hub that this machine can reach"
     if "sentencepiece" in str(error).lower():
-        remedy = "its tokenizer needs sentencepiece: pip install sentencepiece"
+        hint = "its tokenizer needs sentencepiece: pip install sentencepiece"
     elif os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
-        remedy = "HF_HUB_OFFLINE is set, so that only folders and the hub's local cache can be used"
-    return ModelError(f'data.augmentation.pivots: cannot load "{name}": {cause}\n    {remedy}')
-
-
-def _appear(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside its place and rename it there. The caller holds the folder's lock."""
-    partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    sync_to_disk(partial)
-    partial.rename(path)
+        hint = "HF_HUB_OFFLINE is set, so that only folders and the hub's local cache can be used"
+    return ModelError(f'data.augmentation.pivots: cannot load "{name}": {cause}\n    {hint}')

@@ -33,7 +33,7 @@ STOP_WORDS = frozenset(
 
 
 class Words:
-    """A text as words and what lies between them: ``gaps[i]`` stands before ``words[i]``, the last gap at the end."""
+    """A text as words and the gaps between them: ``gaps[i]`` stands before ``words[i]``, the last gap at the end."""
 
     def __init__(self, text: str) -> None:
         self.words: list[str] = WORD.findall(text)
@@ -44,14 +44,14 @@ class Words:
         return "".join(gap + word for gap, word in zip(self.gaps, [*self.words, ""], strict=True))
 
     def insert(self, place: int, word: str) -> None:
-        """Before the word at ``place``, or after the last one."""
+        """Insert a word before the one at ``place``, or after the last one."""
         gap = self.gaps[place]
         last = place == len(self.words)
         self.gaps[place : place + 1] = [" ", gap] if last else [gap, " "]
         self.words.insert(place, word)
 
     def delete(self, place: int) -> None:
-        """With the blanks on one of its sides; the punctuation around it stays."""
+        """Delete a word with the blanks on one of its sides; keep the punctuation around it."""
         before, after = self.gaps[place : place + 2]
         if place == 0 or not before[-1:].isspace():
             after = after.lstrip() if place == 0 or before else after
@@ -61,16 +61,16 @@ class Words:
         del self.words[place]
 
     def as_written(self, word: str, like: str) -> str:
-        """``word`` with the first letter's case of ``like``; all in capitals where the whole text is."""
+        """Return ``word`` with the first letter's case of ``like``; all in capitals if the whole text is."""
         if self.capitals:
             return word.upper()
         return word[0].upper() + word[1:] if like[0].isupper() else word
 
 
 def eda_copy(text: str, number: int, config: EDA, synonyms: Synonyms) -> str:
-    """Copy ``number`` (from 0) of a text. May be the text itself, where the operation finds nothing to change.
+    """Return copy ``number`` (from 0) of a text. It equals the text if the operation has nothing to change.
 
-    A text's first copies are made by different operations, in an order of its own.
+    A text's first copies come from different operations, in an order that depends on the text.
     """
     operations = {
         _replace: config.alpha_sr, _insert: config.alpha_ri, _swap: config.alpha_rs, _delete: config.alpha_rd
@@ -85,33 +85,33 @@ def eda_copy(text: str, number: int, config: EDA, synonyms: Synonyms) -> str:
 
 
 def _replace(text: Words, alpha: float, synonyms: Synonyms, rng: np.random.Generator) -> None:
-    """n words that are no stop words, each by one of its synonyms."""
-    left = _count(text, alpha)
+    """Replace n words that are not stop words, each by one of its synonyms."""
+    remaining = _count(text, alpha)
     for place in rng.permutation(len(text.words)):
-        found = _synonyms_at(text, place, synonyms)
-        if found and left > 0:
-            text.words[place] = text.as_written(found[rng.integers(len(found))], text.words[place])
-            left -= 1
+        choices = _synonyms_at(text, place, synonyms)
+        if choices and remaining > 0:
+            text.words[place] = text.as_written(choices[rng.integers(len(choices))], text.words[place])
+            remaining -= 1
 
 
 def _insert(text: Words, alpha: float, synonyms: Synonyms, rng: np.random.Generator) -> None:
-    """n times a synonym of some word, somewhere."""
-    known = [found for place in range(len(text.words)) if (found := _synonyms_at(text, place, synonyms))]
+    """Insert n times a synonym of a random word at a random place."""
+    known = [choices for place in range(len(text.words)) if (choices := _synonyms_at(text, place, synonyms))]
     for _ in range(_count(text, alpha) if known else 0):
-        found = known[rng.integers(len(known))]
-        word = found[rng.integers(len(found))]
+        choices = known[rng.integers(len(known))]
+        word = choices[rng.integers(len(choices))]
         text.insert(int(rng.integers(len(text.words) + 1)), word.upper() if text.capitals else word)
 
 
 def _swap(text: Words, alpha: float, synonyms: Synonyms, rng: np.random.Generator) -> None:
-    """n times two words."""
+    """Swap two random words n times."""
     for _ in range(_count(text, alpha) if len(text.words) > 1 else 0):
-        one, other = rng.choice(len(text.words), size=2, replace=False)
-        text.words[one], text.words[other] = text.words[other], text.words[one]
+        first, second = rng.choice(len(text.words), size=2, replace=False)
+        text.words[first], text.words[second] = text.words[second], text.words[first]
 
 
 def _delete(text: Words, alpha: float, synonyms: Synonyms, rng: np.random.Generator) -> None:
-    """Each word with probability alpha; one of them stays."""
+    """Delete each word with probability alpha; keep at least one."""
     deleted = rng.random(len(text.words)) < alpha
     if deleted.all():
         deleted[rng.integers(len(deleted))] = False
@@ -124,15 +124,18 @@ def _count(text: Words, alpha: float) -> int:
 
 
 def _synonyms_at(text: Words, place: int, synonyms: Synonyms) -> tuple[str, ...]:
-    """Of the word there; none of a stop word, nor of an abbreviation: capitals in a text that is not all capitals."""
+    """Return the synonyms of a word; none of a stop word or of an abbreviation.
+
+    An abbreviation is a word in capitals in a text that is not all capitals.
+    """
     word = text.words[place]
     if word.lower() in STOP_WORDS or (len(word) > 1 and word.isupper() and not text.capitals):
         return ()
-    found = synonyms(word.lower())
+    choices = synonyms(word.lower())
     article = text.words[place - 1].lower() if place > 0 and text.gaps[place].isspace() else ""
-    return tuple(one for one in found if goes_with_article(one, article)) if article in ("a", "an") else found
+    return tuple(each for each in choices if goes_with_article(each, article)) if article in ("a", "an") else choices
 
 
-def _random(seed: int, text: str, what: int | str) -> np.random.Generator:
-    digest = hashlib.sha256(f"{seed}:{what}:{text}".encode()).digest()
+def _random(seed: int, text: str, purpose: int | str) -> np.random.Generator:
+    digest = hashlib.sha256(f"{seed}:{purpose}:{text}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))

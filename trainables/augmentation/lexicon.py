@@ -1,8 +1,8 @@
-"""A word -> its synonyms in the same inflection: ``began`` -> ``commenced, started``, ``mice`` -> nothing.
+"""Synonyms of a word in the same inflection: ``began`` -> ``commenced, started``, ``mice`` -> nothing.
 
-From a lexicon of our own (``synonyms.txt``) or, where nltk and its corpus are there, from WordNet. English only. A word
-that can be several things, as a form of a verb and of a noun or as two tenses, is replaced only by what will do for all
-of them; so most of the mistakes that a thesaurus makes without grammar are not made here.
+They come from the built-in lexicon (``synonyms.txt``) or from WordNet, which needs nltk and its corpus. English only.
+A word may have several readings: a form of a verb and of a noun, or two tenses. It is replaced only by words that fit
+all its readings. This avoids most of the errors of a thesaurus without grammar.
 """
 
 import re
@@ -22,11 +22,12 @@ VOWELS = "aeiou"
 
 
 class LexiconError(InputError):
-    """WordNet was asked for and is not there."""
+    """The error of a sweep that uses WordNet on a machine without it."""
 
 
 def synonyms_of(lexicon: Literal["built_in", "wordnet"]) -> Synonyms:
-    """
+    """Return the function that gives a word's synonyms.
+
     Raises:
         LexiconError: nltk or its corpus is missing.
     """
@@ -34,14 +35,14 @@ def synonyms_of(lexicon: Literal["built_in", "wordnet"]) -> Synonyms:
 
 
 class Inflections(NamedTuple):
-    """What no rule makes."""
+    """The inflections that follow no rule."""
 
     irregular: dict[str, tuple[str, str]]  # verb: past, past participle
     doubling: set[str]  # verbs that double their last letter, though of several syllables
     plural: dict[str, str]
 
     def forms(self, word: str, kind: str) -> dict[str, str]:
-        """Each inflection of a base form by its name; of mass nouns, adjectives and adverbs the word alone."""
+        """Return each inflection of a base form by its name; mass nouns, adjectives and adverbs have the base alone."""
         if kind == "verb":
             past = participle = _joined(word, "ed", word in self.doubling)
             if word in self.irregular:
@@ -83,7 +84,7 @@ def _joined(word: str, ending: Literal["ed", "ing"], doubles: bool) -> str:
 
 @lru_cache(maxsize=1)
 def _read() -> tuple[list[tuple[str, list[str]]], Inflections]:
-    """The groups of ``synonyms.txt``, each with its kind, and what no rule inflects."""
+    """Read the groups of ``synonyms.txt``, each with its kind, and the irregular inflections."""
     groups: list[tuple[str, list[str]]] = []
     inflections = Inflections({}, set(), {})
     file = resources.files("tailsweep.trainables.augmentation").joinpath(FILE)
@@ -107,13 +108,13 @@ def _read() -> tuple[list[tuple[str, list[str]]], Inflections]:
 @lru_cache(maxsize=1)
 def _built_in() -> Synonyms:
     groups, inflections = _read()
-    readings: dict[str, list[set[str]]] = defaultdict(list)  # of each form: what it may be replaced by, read one way
+    readings: dict[str, list[set[str]]] = defaultdict(list)  # form -> its replacements in each reading
     for kind, words in groups:
         forms = [inflections.forms(word, kind) for word in words]
         for inflection in forms[0]:
-            of_group = [of_word[inflection] for of_word in forms]
-            for form in of_group:
-                readings[form].append(set(of_group) - {form})
+            group_forms = [forms_of_word[inflection] for forms_of_word in forms]
+            for form in group_forms:
+                readings[form].append(set(group_forms) - {form})
     known = {form: tuple(sorted(set.intersection(*ways))) for form, ways in readings.items()}
     return lambda word: known.get(word, ())
 
@@ -125,23 +126,23 @@ def _wordnet() -> Synonyms:
 
     @cache
     def synonyms(word: str) -> tuple[str, ...]:
-        """Of the part of speech that the word most often is, and of the base form it comes from."""
-        found: dict[str, int] = {}  # part of speech: how often WordNet's texts have the word as one
+        """Return synonyms for the word's most frequent part of speech and its base form."""
+        counts: dict[str, int] = {}  # part of speech: how often WordNet's texts have the word as one
         for part in kinds:
             base = wordnet.morphy(word, part)
             lemmas = [] if base is None else wordnet.lemmas(base, part)
             if lemmas:
-                found[part] = sum(lemma.count() for lemma in lemmas)
-        if not found:
+                counts[part] = sum(lemma.count() for lemma in lemmas)
+        if not counts:
             return ()
-        part = max(found, key=lambda one: found[one])
+        part = max(counts, key=lambda part: counts[part])
         base = wordnet.morphy(word, part)
         names = {lemma.name() for synset in wordnet.synsets(base, part) for lemma in synset.lemmas()}
         words = {name for name in names if re.fullmatch(r"[a-z]+", name)} - {base}
         ways = [name for name, form in inflections.forms(base, kinds[part]).items() if form == word]
         if not ways:
             return ()
-        replacing = [{inflections.forms(one, kinds[part])[way] for one in words} for way in ways]
+        replacing = [{inflections.forms(base_form, kinds[part])[way] for base_form in words} for way in ways]
         return tuple(sorted(set.intersection(*replacing) - {word}))
 
     return synonyms
@@ -166,6 +167,6 @@ def _load_wordnet() -> Any:
 
 
 def goes_with_article(word: str, article: str) -> bool:
-    """Whether ``a`` or ``an`` may stand before a word."""
+    """Return whether ``article``, ``a`` or ``an``, may stand before a word."""
     vowel = re.match(r"(?!eu|uni|use|usu|uti|one)[aeiou]|hour|hon(?:est|or|our)|heir", word.lower()) is not None
     return vowel == (article.lower() == "an")

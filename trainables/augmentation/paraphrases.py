@@ -1,4 +1,4 @@
-"""A file of paraphrases: which of its rows paraphrase which training row."""
+"""Read a file of paraphrases, and find the training row that each of its rows paraphrases."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ DEFAULT_SOURCE = Paraphrases.model_fields["source"].default
 
 @dataclass(frozen=True)
 class ParaphrasesRead:
-    """The rows of a file that may be trained on."""
+    """The rows of a file of paraphrases that may be trained on."""
 
     texts: list[str]
     labels: list[int]
@@ -24,53 +24,66 @@ class ParaphrasesRead:
 
 
 def read_paraphrases(
-    config: DataConfig, asked: Paraphrases, texts: Sequence[str], labels: Sequence[int], label_names: Sequence[str],
+    config: DataConfig,
+    augmentation: Paraphrases,
+    texts: Sequence[str],
+    labels: Sequence[int],
+    label_names: Sequence[str],
     cache_dir: Path | None,
-) -> ParaphrasesRead:  # fmt: skip
-    """
+) -> ParaphrasesRead:
+    """Read the paraphrases of training rows.
+
     Args:
-        config: that ``asked`` is the augmentation of.
-        texts, labels: the training rows; labels are indices into ``label_names``.
+        config: The configuration that contains ``augmentation``.
+        augmentation: The file and its columns.
+        texts: The texts of the training rows.
+        labels: Their labels, indices into ``label_names``.
+        label_names: The classes.
+        cache_dir: Where ``datasets`` may keep conversions of files; None: its own cache.
 
     Raises:
-        DataError: the file cannot be used, or has a class that no training row has.
+        DataError: The file cannot be used, or has a class that no training row has.
     """
     notes: list[str] = []
-    dataset = read_source(asked.file, "augmentation.file", cache_dir)
+    dataset = read_source(augmentation.file, "augmentation.file", cache_dir)
     columns = {
-        "text" if asked.text is None else "augmentation.text": asked.text or config.text,
-        "label" if asked.label is None else "augmentation.label": asked.label or config.label,
+        "text_column" if augmentation.text_column is None else "augmentation.text_column": augmentation.text_column
+        or config.text_column,
+        "label_column" if augmentation.label_column is None else "augmentation.label_column": augmentation.label_column
+        or config.label_column,
     }
-    rows, kept = usable_rows(dataset, "augmentation.file", asked.file, columns, config.max_dropped, notes)
+    rows, kept = usable_rows(
+        dataset, "augmentation.file", augmentation.file, columns, config.max_dropped_fraction, notes
+    )
     check_labels_seen(rows, "augmentation.file", tuple(label_names))
     index = {name: number for number, name in enumerate(label_names)}
-    of_rows = [index[name] for name in rows.labels]
-    if asked.source == DEFAULT_SOURCE and asked.source not in dataset.column_names:
+    row_labels = [index[name] for name in rows.labels]
+    if augmentation.source == DEFAULT_SOURCE and augmentation.source not in dataset.column_names:
         notes.append(
-            f'data.augmentation.file: "{asked.file}" has no column "{asked.source}", so that nobody can tell whether a '
-            "row of it paraphrases a validation or test row: if some do, the scores are too good"
+            f'data.augmentation.file: "{augmentation.file}" has no column "{augmentation.source}", so that no one can '
+            "tell whether a row of it paraphrases a validation or test row: if some do, the scores are too good"
         )
-        return ParaphrasesRead(rows.texts, of_rows, [-1] * len(of_rows), 0, notes)
-    column = column_of(dataset, asked.source, "augmentation.source", "augmentation.file")
-    numbers = _numbers(texts, labels)
-    sources = [numbers.get((column[row], label)) for row, label in zip(kept, of_rows, strict=True)]
+        return ParaphrasesRead(rows.texts, row_labels, [-1] * len(row_labels), 0, notes)
+    column = column_of(dataset, augmentation.source, "augmentation.source", "augmentation.file")
+    numbers = _row_numbers(texts, labels)
+    sources = [numbers.get((column[row], label)) for row, label in zip(kept, row_labels, strict=True)]
     known = [place for place, source in enumerate(sources) if source is not None]
     if not known:
         raise DataError(
-            f'data.augmentation.source is "{asked.source}", but no row of "{asked.file}" has the text of a '
-            "training row of its class there: the column must hold that text, character by character"
+            f'data.augmentation.source is "{augmentation.source}", but no row of "{augmentation.file}" has the text of '
+            "a training row of its class there: the column must hold that text, character by character"
         )
     return ParaphrasesRead(
         [rows.texts[place] for place in known],
-        [of_rows[place] for place in known],
+        [row_labels[place] for place in known],
         [source for source in sources if source is not None],
         len(sources) - len(known),
         notes,
     )
 
 
-def _numbers(texts: Sequence[str], labels: Sequence[int]) -> Mapping[tuple[str, int], int]:
-    """Of each text and class the first training row that has both."""
+def _row_numbers(texts: Sequence[str], labels: Sequence[int]) -> Mapping[tuple[str, int], int]:
+    """Map each text and class to the first training row that has both."""
     numbers: dict[tuple[str, int], int] = {}
     for number, row in enumerate(zip(texts, labels, strict=True)):
         numbers.setdefault(row, number)

@@ -1,11 +1,13 @@
-"""Rows made of the training rows until every class is as large as the largest: how many, of which, and which not.
+"""Synthetic examples that balance the classes: how many each class gets, from which rows, and which are rejected.
 
 The texts come from ``eda.py``, ``back_translation.py`` or ``paraphrases.py``; here are the rules they share. A class
-below ``up_to`` times the largest one gets rows, each of its training rows as many as any other, to one. A made row has
-a text that no training, validation or test row and no other made row has, blanks and case apart: what is in train is
-nothing new, and what is in validation or test would be a leak. A copy that has not is made again, up to
-``MOST_FAILURES`` times on end. What is made of a row does not depend on the other rows, unless they have its copies'
-texts.
+below ``target_ratio`` times the largest one gets synthetic examples. They are spread evenly over its training rows:
+the counts of two rows differ by one at most.
+
+The text of a synthetic example differs from that of every training, validation and test row and of every other
+synthetic example, blanks and case apart. A text of train adds nothing; a text of validation or test is a leak. A
+rejected copy is replaced, up to ``MOST_FAILURES`` times in a row. The copies of a row do not depend on the other rows,
+unless these have the same texts as its copies.
 """
 
 import hashlib
@@ -25,196 +27,220 @@ from tailsweep.trainables.augmentation.paraphrases import read_paraphrases
 from tailsweep.trainables.config.data import EDA, BackTranslation, BeamSearch, DataConfig, Paraphrases
 from tailsweep.trainables.data.splits import Splits, listed
 
-MOST_FAILURES = 10  # copies of a text, one after the other, that are not new: then it is asked for no more
+MOST_FAILURES = 10  # copies of a text in a row that are not new; then the text is copied no more
 MOST_LISTED = 20  # classes
 
 Copies = Callable[[Sequence[tuple[str, int]]], list[str]]  # texts, each with the number of the copy, from 0 -> copies
 
 
 @dataclass(frozen=True)
-class MadeRows:
-    """Rows beside the training rows; n of them."""
+class SyntheticExamples:
+    """The n examples that augmentation adds to the training rows."""
 
     texts: list[str]
     labels: NDArray[np.int64]  # (n,)
-    sources: NDArray[np.int64]  # (n,), number of the training row each was made of; -1: not known
+    sources: NDArray[np.int64]  # (n,), number of the training row that each is a copy of; -1: not known
     kind: str
     notes: list[str]
 
 
-def made_rows(splits: Splits, config: DataConfig, cache_dir: Path, say: Callable[[str], None]) -> MadeRows:
-    """What ``config.augmentation`` makes of the training rows.
+def synthesize_examples(splits: Splits, config: DataConfig, cache_dir: Path) -> SyntheticExamples:
+    """Synthesize examples from the training rows, as ``config.augmentation`` says.
 
     Args:
         cache_dir: the project's cache, in which translations are kept.
-        say: told how the work goes, where it takes long.
 
     Raises:
-        InputError: it cannot be done as asked.
+        InputError: The examples cannot be synthesized with these settings.
     """
-    asked = config.augmentation
-    assert asked is not None, "rows: augmented without data.augmentation"
+    augmentation = config.augmentation
+    assert augmentation is not None, "sampling: augmented without data.augmentation"
     texts, labels = list(splits.train["text"]), list(splits.train["label"])
     class_counts = np.bincount(labels, minlength=len(splits.label_names))
-    size = math.ceil(asked.up_to * int(class_counts.max()) - 1e-9)  # that every class is to reach
-    missing = np.maximum(size - class_counts, 0)
-    new = _New(texts, [*splits.validation["text"], *splits.test["text"]])
-    notes, without_source, most = [], 0, None
-    if isinstance(asked, Paraphrases):
-        read = read_paraphrases(config, asked, texts, labels, splits.label_names, cache_dir)
+    target_size = math.ceil(augmentation.target_ratio * int(class_counts.max()) - 1e-9)  # of every class
+    missing = np.maximum(target_size - class_counts, 0)
+    new_texts = _NewTexts(texts, [*splits.validation["text"], *splits.test["text"]])
+    notes, without_source, max_copies = [], 0, None
+    if isinstance(augmentation, Paraphrases):
+        read = read_paraphrases(config, augmentation, texts, labels, splits.label_names, cache_dir)
         notes, without_source = read.notes, read.without_source
-        chosen = _sample(read.texts, read.labels, missing, asked.seed, new)
-        made = [(read.texts[row], read.labels[row], read.sources[row]) for row in chosen]
+        chosen = _sample(_Pool(read.texts, read.labels, missing, augmentation.seed), new_texts)
+        examples = [(read.texts[row], read.labels[row], read.sources[row]) for row in chosen]
     else:
-        if isinstance(asked, BackTranslation) and isinstance(asked.decoding, BeamSearch):
-            most = len(asked.pivots)
-        with _eda(asked) if isinstance(asked, EDA) else back_translations(asked, cache_dir, say) as copies:
-            copied = _copied(texts, labels, missing, asked.seed, copies, most, new)
-        made = [(text, labels[source], source) for text, source in copied]
-    made.sort(key=lambda row: row[2])
-    made_counts = np.bincount([label for _, label, _ in made], minlength=len(class_counts)).astype(np.int64)
-    notes += _notes(asked, splits.label_names, class_counts, made_counts, size, new, without_source)
-    return MadeRows(
-        texts=[text for text, _, _ in made],
-        labels=np.array([label for _, label, _ in made], dtype=np.int64),
-        sources=np.array([source for _, _, source in made], dtype=np.int64),
-        kind=asked.kind,
+        if isinstance(augmentation, BackTranslation) and isinstance(augmentation.decoding, BeamSearch):
+            max_copies = len(augmentation.pivots)
+        with (
+            _eda(augmentation)
+            if isinstance(augmentation, EDA)
+            else back_translations(augmentation, cache_dir) as copies
+        ):
+            copied = _copy_rows(_Pool(texts, labels, missing, augmentation.seed), copies, max_copies, new_texts)
+        examples = [(text, labels[source], source) for text, source in copied]
+    examples.sort(key=lambda example: example[2])
+    synthetic_counts = np.bincount([label for _, label, _ in examples], minlength=len(class_counts)).astype(np.int64)
+    sizes = _ClassSizes(splits.label_names, class_counts, synthetic_counts, target_size)
+    notes += _notes(augmentation, sizes, new_texts, without_source)
+    return SyntheticExamples(
+        texts=[text for text, _, _ in examples],
+        labels=np.array([label for _, label, _ in examples], dtype=np.int64),
+        sources=np.array([source for _, _, source in examples], dtype=np.int64),
+        kind=augmentation.kind,
         notes=notes,
     )
 
 
-class _New:
-    """Which texts may be added: those that nobody has yet. Counts those that may not."""
+@dataclass(frozen=True)
+class _Pool:
+    """The rows that examples are drawn from, and how many each class needs."""
+
+    texts: Sequence[str]
+    labels: Sequence[int]
+    missing: NDArray[np.int64]  # (C,)
+    seed: int
+
+    def order(self) -> list[int]:
+        """Return the rows in a random order that depends on their texts alone, not on the rows next to them."""
+        digests = [hashlib.sha256(f"{self.seed}:{text}".encode()).digest() for text in self.texts]
+        return sorted(range(len(self.texts)), key=digests.__getitem__)
+
+
+@dataclass(frozen=True)
+class _ClassSizes:
+    """The size of each class before and after augmentation."""
+
+    label_names: Sequence[str]
+    training: NDArray[np.int64]  # (C,)
+    synthetic: NDArray[np.int64]  # (C,)
+    target: int  # of every class
+
+
+class _NewTexts:
+    """The filter that admits each text once, and none of the splits' texts. It counts the rejected ones."""
 
     def __init__(self, train: Iterable[str], held_out: Iterable[str]) -> None:
-        self.taken = {_bare(text) for text in train}
-        self.held_out = {_bare(text) for text in held_out}
-        self.leaks = 0  # validation or test has it
-        self.known = 0  # train has it, or another made row, or there is nothing in it
+        self.taken = {_normalized(text) for text in train}
+        self.held_out = {_normalized(text) for text in held_out}
+        self.leaks = 0  # texts of validation or test
+        self.known = 0  # texts of train or of another synthetic example, and empty ones
 
     def admits(self, text: str) -> bool:
-        """Whether the text is new; it is not a second time."""
-        bare = _bare(text)
-        if bare in self.held_out:
+        """Return whether the text is new; a second call with it returns False."""
+        normalized = _normalized(text)
+        if normalized in self.held_out:
             self.leaks += 1
-        elif bare in self.taken or not bare:
+        elif normalized in self.taken or not normalized:
             self.known += 1
         else:
-            self.taken.add(bare)
+            self.taken.add(normalized)
             return True
         return False
 
 
-def _bare(text: str) -> str:
+def _normalized(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
 @contextmanager
 def _eda(config: EDA) -> Iterator[Copies]:
     synonyms = synonyms_of(config.lexicon)
-    yield lambda asked: [eda_copy(text, number, config, synonyms) for text, number in asked]
+    yield lambda requests: [eda_copy(text, number, config, synonyms) for text, number in requests]
 
 
-def _copied(
-    texts: Sequence[str],
-    labels: Sequence[int],
-    missing: NDArray[np.int64],
-    seed: int,
-    copies: Copies,
-    most: int | None,
-    new: _New,
-) -> list[tuple[str, int]]:
-    """Copies of training rows, each with its row's number: of each class as many as are missing, where that can be.
+def _copy_rows(pool: _Pool, copies: Copies, max_copies: int | None, new_texts: _NewTexts) -> list[tuple[str, int]]:
+    """Copy training rows until no class misses any, or no row has another new copy.
 
     The rows of a class take turns. Copies are numbered by text, so that two rows with one text have different ones.
 
     Args:
-        most: different copies that a text can have; None: no such limit.
+        pool: The training rows.
+        copies: Makes the copies.
+        max_copies: How many different copies a text can have; None: no such limit.
+        new_texts: Decides which copies are kept.
+
+    Returns:
+        Each copy with the number of its row.
     """
-    queues = {label: deque[int]() for label in np.flatnonzero(missing).tolist()}
-    for row in _order(texts, seed):
+    texts, labels = pool.texts, pool.labels
+    queues = {label: deque[int]() for label in np.flatnonzero(pool.missing).tolist()}
+    for row in pool.order():
         if labels[row] in queues:
             queues[labels[row]].append(row)
-    left = missing.copy()
-    numbers: Counter[str] = Counter()  # copies asked for so far, by text
+    remaining = pool.missing.copy()
+    numbers: Counter[str] = Counter()  # copies requested so far, by text
     failures: Counter[str] = Counter()  # since the last that was new, by text
-    made: list[tuple[str, int]] = []
+    examples: list[tuple[str, int]] = []
     while True:
-        asked: list[tuple[int, int]] = []  # row and number of the copy
+        requests: list[tuple[int, int]] = []  # row and number of the copy
         for label, queue in queues.items():
-            wanted = min(int(left[label]), MOST_FAILURES * len(queue))
-            while wanted and queue:
+            num_requests = min(int(remaining[label]), MOST_FAILURES * len(queue))
+            while num_requests and queue:
                 row = queue.popleft()
                 text = texts[row]
-                if numbers[text] == most or failures[text] >= MOST_FAILURES:
+                if numbers[text] == max_copies or failures[text] >= MOST_FAILURES:
                     continue
-                asked.append((row, numbers[text]))
+                requests.append((row, numbers[text]))
                 numbers[text] += 1
                 queue.append(row)
-                wanted -= 1
-        if not asked:
-            return made
-        for (row, _), copy in zip(asked, copies([(texts[row], number) for row, number in asked]), strict=True):
-            if new.admits(copy):
-                made.append((copy, row))
-                left[labels[row]] -= 1
+                num_requests -= 1
+        if not requests:
+            return examples
+        for (row, _), copy in zip(requests, copies([(texts[row], number) for row, number in requests]), strict=True):
+            if new_texts.admits(copy):
+                examples.append((copy, row))
+                remaining[labels[row]] -= 1
                 failures[texts[row]] = 0
             else:
                 failures[texts[row]] += 1
 
 
-def _sample(texts: Sequence[str], labels: Sequence[int], missing: NDArray[np.int64], seed: int, new: _New) -> list[int]:
-    """Rows of a file, of each class as many as are missing, or all there are."""
-    left = missing.copy()
+def _sample(pool: _Pool, new_texts: _NewTexts) -> list[int]:
+    """Draw rows of a file: of each class as many as are missing, or all there are."""
+    remaining = pool.missing.copy()
     chosen = []
-    for row in _order(texts, seed):
-        if new.admits(texts[row]) and left[labels[row]] > 0:
-            left[labels[row]] -= 1
+    for row in pool.order():
+        if new_texts.admits(pool.texts[row]) and remaining[pool.labels[row]] > 0:
+            remaining[pool.labels[row]] -= 1
             chosen.append(row)
     return chosen
 
 
-def _order(texts: Sequence[str], seed: int) -> list[int]:
-    """The rows at random, but by what they say: another row among them leaves the others in their order."""
-    return sorted(range(len(texts)), key=lambda row: hashlib.sha256(f"{seed}:{texts[row]}".encode()).digest())
-
-
 def _notes(
-    asked: EDA | BackTranslation | Paraphrases,
-    label_names: Sequence[str],
-    class_counts: NDArray[np.int64],
-    made_counts: NDArray[np.int64],
-    size: int,
-    new: _New,
-    without_source: int,
+    augmentation: EDA | BackTranslation | Paraphrases, sizes: _ClassSizes, new_texts: _NewTexts, without_source: int
 ) -> list[str]:
-    """What was made of each class, what was left out and why, and where too little was made."""
-    told = f"augmentation ({asked.kind}): "
-    classes = list(zip(label_names, class_counts.tolist(), made_counts.tolist(), strict=True))
-    if not made_counts.any() and (class_counts >= size).all():
-        return [f"{told}nothing was made: every class has {size:,} rows or more"]
-    counted = listed([f"{name} {had:,} + {made:,}" for name, had, made in classes], MOST_LISTED)
-    notes = [f"{told}{made_counts.sum():,} rows were made; training rows + made rows of each class: {counted}"]
-    left_out = {
-        "whose text is in validation or test": new.leaks,
-        # Of copies, which are made again, many say nothing new: a deletion that happened to delete nothing, say.
-        "whose text is in train or the file before": new.known if isinstance(asked, Paraphrases) else 0,
+    """Describe how many examples each class got, which texts were rejected and why, and which classes stay small."""
+    prefix = f"augmentation ({augmentation.kind}): "
+    classes = list(zip(sizes.label_names, sizes.training.tolist(), sizes.synthetic.tolist(), strict=True))
+    if not sizes.synthetic.any() and (sizes.training >= sizes.target).all():
+        return [f"{prefix}no synthetic examples: every class has {sizes.target:,} rows or more"]
+    counted = listed([f"{name} {training:,} + {synthetic:,}" for name, training, synthetic in classes], MOST_LISTED)
+    notes = [f"{prefix}{sizes.synthetic.sum():,} synthetic examples; training + synthetic of each class: {counted}"]
+    rejected = {
+        "whose text is in validation or test": new_texts.leaks,
+        # Many copies repeat a text, such as a deletion that deletes nothing; they are replaced.
+        "whose text is in train or the file before": new_texts.known if isinstance(augmentation, Paraphrases) else 0,
         "whose source is no training row of their class": without_source,
     }
-    if any(left_out.values()):
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
-        notes.append(f"{told}left out: {reasons}")
-    short = [f"{name} {had + made:,}" for name, had, made in classes if had + made < size]
+    if any(rejected.values()):
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.items() if count)
+        notes.append(f"{prefix}left out: {reasons}")
+    short = [
+        f"{name} {training + synthetic:,}"
+        for name, training, synthetic in classes
+        if training + synthetic < sizes.target
+    ]
     if short:
-        notes.append(f"{told}these classes stay below {size:,} rows: {listed(short, MOST_LISTED)}; {_remedy(asked)}")
+        notes.append(
+            f"{prefix}these classes stay below {sizes.target:,} rows: {listed(short, MOST_LISTED)}; "
+            f"{_hint(augmentation)}"
+        )
     return notes
 
 
-def _remedy(asked: EDA | BackTranslation | Paraphrases) -> str:
-    if isinstance(asked, Paraphrases):
+def _hint(augmentation: EDA | BackTranslation | Paraphrases) -> str:
+    if isinstance(augmentation, Paraphrases):
         return "the file has no more for them"
-    if isinstance(asked, EDA):
+    if isinstance(augmentation, EDA):
         return "their texts are too short, or have too few words that the lexicon knows, for more different copies"
-    if isinstance(asked.decoding, BeamSearch):
-        return "beam search gives a row one copy per pivot: say decoding: {kind: sampling}, or name more pivots"
+    if isinstance(augmentation.decoding, BeamSearch):
+        return "beam search gives a row one copy per pivot: set decoding: {kind: sampling}, or name more pivots"
     return "their rows' translations are the same again and again: raise decoding.temperature, or name more pivots"

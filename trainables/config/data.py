@@ -56,7 +56,7 @@ class AugmentationSection(Section):
     """What every way of making rows has; see ``augment.py`` for the rules they share."""
 
     # Every class gets as many rows as bring it to this share of the largest one; the papers' 1.0: as large as that.
-    up_to: float = Field(1.0, gt=0, le=1)
+    target_ratio: float = Field(1.0, gt=0, le=1)
     seed: NonNegativeInt = 42  # which rows are copied more often than others, and what is random in a copy
 
 
@@ -119,8 +119,8 @@ class Paraphrases(AugmentationSection):
 
     kind: Literal["paraphrases"]
     file: str  # a source, as data.train
-    text: str | None = None  # name of the column with the paraphrase; null: as data.text
-    label: str | None = None  # name of the column with its class; null: as data.label
+    text_column: str | None = None  # the column with the paraphrase; null: as data.text_column
+    label_column: str | None = None  # the column with its class; null: as data.label_column
     source: str = "source"  # name of the column with the text of the training row it paraphrases, if there is one
 
 
@@ -148,13 +148,15 @@ class DataConfig(Section):
     validation: Share | str = 0.15  # a source, or the share of all rows to split off, stratified by label
     test: Share | str = 0.2
     fold: Fold | None = None  # cross-validation: the test rows are this fold of ``train``, whatever share ``test`` is
-    text: str = "text"  # name of the column with the text
-    label: str = "label"  # name of the column with the class: strings, integers or ClassLabel
+    text_column: str = "text"  # name of the column with the text
+    label_column: str = "label"  # name of the column with the class: strings, integers or ClassLabel
     max_length: int = Field(128, ge=3)  # tokens kept of a row, special tokens included
     imbalance: ImbalanceConfig | None = None  # made of the training rows only
-    augmentation: AugmentationConfig | None = None  # how the rows of stages with rows: augmented are made
+    augmentation: AugmentationConfig | None = None  # how the rows of stages with sampling: augmented are made
     split_seed: int = 42  # which rows are split off; apart from the trial's seed, so that seeds share their splits
-    max_dropped: float = Field(0.05, ge=0, lt=1)  # share of empty or non-string texts above which a source is refused
+    max_dropped_fraction: float = Field(
+        0.05, ge=0, lt=1
+    )  # share of empty or non-string texts above which a source is refused
 
     @model_validator(mode="after")
     def _test_rows_come_from_one_place(self) -> "DataConfig":

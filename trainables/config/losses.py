@@ -15,6 +15,8 @@ LabelSmoothing = Annotated[float, Field(ge=0, lt=1)]
 
 
 class CrossEntropy(Section):
+    """Plain cross-entropy."""
+
     name: Literal["cross_entropy"]
     label_smoothing: LabelSmoothing = 0.0
 
@@ -25,14 +27,14 @@ class DeferrableWeights(Section):
     name: str
     beta: float = Field(0.9999, ge=0, lt=1)  # 0: no weights; towards 1: inverse class frequency
     # Deferred re-weighting (Cao et al. 2019): for this share of the stage's steps all classes weigh the same.
-    defer: float = Field(0.0, ge=0, lt=1)
+    reweight_after: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _there_is_something_to_defer(self) -> Self:
-        if self.defer > 0 and self.beta == 0:
+        if self.reweight_after > 0 and self.beta == 0:
             raise ValueError(
-                f"defer is {self.defer:g}, but with beta 0 there are no class weights to defer: give beta a value "
-                "above 0, such as 0.9999, or leave defer out"
+                f"reweight_after is {self.reweight_after:g}, but with beta 0 there are no class weights to defer: "
+                "give beta a value above 0, such as 0.9999, or leave reweight_after out"
             )
         return self
 
@@ -45,8 +47,10 @@ class WeightedCrossEntropy(DeferrableWeights):
 
 
 class LDAM(DeferrableWeights):
-    """Label-distribution-aware margins (Cao et al. 2019), weighted by the effective number of samples. With ``defer``
-    it is LDAM-DRW: the margins hold throughout, the weights come late."""
+    """Label-distribution-aware margins (Cao et al. 2019), weighted by the effective number of samples.
+
+    With ``reweight_after`` it is LDAM-DRW: the margins apply to all steps, the weights only to the later ones.
+    """
 
     name: Literal["ldam"]
     max_margin: NonNegativeFloat = 0.5  # max_m: the rarest class's margin

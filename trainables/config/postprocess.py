@@ -47,7 +47,7 @@ class PostHocLogitAdjustment(Section):
     tau: Tau = "auto"
 
 
-class FinishConfig(Section):
+class PostprocessConfig(Section):
     """What is done to the chosen model after training, in this order; by default nothing. See finish.py."""
 
     classifier: (

@@ -2,8 +2,8 @@
 
 Each has two variants. ``two_stage`` says what makes the method that method and gives lists of values, written as in a
 sweep file, for what depends on rows and encoder: learning rates, epochs, batch size. ``two_stage/paper`` has the exact
-settings of the paper, its model and length included. Every other field keeps its default. What a user writes is laid
-over a preset, field by field; whoever does that copies it first.
+settings of the paper, its model and length included. Every other field keeps its default. A user's fields are merged
+into a deep copy of a preset.
 
     (a) ValizadehAslani et al., arXiv 2207.10858 (2022), and Neurocomputing 592:127801 (2024), with their official code
     (b) Shi et al., PMLR 183:68-82 (2022)
@@ -30,14 +30,14 @@ CROSS_ENTROPY = {"name": "cross_entropy"}
 WEIGHTED = {"name": "weighted_cross_entropy", "beta": 0.9999}
 LDAM = {"name": "ldam", "max_margin": 0.5, "scale": 1.0, "beta": 0.9999}
 
-PLAIN = {"trains": "all", "rows": "original", "loss": CROSS_ENTROPY}  # ordinary fine-tuning
-TOP = {"trains": {"top_layers": 1}, "learning_rate": TOP_RATES, "epochs": TOP_EPOCHS}
+PLAIN = {"trainable": "all", "sampling": "original", "loss": CROSS_ENTROPY}  # ordinary fine-tuning
+TOP = {"trainable": {"top_layers": 1}, "learning_rate": TOP_RATES, "epochs": TOP_EPOCHS}
 ONLY = PLAIN | {"learning_rate": ALL_RATES, "epochs": ONLY_EPOCHS, "batch_size": BATCH_SIZES}
 LAST = PLAIN | {"learning_rate": ALL_RATES, "epochs": LAST_EPOCHS, "batch_size": BATCH_SIZES}
 
 # What both papers share, as far as they state it. Their frozen trunk stays in train mode, dropout and all.
-PAPER = {"batch_size": 16, "warmup": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0}
-PAPER_TOP = PAPER | {"trains": {"top_layers": 1}, "learning_rate": 1e-4, "epochs": 1, "frozen_dropout": True}
+PAPER = {"batch_size": 16, "warmup_fraction": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0}
+PAPER_TOP = PAPER | {"trainable": {"top_layers": 1}, "learning_rate": 1e-4, "epochs": 1, "frozen_dropout": True}
 PAPER_ALL = PAPER | PLAIN | {"learning_rate": 1e-5}
 MODEL_A = {"name": "bert-base-uncased", "head": {"pooling": "pooler", "kind": "mlp", "hidden": 50}}
 MODEL_B = {"name": "bert-base-uncased", "head": "native"}
@@ -48,37 +48,37 @@ LENGTH = {"max_length": 128}
 METHODS: Final[Mapping[str, Preset]] = {
     # (a) 2022: the top layer first, with a class-balanced loss.
     "two_stage": {
-        "stage_one": TOP | {"rows": "original", "loss": LDAM},
+        "stage_one": TOP | {"sampling": "original", "loss": LDAM},
         "stage_two": LAST,
     },
     "two_stage/paper": {
         "data": LENGTH,
         "model": MODEL_A,
-        "stage_one": PAPER_TOP | {"rows": "original", "loss": LDAM},
+        "stage_one": PAPER_TOP | {"sampling": "original", "loss": LDAM},
         "stage_two": PAPER_ALL | {"epochs": 1},
     },
     # (a) 2024: one or more top layers first, on paraphrases that make every class as large as the largest.
     "two_stage_augmented": {
         "data": {"augmentation": {"kind": "eda"}},
-        "stage_one": TOP | {"trains": TOP_LAYERS, "rows": "augmented", "loss": CROSS_ENTROPY},
+        "stage_one": TOP | {"trainable": TOP_LAYERS, "sampling": "augmented", "loss": CROSS_ENTROPY},
         "stage_two": LAST,
     },
     "two_stage_augmented/paper": {
         "data": LENGTH | {"augmentation": {"kind": "paraphrases"}},  # ChatGPT's; data.augmentation.file has them
         "model": MODEL_A,
-        "stage_one": PAPER_TOP | {"rows": "augmented", "loss": CROSS_ENTROPY},
+        "stage_one": PAPER_TOP | {"sampling": "augmented", "loss": CROSS_ENTROPY},
         "stage_two": PAPER_ALL | {"epochs": 1},
     },
     # (b): the top layer first, on rows translated to German or Russian and back; EDA did as well.
     "pre_finetuning": {
         "data": {"augmentation": {"kind": "eda"}},
-        "stage_one": TOP | {"rows": "augmented", "loss": CROSS_ENTROPY},
+        "stage_one": TOP | {"sampling": "augmented", "loss": CROSS_ENTROPY},
         "stage_two": LAST,
     },
     "pre_finetuning/paper": {
         "data": LENGTH | {"augmentation": {"kind": "back_translation"}},
         "model": MODEL_B,
-        "stage_one": PAPER_TOP | {"rows": "augmented", "loss": CROSS_ENTROPY},
+        "stage_one": PAPER_TOP | {"sampling": "augmented", "loss": CROSS_ENTROPY},
         "stage_two": PAPER_ALL | {"epochs": 3},
     },
     # Ordinary fine-tuning (Devlin et al. 2019). As the baseline of (a): one epoch; that of (b) has three.
@@ -99,24 +99,24 @@ METHODS: Final[Mapping[str, Preset]] = {
         "stage_two": PAPER_ALL | {"loss": LDAM, "epochs": 1},
     },
     # Rows of the smaller classes repeated: a baseline of (b).
-    "oversampling": {"stage_one": SKIPPED, "stage_two": ONLY | {"rows": "oversampled"}},
+    "oversampling": {"stage_one": SKIPPED, "stage_two": ONLY | {"sampling": "oversampled"}},
     "oversampling/paper": {
         "data": LENGTH,
         "model": MODEL_B,
         "stage_one": SKIPPED,
-        "stage_two": PAPER_ALL | {"rows": "oversampled", "epochs": 3},
+        "stage_two": PAPER_ALL | {"sampling": "oversampled", "epochs": 3},
     },
     # Linear probing, then fine-tuning (Kumar et al. 2022, arXiv 2202.10054): a baseline of (b), which does not say how
     # long or fast it probes. Taken to be as its own stage one.
     "lp_ft": {
-        "stage_one": {"trains": "head", "rows": "original", "loss": CROSS_ENTROPY}
+        "stage_one": {"trainable": "head", "sampling": "original", "loss": CROSS_ENTROPY}
         | {"learning_rate": HEAD_RATES, "epochs": TOP_EPOCHS},
         "stage_two": LAST,
     },
     "lp_ft/paper": {
         "data": LENGTH,
         "model": MODEL_B,
-        "stage_one": PAPER_TOP | {"trains": "head", "rows": "original", "loss": CROSS_ENTROPY},
+        "stage_one": PAPER_TOP | {"trainable": "head", "sampling": "original", "loss": CROSS_ENTROPY},
         "stage_two": PAPER_ALL | {"epochs": 3},
     },
 }

@@ -30,6 +30,8 @@ class HeadConfig(Section):
 
 
 class ModelConfig(Section):
+    """The encoder and its classification head."""
+
     name: str = "sentence-transformers/all-MiniLM-L6-v2"  # hub name or folder of an encoder that AutoModel loads
     head: Literal["native"] | HeadConfig = "native"  # native: the architecture's own sequence-classification head
     trust_remote_code: bool = False  # run the Python code that this model's folder or hub page brings along
@@ -41,31 +43,31 @@ class TopLayers(Section):
     top_layers: PositiveInt
 
 
-Trains = Literal["head", "pooler", "all"] | TopLayers  # pooler: with the head; top_layers: with both
+Trainable = Literal["head", "pooler", "all"] | TopLayers  # pooler: with the head; top_layers: with both
 
 
 class StageConfig(Section):
-    """One stage of fine-tuning: what trains, on which rows, with which loss and optimiser settings."""
+    """One stage of fine-tuning: what trains, on which rows, with which loss and optimizer settings."""
 
-    trains: Trains = "all"
+    trainable: Trainable = "all"
     # See samplers.py; augmented: the training rows and those that data.augmentation makes of them
-    rows: Literal["original", "oversampled", "class_balanced", "sqrt", "progressive", "augmented"] = "original"
+    sampling: Literal["original", "oversampled", "class_balanced", "sqrt", "progressive", "augmented"] = "original"
     loss: LossConfig = CrossEntropy(name="cross_entropy")
     learning_rate: PositiveFloat = 3e-5  # at the first step; falls linearly to 0 over the stage
     # Of each encoder layer over that of the layer above it; head and pooler have learning_rate itself, the embeddings
     # one power more than the lowest layer. Below 1, what is pretrained moves less the nearer it is to the tokens.
     layer_decay: float = Field(1.0, gt=0, le=1)
     epochs: NonNegativeInt = 1
-    # How often per epoch the validation rows are scored, a report made (which ASHA hears) and a checkpoint written:
+    # How often per epoch the validation rows are scored, a report published (to ASHA too) and a checkpoint written:
     # evenly over its steps, once a step at most. For large training sets.
     evaluations_per_epoch: int = Field(1, ge=1, le=10**EPOCH_DECIMALS)
     # Early stopping: as many evaluations in a row without a better score of the sweep's metric end the stage; until
     # then the learning rate falls as if it had all its epochs. null: it has.
     patience: PositiveInt | None = None
-    batch_size: PositiveInt = 32  # rows per optimiser step, over all workers and micro-batches
-    gradient_accumulation: PositiveInt = 1  # micro-batches an optimiser step is split into
+    batch_size: PositiveInt = 32  # rows per optimizer step, over all workers and micro-batches
+    gradient_accumulation: PositiveInt = 1  # micro-batches an optimizer step is split into
     weight_decay: NonNegativeFloat = 0.0  # AdamW; not applied to biases and norms
-    warmup: float = Field(0.0, ge=0, lt=1)  # share of the stage's steps
+    warmup_fraction: float = Field(0.0, ge=0, lt=1)  # share of the stage's steps
     max_grad_norm: PositiveFloat = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; the parameters stay fp32
     frozen_dropout: bool = False  # True: frozen modules stay in train mode, as in the papers' code
@@ -81,8 +83,8 @@ class StageConfig(Section):
 
     @property
     def training_split(self) -> str:
-        """Which rows of the data the stage trains on: ``train``, or ``augmented``."""
-        return AUGMENTED if self.rows == "augmented" else TRAIN
+        """The split that the stage trains on: ``train`` or ``augmented``."""
+        return AUGMENTED if self.sampling == "augmented" else TRAIN
 
 
 class TrialConfig(Section):
@@ -92,7 +94,7 @@ class TrialConfig(Section):
     model: ModelConfig = ModelConfig()
     stage_one: StageConfig
     stage_two: StageConfig
-    seed: NonNegativeInt = 0  # initialisation, order of rows and dropout
+    seed: NonNegativeInt = 0  # initialization, order of rows and dropout
 
     @model_validator(mode="after")
     def _something_trains(self) -> "TrialConfig":
@@ -103,14 +105,14 @@ class TrialConfig(Section):
     @model_validator(mode="after")
     def _augmented_rows_are_made(self) -> "TrialConfig":
         if self.needs_augmented_rows and self.data.augmentation is None:
-            stage = "stage_one" if self.stage_one.rows == "augmented" else "stage_two"
+            stage = "stage_one" if self.stage_one.sampling == "augmented" else "stage_two"
             raise ValueError(
-                f"{stage}.rows is augmented, but data.augmentation is null: say how rows are made, such as "
-                "data: {augmentation: {kind: eda}}, or choose other rows"
+                f"{stage}.sampling is augmented, but data.augmentation is null: set it, such as "
+                "data: {augmentation: {kind: eda}}, or choose another sampling"
             )
         return self
 
     @property
     def needs_augmented_rows(self) -> bool:
-        """Whether a stage trains on them."""
+        """Whether a stage trains on augmented rows."""
         return AUGMENTED in (self.stage_one.training_split, self.stage_two.training_split)

@@ -15,7 +15,7 @@ DEMO_SEED = 20
 ADME_COUNTS = {"other": 4562, "absorption": 1622, "excretion": 1253, "distribution": 1017, "metabolism": 941}
 
 LABEL_NOISE = 0.06  # share of rows whose labels are shuffled among themselves
-FOREIGN_SENTENCE = 0.35  # share of paragraphs with a sentence of another class beside their own
+FOREIGN_SENTENCE = 0.35  # share of paragraphs with a sentence of another class next to their own
 NEUTRAL_SENTENCE = 0.25  # share of paragraphs with a sentence that occurs in every section
 
 # Words that every class uses. A slot in a template is a key of this table in braces.

@@ -61,12 +61,12 @@ def _values(content: str) -> Iterator[Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    pairs_by_name = dict(pairs)
+    if len(pairs_by_name) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f'an object has the name "{twice}" twice')
-    return made
+    return pairs_by_name
 
 
 def _row(value: Any, number: int) -> dict[str, Any]:

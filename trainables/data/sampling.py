@@ -64,7 +64,7 @@ def num_rows(kind: Rows, class_counts: np.ndarray) -> int:
 
 
 def steps(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """The rows of each optimiser step, in order: ``batch_size`` of them, in the last step what is left."""
+    """The rows of each optimizer step, in order: ``batch_size`` of them, in the last step what is left."""
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
@@ -96,7 +96,7 @@ def stage_spans(epochs: int, num_steps: int, evaluations: int, done: float = 0) 
 
 
 def shares(step_rows: np.ndarray, rank: int, world_size: int, micro_batches: int) -> list[np.ndarray]:
-    """This worker's micro-batches of one optimiser step.
+    """This worker's micro-batches of one optimizer step.
 
     Over all workers each row of the step occurs exactly once, and sizes differ by one row at most. The number of
     micro-batches is the same on every rank, because data-parallel workers must do the same number of backward passes:

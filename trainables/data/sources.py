@@ -7,7 +7,6 @@ a :class:`DataError`. What the rows mean (text, label, splits) is ``data.py``'s 
 
 import difflib
 import glob
-import hashlib
 import os
 import re
 import warnings
@@ -21,7 +20,8 @@ import pandas as pd
 import pyarrow.parquet
 from tailsweep.trainables.data.demo import DEMO_NUM_ROWS, DEMO_SEED, demo_rows
 from tailsweep.trainables.data.json_reader import json_rows
-from tailsweep.trainables.errors import DataError
+from tailsweep.trainables.errors import DataError, describe_error
+from tailsweep.trainables.storage.checksums import file_sha256
 
 Role = Literal["train", "validation", "test", "augmentation.file"]
 
@@ -66,29 +66,29 @@ def _read_demo(source: str, role: Role) -> datasets.Dataset:
     if source != DEMO:
         raise DataError(f'data.{role}: there is no "{source}"; the only rows made here are {DEMO}')
     if role != "train":
-        remedy = "name a file" if role == "augmentation.file" else "give a share, such as 0.2"
-        raise DataError(f"data.{role} is {DEMO}, but those are the rows of data.train: {remedy}")
+        hint = "name a file" if role == "augmentation.file" else "give a share, such as 0.2"
+        raise DataError(f"data.{role} is {DEMO}, but those are the rows of data.train: {hint}")
     texts, labels = demo_rows(DEMO_NUM_ROWS, DEMO_SEED)
     return datasets.Dataset.from_dict({"text": texts, "label": labels})
 
 
 def _read_folder(path: Path, role: Role) -> datasets.Dataset:
     try:
-        found = datasets.load_from_disk(str(path))
+        loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # any: see _cause
         raise DataError(
             f'data.{role}: "{path}" is a folder, but not one that datasets.save_to_disk wrote: {_cause(error)}'
             f"\n    name a file in it, or save it again"
         ) from error
-    if not isinstance(found, datasets.DatasetDict):
-        return found
+    if not isinstance(loaded, datasets.DatasetDict):
+        return loaded
     split = _split_for(role)
-    if split not in found:
+    if split not in loaded:
         raise DataError(
-            f'data.{role}: the folder "{path}" has the splits {", ".join(found)}, but none called {split}'
+            f'data.{role}: the folder "{path}" has the splits {", ".join(loaded)}, but none called {split}'
             + ("" if split == "train" else ": give a share, such as 0.2, or another source")
         )
-    return found[split]
+    return loaded[split]
 
 
 def _split_for(role: Role) -> str:
@@ -115,7 +115,7 @@ def read_file(path: Path, called: str, cache_dir: Path | None) -> datasets.Datas
         if kind == "json":
             return json_rows(path.read_text(encoding="utf-8-sig"))
         # `datasets` knows a file by its path and time; a conversion must not outlive the bytes it was made of.
-        cache = None if cache_dir is None else str(cache_dir / "datasets" / _sha256(path)[:32])
+        cache = None if cache_dir is None else str(cache_dir / "datasets" / file_sha256(path)[:32])
         options: dict[str, Any] = {}
         if kind == "csv":
             options = _csv_options(path)
@@ -170,7 +170,7 @@ def _is_meant_as_file(source: str) -> bool:
 
 
 def _near_file(path: Path) -> str:
-    """What to do about a missing file: the nearest name beside it, or the folder that is missing too."""
+    """What to do about a missing file: the nearest name next to it, or the folder that is missing too."""
     folder = path.parent
     if not os.path.isdir(folder):
         return f': there is no folder "{folder.absolute()}" either'
@@ -190,11 +190,6 @@ def _check_utf8(path: Path, called: str) -> None:
                 ) from error
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _cause(error: BaseException) -> str:
     """One line on what went wrong.
 
@@ -203,8 +198,7 @@ def _cause(error: BaseException) -> str:
     """
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return describe_error(error)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""From what the user wrote under ``data`` to three splits of checked rows.
+"""Load the sources under ``data`` as three splits of checked rows.
 
-A split share is taken first, then the imbalance is made, of training rows only. Nothing here knows of tokens or models,
-and no row is changed: it is kept, or dropped and counted.
+The splits are drawn first; then imbalance is imposed on the training rows. Rows are never changed: each is kept, or
+dropped and counted. Tokens and models have no part in this.
 """
 
 import difflib
@@ -28,7 +28,7 @@ DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(\.\d*)?[eE][+-]?\d+)")
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows with the columns ``text`` (string) and ``label`` (int64, an index into ``label_names``)."""
+    """Three datasets with the columns ``text`` (string) and ``label`` (int64, an index into ``label_names``)."""
 
     train: datasets.Dataset
     validation: datasets.Dataset
@@ -49,20 +49,20 @@ class _Rows:
 
 
 def load_splits(config: DataConfig, cache_dir: Path | None = None) -> Splits:
-    """Read, check, split and make imbalanced, as ``config`` says.
+    """Read, check and split the rows of ``config``, and impose its imbalance.
 
     Args:
         cache_dir: where ``datasets`` may keep Arrow conversions of files; None: its own cache.
 
     Raises:
-        DataError: the data cannot be used; the message names the setting, the fault and a remedy.
+        DataError: the data cannot be used; the message names the setting, the fault and a fix.
     """
     notes: list[str] = []
     rows: dict[Role, _Rows] = {"train": _read(config, "train", config.train, cache_dir, notes)}
     if len(set(rows["train"].labels)) == 1:
         raise DataError(
             f'data.train: every row has the label "{rows["train"].labels[0]}", but there must be at least 2 classes; '
-            f'is "{config.label}" the right column?'
+            f'is "{config.label_column}" the right column?'
         )
     shares: dict[Role, float] = {}
     # test first: its rows stay the same when another validation share is tried
@@ -85,23 +85,28 @@ def load_splits(config: DataConfig, cache_dir: Path | None = None) -> Splits:
         rows["train"] = _imbalanced(rows["train"], config.imbalance)
     _note_duplicates(rows, notes)
     index = {name: i for i, name in enumerate(label_names)}
-    made = {role: _dataset(part, index) for role, part in rows.items()}
-    return Splits(made["train"], made["validation"], made["test"], label_names, tuple(notes))
+    splits = {role: _dataset(part, index) for role, part in rows.items()}
+    return Splits(splits["train"], splits["validation"], splits["test"], label_names, tuple(notes))
 
 
 def _read(config: DataConfig, role: Role, source: str, cache_dir: Path | None, notes: list[str]) -> _Rows:
-    """The rows of a source that have a text and a label."""
+    """Read the rows of a source that have a text and a label."""
     dataset = read_source(source, role, cache_dir)
     if source == DEMO:
         notes.append(DEMO_NOTE)
-    columns = {"text": config.text, "label": config.label}
-    return usable_rows(dataset, role, source, columns, config.max_dropped, notes)[0]
+    columns = {"text_column": config.text_column, "label_column": config.label_column}
+    return usable_rows(dataset, role, source, columns, config.max_dropped_fraction, notes)[0]
 
 
 def usable_rows(
-    dataset: datasets.Dataset, role: Role, source: str, columns: dict[str, str], max_dropped: float, notes: list[str]
+    dataset: datasets.Dataset,
+    role: Role,
+    source: str,
+    columns: dict[str, str],
+    max_dropped_fraction: float,
+    notes: list[str],
 ) -> tuple[_Rows, list[int]]:
-    """Those of a source's rows that have a text and a label, and their numbers in it.
+    """Return the rows of a source that have a text and a label, and their numbers in it.
 
     Args:
         columns: the fields of ``data`` that name the columns of texts and labels, in this order, each with its value.
@@ -123,21 +128,22 @@ def usable_rows(
             "a text that is not a string": not_strings,
             "no label": names.count(None),
         }
-        told = ", ".join(f"{count:,} with {fault}" for fault, count in faults.items() if count)
+        reasons = ", ".join(f"{count:,} with {fault}" for fault, count in faults.items() if count)
         if not kept:
-            raise DataError(f'data.{role}: none of the {len(texts):,} rows of "{source}" can be used: {told}')
-        if dropped / len(texts) > max_dropped:
+            raise DataError(f'data.{role}: none of the {len(texts):,} rows of "{source}" can be used: {reasons}')
+        if dropped / len(texts) > max_dropped_fraction:
             raise DataError(
-                f'data.{role}: {dropped:,} of {len(texts):,} rows of "{source}" cannot be used ({told}), but at most '
-                f"data.max_dropped = {max_dropped:g} of them may be dropped: mend the file, or raise max_dropped"
+                f'data.{role}: {dropped:,} of {len(texts):,} rows of "{source}" cannot be used ({reasons}), but at '
+                f"most data.max_dropped_fraction = {max_dropped_fraction:g} of them may be dropped: fix the file or "
+                "raise max_dropped_fraction"
             )
-        notes.append(f"data.{role}: {dropped:,} of {len(texts):,} rows were dropped: {told}")
+        notes.append(f"data.{role}: {dropped:,} of {len(texts):,} rows were dropped: {reasons}")
     labels = [name for row in kept if (name := names[row]) is not None]
     return _Rows([texts[row] for row in kept], labels, label_order), kept
 
 
 def column_of(dataset: datasets.Dataset, name: str, setting: str, role: Role) -> list[Any]:
-    """A column as Python values; ``setting`` is the field of ``data`` that names it."""
+    """Return a column as Python values; ``setting`` is the field of ``data`` that names it."""
     if name not in dataset.column_names:
         near = difflib.get_close_matches(name, dataset.column_names, n=1)
         raise DataError(
@@ -156,7 +162,7 @@ def column_of(dataset: datasets.Dataset, name: str, setting: str, role: Role) ->
 def _label_names(
     values: Sequence[Any], dataset: datasets.Dataset, column: str, role: Role
 ) -> tuple[list[str | None], tuple[str, ...] | None]:
-    """Each row's class by name, None where it has none; and the names of a ClassLabel in their order."""
+    """Return each row's class by name, None if it has none; and the names of a ClassLabel in their order."""
     feature = dataset.features[column]
     if isinstance(feature, datasets.ClassLabel):
         # The hub marks rows without a label by -1.
@@ -181,16 +187,19 @@ def _label_names(
 
 
 def _wrong_label(value: Any, kind: str, column: str, role: Role) -> DataError:
-    remedy = " (pandas makes integers floats where some are missing)" if kind == "float" else ""
+    hint = " (pandas makes integers floats where some are missing)" if kind == "float" else ""
     return DataError(
         f'data.{role}: the label column "{column}" holds the {kind} {value!s:.40}, but labels must be strings, '
-        f"integers or ClassLabel: write them as one of these{remedy}"
+        f"integers or ClassLabel: write them as one of these{hint}"
     )
 
 
 def _fold(train: _Rows, fold: Fold, seed: int, notes: list[str]) -> dict[Role, _Rows]:
-    """Test: this fold, stratified by label; train: the others. Every row of a class with rows enough for all folds is
-    in the test rows of exactly one; a smaller class stays in train as a whole and is named in ``notes``."""
+    """Split off a fold as test, stratified by label.
+
+    A class with at least one row per fold has each row in the test rows of exactly one fold. A smaller class stays in
+    train as a whole and is named in ``notes``.
+    """
     labels = np.array(train.labels, dtype=object)
     in_test = np.zeros(len(labels), dtype=bool)
     too_small = []
@@ -217,10 +226,10 @@ def _class_seed(seed: int, name: str) -> int:
 
 
 def _split_off(train: _Rows, shares: dict[Role, float], seed: int, notes: list[str]) -> dict[Role, _Rows]:
-    """Train and the parts split off it, stratified by label; a share is of all rows given.
+    """Split shares off train, stratified by label; a share is of all rows given.
 
-    A class's rows are drawn by (seed, class) alone, so that they do not move when another class grows. Each class gives
-    at least one row to each part and keeps at least one, or stays in train as a whole and is named in ``notes``.
+    A class's rows are drawn by (seed, class) alone, so that they do not move when another class grows. Each class has
+    at least one row in each split, or stays in train as a whole and is named in ``notes``.
     """
     if not shares:
         return {"train": train}
@@ -257,7 +266,7 @@ def _split_off(train: _Rows, shares: dict[Role, float], seed: int, notes: list[s
 
 
 def _label_order(train: _Rows) -> tuple[str, ...]:
-    """The classes that occur in train: a ClassLabel's in its order, integers by value, else sorted as strings."""
+    """Return the classes that occur in train: a ClassLabel's in its order, integers by value, else as strings."""
     occurring = set(train.labels)
     if train.label_order is not None:
         return tuple(name for name in train.label_order if name in occurring)
@@ -267,11 +276,16 @@ def _label_order(train: _Rows) -> tuple[str, ...]:
 
 
 def check_labels_seen(rows: _Rows, role: Role, label_names: tuple[str, ...]) -> None:
+    """Check that every label of ``rows`` is a class of train.
+
+    Raises:
+        DataError: Some labels are not.
+    """
     unseen = {name: count for name, count in sorted(Counter(rows.labels).items()) if name not in label_names}
     if unseen:
-        told = listed([f'"{name}" ({count:,})' for name, count in unseen.items()])
+        unseen_counts = listed([f'"{name}" ({count:,})' for name, count in unseen.items()])
         raise DataError(
-            f"data.{role}: {sum(unseen.values()):,} rows have labels that no row of train has: {told}; "
+            f"data.{role}: {sum(unseen.values()):,} rows have labels that no row of train has: {unseen_counts}; "
             f"the classes of train are {listed(label_names)}"
         )
 
@@ -284,7 +298,7 @@ def _imbalanced(train: _Rows, imbalance: ImbalanceConfig) -> _Rows:
 
 
 def _note_duplicates(rows: dict[Role, _Rows], notes: list[str]) -> None:
-    """A text that was trained on, or selected on, makes the score it is counted in too good."""
+    """Add a note for texts that are in two splits: scores on the later split are then too good."""
     pairs: tuple[tuple[Role, Role], ...] = (("validation", "train"), ("test", "train"), ("test", "validation"))
     for later, earlier in pairs:
         known = set(rows[earlier].texts)
@@ -303,5 +317,6 @@ def _dataset(rows: _Rows, index: dict[str, int]) -> datasets.Dataset:
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:
+    """Join at most ``most`` names, and count the others: ``"a, b and 3 more"``."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import transformers
 from numpy.typing import NDArray
-from tailsweep.trainables.errors import DataError
+from tailsweep.trainables.errors import DataError, describe_error
 
 ROWS_AT_ONCE = 1000  # given to the tokenizer
 
@@ -18,8 +18,7 @@ def _load_tokenizer(path: str, trust_remote_code: bool) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        cause = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f'model.name: cannot load the tokenizer of "{path}": {cause[0]}') from error
+        raise DataError(f'model.name: cannot load the tokenizer of "{path}": {describe_error(error)}') from error
 
 
 def _tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -42,8 +41,8 @@ def _usable_length(max_length: int, tokenizer: Any) -> tuple[int, list[str]]:
     return limit, [f"data.max_length is {max_length}, but the model takes at most {limit} tokens: rows end there"]
 
 
-def tokenise(texts: Sequence[str], tokenizer: Any, max_length: int) -> tuple[NDArray[np.int32], NDArray[np.int64], int]:
-    """The rows' tokens end to end, their offsets (see ``TokenisedRows``), and how many rows were truncated."""
+def tokenize(texts: Sequence[str], tokenizer: Any, max_length: int) -> tuple[NDArray[np.int32], NDArray[np.int64], int]:
+    """The rows' tokens end to end, their offsets (see ``TokenizedExamples``), and how many rows were truncated."""
     pieces = [np.empty(0, np.int32)]
     lengths: list[int] = []
     truncated = 0

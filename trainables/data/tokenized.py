@@ -1,4 +1,4 @@
-"""A folder of tokenised rows, opened: Arrow files that every trial of the machine memory-maps.
+"""A folder of tokenized rows, opened: Arrow files that every trial of the machine memory-maps.
 
 ``<cache>/tokens/<key>`` holds one Arrow file per split and ``meta.json``; where rows were made (``augment.py``), also
 one of the training rows with those after them, and ``augmented.parquet``: what was made, for people to read. It appears
@@ -7,7 +7,6 @@ whole or not at all, and is never changed. ``tokens.py`` makes it; this module n
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,14 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import DataError, StorageError
+from tailsweep.trainables.storage.atomic import replace_folder
 from tailsweep.trainables.storage.cache import META_FILE, cache_errors, checked_key
 from tailsweep.trainables.storage.checksums import file_sha256
-from tailsweep.trainables.storage.filesystem import copy_here, open_location
-from tailsweep.trainables.storage.retry import fetched
+from tailsweep.trainables.storage.filesystem import download, open_location
+from tailsweep.trainables.storage.retry import fetch_remote
 
 FORMAT_VERSION = 1  # of the folder; part of the key
-MADE_FILE = "augmented.parquet"  # text, label, source (number of the training row; null: not known), kind
+SYNTHETIC_FILE = "augmented.parquet"  # text, label, source (number of the training row; null: not known), kind
 SPLITS = (report_keys.TRAIN, report_keys.VALIDATION, report_keys.TEST)
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 65536}  # without gradients; on a CPU more than fit its caches gain nothing
 # large_list: 64-bit offsets, which map straight to NumPy and do not end at 2**31 tokens
@@ -33,7 +33,7 @@ SCHEMA = pa.schema({"tokens": pa.large_list(pa.int32()), "label": pa.int64()})
 
 
 @dataclass(frozen=True)
-class TokenisedRows:
+class TokenizedExamples:
     """The rows of one split, their tokens end to end. Read-only views of a memory-mapped file; n rows, N tokens."""
 
     tokens: NDArray[np.int32]  # (N,)
@@ -55,11 +55,11 @@ class TokenisedRows:
         firsts = self.offsets[indices] - np.cumsum(lengths) + lengths
         return np.arange(lengths.sum()) + np.repeat(firsts, lengths)
 
-    def between(self, start: int, stop: int) -> "TokenisedRows":
+    def between(self, start: int, stop: int) -> "TokenizedExamples":
         """The rows from ``start`` to before ``stop``."""
         offsets = self.offsets[start : stop + 1]
         tokens = self.tokens[offsets[0] : offsets[-1]]
-        return TokenisedRows(tokens, offsets - offsets[0], self.labels[start:stop], self.pad_token_id)
+        return TokenizedExamples(tokens, offsets - offsets[0], self.labels[start:stop], self.pad_token_id)
 
     def padded(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """``input_ids`` and ``attention_mask`` (1: token, 0: padding), both (B, T) with T the longest row's length."""
@@ -74,7 +74,7 @@ class TokenisedRows:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The tokenised splits of a ``DataConfig``, as opened from their folder."""
+    """The tokenized splits of a ``DataConfig``, as opened from their folder."""
 
     folder: Path
     key: str  # fingerprint of the rows, the tokenizer and the length
@@ -82,14 +82,16 @@ class PreparedData:
     class_counts: NDArray[np.int64]  # (C,), rows of each class in train
     notes: tuple[str, ...]  # what the user should be warned of
     pad_token_id: int
-    train: TokenisedRows
-    validation: TokenisedRows
-    test: TokenisedRows
-    augmented: TokenisedRows | None = None  # the training rows, followed by those made of them; None: none were made
-    key_without_made: str | None = None  # where some were: of the same rows without them
+    train: TokenizedExamples
+    validation: TokenizedExamples
+    test: TokenizedExamples
+    augmented: TokenizedExamples | None = (
+        None  # the training rows, followed by those made of them; None: none were made
+    )
+    key_without_synthetic: str | None = None  # where some were: of the same rows without them
 
-    def rows_of(self, split: str) -> TokenisedRows:
-        rows: TokenisedRows | None = getattr(self, split)
+    def rows_of(self, split: str) -> TokenizedExamples:
+        rows: TokenizedExamples | None = getattr(self, split)
         assert rows is not None, f"no {split} rows were made"
         return rows
 
@@ -101,12 +103,12 @@ class PreparedData:
 
     def key_of(self, split: str) -> str:
         """Fingerprint of the rows that a stage trained on ``split`` has to do with."""
-        return self.key if split == report_keys.AUGMENTED else self.key_without_made or self.key
+        return self.key if split == report_keys.AUGMENTED else self.key_without_synthetic or self.key
 
     def sources(self) -> NDArray[np.int64]:
         """Of each row of ``augmented`` the training row that it is, or that it was made of; -1: not known."""
-        made = pyarrow.parquet.read_table(self.folder / MADE_FILE, columns=["source"])["source"]
-        return np.concatenate([np.arange(len(self.train)), made.fill_null(-1).to_numpy()])
+        sources = pyarrow.parquet.read_table(self.folder / SYNTHETIC_FILE, columns=["source"])["source"]
+        return np.concatenate([np.arange(len(self.train)), sources.fill_null(-1).to_numpy()])
 
 
 def open_prepared(folder: Path) -> PreparedData:
@@ -127,7 +129,7 @@ def open_prepared(folder: Path) -> PreparedData:
             class_counts=np.array(meta["class_counts"], dtype=np.int64),
             notes=tuple(meta["notes"]),
             pad_token_id=pad_token_id,
-            key_without_made=meta.get("key_without_made"),
+            key_without_synthetic=meta.get("key_without_made"),
             **parts,
         )
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
@@ -144,7 +146,7 @@ def fetch_prepared(key: str, published: str, cache_dir: Path) -> PreparedData:
 
     Raises:
         DataError: neither can be opened.
-        StorageError: what the copy lies on goes on refusing it.
+        StorageError: what the copy lies on continues refusing it.
     """
     folder = cache_dir / "tokens" / checked_key(key)
     with cache_errors(cache_dir):
@@ -156,19 +158,15 @@ def fetch_prepared(key: str, published: str, cache_dir: Path) -> PreparedData:
 
 
 def _fetch(published: str, folder: Path) -> None:
-    """Copy beside the entry's place and rename it there. The caller holds its lock."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    partial.mkdir()
-    try:
-        filesystem, path = open_location(published)
-        fetched(filesystem, lambda: copy_here(filesystem, path, partial), published)
-    except StorageError:
-        raise
-    except (OSError, ValueError) as error:
-        raise DataError(f'the tokens published at "{published}" cannot be copied: {error}') from error
-    shutil.rmtree(folder, ignore_errors=True)  # a damaged entry; who has it mapped keeps it
-    partial.rename(folder)
+    """Copy a published entry into the cache. The caller holds its lock."""
+    with replace_folder(folder) as partial:
+        try:
+            filesystem, path = open_location(published)
+            fetch_remote(filesystem, lambda: download(filesystem, path, partial), published)
+        except StorageError:
+            raise
+        except (OSError, ValueError) as error:
+            raise DataError(f'the tokens published at "{published}" cannot be copied: {error}') from error
 
 
 def length_batches(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:
@@ -192,7 +190,7 @@ def is_whole(folder: Path) -> bool:
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         written = {f"{name}.arrow": described["sha256"] for name, described in meta["splits"].items()}
         if "made_sha256" in meta:
-            written[MADE_FILE] = meta["made_sha256"]
+            written[SYNTHETIC_FILE] = meta["made_sha256"]
         if any(file_sha256(folder / file) != sha256 for file, sha256 in written.items()):
             return False
         open_prepared(folder)
@@ -201,7 +199,7 @@ def is_whole(folder: Path) -> bool:
     return True
 
 
-def _open_split(folder: Path, name: str, described: dict[str, Any], pad_token_id: int) -> TokenisedRows:
+def _open_split(folder: Path, name: str, described: dict[str, Any], pad_token_id: int) -> TokenizedExamples:
     path = folder / f"{name}.arrow"
     size = path.stat().st_size
     if size != described["bytes"]:
@@ -213,7 +211,7 @@ def _open_split(folder: Path, name: str, described: dict[str, Any], pad_token_id
     if batch.num_rows != described["rows"]:
         raise ValueError(f"{path.name} has {batch.num_rows} rows, but was written with {described['rows']}")
     rows = batch.column("tokens")
-    return TokenisedRows(
+    return TokenizedExamples(
         tokens=rows.values.to_numpy(zero_copy_only=True),
         offsets=rows.offsets.to_numpy(zero_copy_only=True),
         labels=batch.column("label").to_numpy(zero_copy_only=True),

@@ -1,6 +1,6 @@
 """Reports on their way from Train's controllers to the trials' own threads: an actor without any Ray in it.
 
-Apart from ``ray_trial.py``, so that the actor's process need not import Ray Train and torch.
+Apart from ``tune_trainables.py``, so that the actor's process need not import Ray Train and torch.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ class Reported:
 
 @dataclass(frozen=True)
 class Notice:
-    """What happened to a trial that goes on, in words."""
+    """What happened to a trial that continues, in words."""
 
     text: str
 
@@ -32,17 +32,18 @@ class End:
     reason: str | None
 
 
-class ReportMailbox:
+class ReportQueue:
     """An actor: reports of many trials on their way from Train's controllers to the trials' threads, in order."""
 
     def __init__(self) -> None:
         self._boxes: dict[str, asyncio.Queue[Reported | Notice | End]] = defaultdict(asyncio.Queue)
 
     async def put(self, attempt: str, item: Reported | Notice | End) -> None:
+        """Append an item of one attempt at a trial."""
         await self._boxes[attempt].put(item)
 
     async def next(self, attempt: str) -> Reported | Notice | End:
-        """What comes next of one attempt at a candidate; waits for it."""
+        """Wait for the next item of one attempt at a trial."""
         item = await self._boxes[attempt].get()
         if isinstance(item, End):
             del self._boxes[attempt]

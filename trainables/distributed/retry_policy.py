@@ -1,6 +1,6 @@
-"""What is done about a trial that ended by an error: start it again, as it is or with smaller micro-batches, or not.
+"""The decision about a trial that ended with an error: retry it, with smaller micro-batches if need be, or not.
 
-Knows nothing of Ray; ``ray_trial.py`` says which of Ray's errors mean a lost process.
+Knows nothing of Ray; ``train_run.py`` says which of Ray's errors mean a lost process.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ import torch
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
 
-# own: the candidate's settings or rows are at fault, and would be again. memory: too much at once for the device or the
+# own: the trial's settings or rows are at fault, and would be again. memory: too much at once for the device or the
 # host. lost: a process or node died. peer: another worker of the run is gone, for a reason that worker knows.
 # preempted: a node was taken back, as was announced. storage: it refused a file.
 Fault = Literal["own", "memory", "lost", "peer", "preempted", "storage"]
@@ -20,7 +20,7 @@ LONGEST_DELAY_S = 30.0
 
 
 def fault_of(error: BaseException) -> Fault:
-    """What kind of fault an exception of the trial's own process is."""
+    """Classify an exception of the trial's own process."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "memory"
     if isinstance(error, torch.distributed.DistError):
@@ -34,7 +34,7 @@ def fault_of(error: BaseException) -> Fault:
 
 
 @dataclass(frozen=True)
-class Again:
+class RetryDecision:
     """A trial is to be started again from its last checkpoint."""
 
     trial: TrialConfig
@@ -48,36 +48,36 @@ class Recovery:
 
     Args:
         trial: as it is to run.
-        retries: how often it is started again after lost processes and refused files. Preempted nodes are no fault of
-            anybody's and are not counted; nor is memory, for which micro-batches can be halved only so often.
+        retries: how often it is started again after lost processes and refused files. Preempted nodes are
+            no fault of the trial and are not counted. Neither is memory: micro-batches can be halved only so often.
     """
 
     trial: TrialConfig
     retries: int
     used: int = field(default=0, init=False)
 
-    def after(self, fault: Fault, reason: str) -> Again | None:
-        """How to go on after a fault; None: not at all.
+    def after(self, fault: Fault, reason: str) -> RetryDecision | None:
+        """Decide how to resume after a fault; None: not at all.
 
         Args:
             reason: the error in one line.
         """
         if fault == "memory" and (smaller := halved(self.trial)) is not None:
             self.trial = smaller
-            return Again(smaller, 0.0, f"{reason}; goes on with {_micro_batches(smaller)}, the batches as they were")
+            return RetryDecision(smaller, 0.0, f"{reason}; resumes {_micro_batches(smaller)}, the batches as they were")
         if fault == "preempted":
-            return Again(self.trial, 0.0, f"{reason}; goes on elsewhere")
+            return RetryDecision(self.trial, 0.0, f"{reason}; continues elsewhere")
         if fault in ("lost", "peer", "storage") and self.used < self.retries:
             self.used += 1
             delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (self.used - 1))
-            return Again(
-                self.trial, delay, f"{reason}; goes on from its last checkpoint (retry {self.used} of {self.retries})"
+            return RetryDecision(
+                self.trial, delay, f"{reason}; continues from its last checkpoint (retry {self.used} of {self.retries})"
             )
         return None
 
 
 def halved(trial: TrialConfig) -> TrialConfig | None:
-    """The same trial with micro-batches of half the rows in both stages; None where they have one row each."""
+    """Halve the micro-batches of both stages; return None if they have one row each."""
     stages = {}
     for stage in report_keys.STAGES:
         described = getattr(trial, stage)

@@ -10,68 +10,68 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-from ray.train.v2._internal.exceptions import RayTrainError
 from tailsweep.trainables.config.trial import TrialConfig
+from tailsweep.trainables.distributed.ray_compat import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, RayTrainError
 from tailsweep.trainables.distributed.report_queue import End, Notice, Reported
 from tailsweep.trainables.distributed.retry_policy import Fault, Recovery, fault_of
 from tailsweep.trainables.distributed.worker import CHECKPOINT_SCORE, WorkerConfig, train_two_stages
+from tailsweep.trainables.errors import describe_error
 from tailsweep.trainables.storage.filesystem import join_location, open_location
 
 
 class Placement(TypedDict):
-    """What one Train run asks Ray for."""
+    """The resources of one Train run."""
 
     workers: int
-    min_workers: int  # with fewer than `workers`, as few as these, a run goes on where nodes were lost
+    min_workers: int  # at least these, so that a run continues with fewer than `workers` after a node is lost
     cpus_per_worker: float
     gpus_per_worker: float
 
 
 class TrialSetup(TypedDict):
-    """What the trials of a round share."""
+    """What the trials of a phase share."""
 
-    storage: str  # URI of the folder that holds one folder of checkpoints per candidate
+    checkpoints_uri: str  # of the folder that holds one folder of checkpoints per trial
     placement: Placement
-    mailbox: Any  # handle of a ReportMailbox; None where the trials train in their own processes
+    report_queue: Any  # handle of a ReportQueue; None where the trials train in their own processes
     retries: int  # of each trial, see Recovery
 
 
-class TrialConfigOfTune(TypedDict):
-    """What a trial is told of its candidate: under ``of``, the only key of Tune's own ``config``."""
+class TuneTrialConfig(TypedDict):
+    """One trial as Tune passes it to a trainable: ``config["trial"]``, the only key of Tune's own ``config``."""
 
-    candidate: str  # its name, which names its Train run too, so that a run that was cut short is gone on with
+    name: str  # of the trial and of its Train run, so that an interrupted run is resumed
     worker: WorkerConfig
-    heard: list[tuple[str, float]]  # the (stage, epoch) pairs already in the sweep's history
+    reported: list[tuple[str, float]]  # the (stage, epoch) pairs already in the sweep's history
 
 
-class PostReports(ray.train.UserCallback):  # type: ignore[misc]
-    """Train's side of the mailbox; runs in the controller. Rank 0's metrics are every rank's: they are sums."""
+class ReportPublisher(ray.train.UserCallback):  # type: ignore[misc]
+    """Train's side of the report queue; runs in the controller. All ranks report the same sums: rank 0's are used."""
 
-    def __init__(self, mailbox: Any, attempt: str) -> None:
-        self.mailbox = mailbox
+    def __init__(self, report_queue: Any, attempt: str) -> None:
+        self.report_queue = report_queue
         self.attempt = attempt
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        # Waited for, so that no report can be overtaken by the "end" that another process sends.
+        """Publish a report, and wait for it: no report may be overtaken by the "end" that another process sends."""
         controller = ray.get_runtime_context().current_actor
-        ray.get(self.mailbox.put.remote(self.attempt, Reported(metrics[0], controller)))
+        ray.get(self.report_queue.put.remote(self.attempt, Reported(metrics[0], controller)))
 
 
-def _train_environment() -> dict[str, str]:
-    """What Ray Train reads in the trial's driver and hands on to its controller and workers (Ray 2.60)."""
+def train_environment() -> dict[str, str]:
+    """Return the variables that Ray Train reads in the trial's driver and passes on to its processes (Ray 2.60)."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return {
         # The controller drains one report per poll: at the default of 2 s the polls would set the pace of short epochs.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-        # A process per trial that looks out for nodes about to vanish; the only node takes the sweep with it anyway.
+        # A process per trial that watches for preempted nodes. A single node takes the sweep with it anyway.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if len(nodes) > 1 else "0",
-        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,  # see ENV_VARS_TO_PROPAGATE above
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,  # see ray_compat.propagate_ray_address
     }
 
 
 def _trainer(
-    of: TrialConfigOfTune, setup: TrialSetup, trial: TrialConfig, attempt: str
+    tune_config: TuneTrialConfig, setup: TrialSetup, trial: TrialConfig, attempt: str
 ) -> ray.train.torch.TorchTrainer:
     placement = setup["placement"]
     gpus = placement["gpus_per_worker"]
@@ -81,7 +81,7 @@ def _trainer(
     backend = "nccl" if gpus >= 1 and torch.distributed.is_nccl_available() else "gloo"
     return ray.train.torch.TorchTrainer(
         cast(Callable[..., None], train_two_stages),
-        train_loop_config={**of["worker"], "trial": trial.model_dump(mode="json")},
+        train_loop_config={**tune_config["worker"], "trial": trial.model_dump(mode="json")},
         torch_config=ray.train.torch.TorchConfig(backend=backend),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers if workers == fewest else (fewest, workers),
@@ -89,55 +89,58 @@ def _trainer(
             resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
-            name=of["candidate"],
-            storage_path=setup["storage"],
-            callbacks=[PostReports(setup["mailbox"], attempt)],
-            # The best one and, always, the latest one are kept.
+            name=tune_config["name"],
+            storage_path=setup["checkpoints_uri"],
+            callbacks=[ReportPublisher(setup["report_queue"], attempt)],
+            # Train keeps the best one and, always, the latest one.
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=CHECKPOINT_SCORE, checkpoint_score_order="max"
             ),
-            # Of a node that is taken back with notice, too: Train would start again by itself, without a word.
+            # After a preemption with notice Train would start the run again by itself, without a message.
             failure_config=ray.train.FailureConfig(max_preemption_failures=0),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
 
 
-def _fit(of: TrialConfigOfTune, setup: TrialSetup, attempt: str, stopped: threading.Event) -> None:
-    """Run Train runs until one ends well or cannot be mended, and post how. Runs in a thread of its own.
+def fit_with_retries(tune_config: TuneTrialConfig, setup: TrialSetup, attempt: str, stopped: threading.Event) -> None:
+    """Fit Train runs until one completes or its fault is permanent, and publish the end. Call it in its own thread.
 
-    The next run has the same name and goes on where the last one stopped. Not left to Train's own ``FailureConfig``,
-    which starts every exception again, and always with the same settings.
+    The next run has the same name and resumes where the last one stopped. Train's own ``FailureConfig`` would retry
+    every exception, and always with the same settings.
 
     Args:
+        tune_config: the trial.
+        setup: what it shares with the others.
+        attempt: names this attempt's reports in the queue.
         stopped: set when the trial itself ended its Train run.
     """
-    recovery = Recovery(TrialConfig.model_validate(of["worker"]["trial"]), setup["retries"])
-    mailbox = setup["mailbox"]
+    recovery = Recovery(TrialConfig.model_validate(tune_config["worker"]["trial"]), setup["retries"])
+    report_queue = setup["report_queue"]
     while True:
         try:
-            _forget_checkpoints(join_location(setup["storage"], of["candidate"]))
-            _trainer(of, setup, recovery.trial, attempt).fit()
+            _forget_checkpoints(join_location(setup["checkpoints_uri"], tune_config["name"]))
+            _trainer(tune_config, setup, recovery.trial, attempt).fit()
             reason = None
             break
-        except Exception as error:  # whatever ended it is the candidate's reason; it must not be lost with this thread
+        except Exception as error:  # the trial fails with this error; it must not be lost with this thread
             if stopped.is_set():
                 return
             fault, root = _fault(error)
-            reason = _reason(root)
+            reason = describe_failure(root)
             again = recovery.after(fault, reason)
         if again is None:
             break
-        ray.get(mailbox.put.remote(attempt, Notice(again.why)))
+        ray.get(report_queue.put.remote(attempt, Notice(again.why)))
         time.sleep(again.delay)
-    ray.get(mailbox.put.remote(attempt, End(reason)))
+    ray.get(report_queue.put.remote(attempt, End(reason)))
 
 
 def _forget_checkpoints(folder: str) -> None:
-    """Remove what Train wrote down of a run's checkpoints before it is gone on with.
+    """Delete Train's own record of a run's checkpoints before the run is resumed.
 
-    The workers look for themselves where to go on. Train (2.60) would refuse the run where its record was cut short or
-    a checkpoint it names is gone, and read and delete folders by the paths that stand in it.
+    The workers find the checkpoint to resume from themselves. Train (2.60) refuses a run whose record is truncated or
+    names a missing checkpoint, and it reads and deletes folders by the paths in that record.
     """
     filesystem, path = open_location(folder)
     record = f"{path}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"
@@ -146,12 +149,12 @@ def _forget_checkpoints(folder: str) -> None:
 
 
 def _fault(error: BaseException) -> tuple[Fault, BaseException]:
-    """What ended a Train run, with the exception that says so: of several workers' the cause, not what followed."""
+    """Return the kind of fault that ended a Train run, and its exception: the cause among those of several workers."""
     failures = getattr(error, "worker_failures", None)
     roots = [_root(failures[rank]) for rank in sorted(failures)] if failures else [_root(error)]
-    found = {_fault_of_ray(root): root for root in reversed(roots)}  # of one kind that of the lowest rank
+    root_of = {_fault_of_ray(root): root for root in reversed(roots)}  # of one kind that of the lowest rank
     order: tuple[Fault, ...] = ("memory", "preempted", "lost", "storage", "own", "peer")
-    return next((fault, found[fault]) for fault in order if fault in found)
+    return next((fault, root_of[fault]) for fault in order if fault in root_of)
 
 
 def _fault_of_ray(error: BaseException) -> Fault:
@@ -163,14 +166,14 @@ def _fault_of_ray(error: BaseException) -> Fault:
 
 
 def _root(error: BaseException) -> BaseException:
-    """The exception itself, out of the layers Ray wraps it in."""
+    """Return the exception inside the layers that Ray wraps it in."""
     for layer in ("cause", "__cause__", "health_check_failure", "controller_failure"):
         if isinstance(inner := getattr(error, layer, None), BaseException):
             return _root(inner)
     return error
 
 
-def _reason(error: BaseException) -> str:
-    """An exception in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+def describe_failure(error: BaseException) -> str:
+    """Describe why a trial failed: the exception's type and the last line of its message."""
+    name = type(error).__name__
+    return f"{name}: {describe_error(error, line='last') if str(error).strip() else 'no message'}"

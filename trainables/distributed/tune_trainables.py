@@ -1,8 +1,8 @@
-"""A trial under Ray: Tune's trainables, the function that Ray Train workers run, and the Runtimes between them.
+"""Tune's two trainables: a trial as one Ray Train run, and a trial's stage one in a reused process.
 
-The only module here that imports Ray. The way a report takes: worker -> Train's controller -> ``ReportMailbox`` -> the
-trial's own thread -> ``tune.report``. Ray's ``TuneReportCallback`` is a shorter way, but in Ray 2.60 it leaks a permit
-per report, after which ``tune.report`` no longer waits for Tune's decision.
+A report goes from the worker to Train's controller, the ``ReportQueue``, the trial's own thread and ``tune.report``.
+Ray's ``TuneReportCallback`` is shorter, but in Ray 2.60 it leaks a permit per report, after which ``tune.report`` no
+longer waits for Tune's decision.
 """
 
 import os
@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any, cast
+from typing import TypedDict, cast
 
 import pyarrow.fs as pafs
 import ray
@@ -18,45 +18,54 @@ import ray.train
 import ray.train.torch
 import torch
 from ray import tune
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
+from tailsweep.trainables.distributed.ray_compat import propagate_ray_address
 from tailsweep.trainables.distributed.report_queue import End, Notice
 from tailsweep.trainables.distributed.retry_policy import Recovery, fault_of
-from tailsweep.trainables.distributed.train_run import TrialConfigOfTune, TrialSetup, _fit, _reason, _train_environment
-from tailsweep.trainables.distributed.worker import damage_told, features_of
-from tailsweep.trainables.storage.filesystem import copy_there, join_location, open_location
-from tailsweep.trainables.storage.retry import patiently
+from tailsweep.trainables.distributed.train_run import (
+    TrialSetup,
+    TuneTrialConfig,
+    describe_failure,
+    fit_with_retries,
+    train_environment,
+)
+from tailsweep.trainables.distributed.worker import describe_damaged, features_of
+from tailsweep.trainables.storage.atomic import replace_folder
+from tailsweep.trainables.storage.filesystem import join_location, open_location, upload
+from tailsweep.trainables.storage.retry import with_retries
 from tailsweep.trainables.training.runtime import Report, SingleProcess
 
-# Train's placement-group cleaner asks the State API whether its controller lives. Where several Rays run on one host
-# and none is named, the question fails, and Ray 2.60 takes the controller for dead and a healthy run's workers away.
-# The cleaner's process inherits what Train hands to the controller, and only this private set decides what that is.
-ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+
+class TuneConfig(TypedDict):
+    """Tune's own ``config`` of a trial."""
+
+    trial: TuneTrialConfig
 
 
-def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
-    """Tune's trainable: one candidate as one Ray Train run of both stages.
+def run_trial(config: TuneConfig, setup: TrialSetup) -> None:
+    """Run one trial as one Ray Train run of both stages. Tune's trainable.
+
+    A trial that cannot continue ends with a report of its failure. It does not raise, since Tune retries what raises;
+    those retries are for processes that died.
 
     Args:
-        config: ``of``: a :class:`TrialConfigOfTune`.
+        config: the trial.
         setup: what it shares with the others.
-
-    A candidate that cannot go on says so in a last report, since Tune would start again what raises: that is for
-    processes that died.
     """
-    of: TrialConfigOfTune = config["of"]
-    candidate = of["candidate"]
-    attempt = f"{candidate}-{uuid.uuid4().hex}"
-    mailbox = setup["mailbox"]
-    for variable, value in _train_environment().items():
+    tune_config = config["trial"]
+    propagate_ray_address()
+    attempt = f"{tune_config['name']}-{uuid.uuid4().hex}"
+    report_queue = setup["report_queue"]
+    for variable, value in train_environment().items():
         os.environ.setdefault(variable, value)
     stopped = threading.Event()
-    fitting = threading.Thread(target=_fit, args=(of, setup, attempt, stopped), name=f"fit-{attempt}", daemon=True)
+    arguments = (tune_config, setup, attempt, stopped)
+    fitting = threading.Thread(target=fit_with_retries, args=arguments, name=f"fit-{attempt}", daemon=True)
     fitting.start()
-    heard = {(stage, epoch) for stage, epoch in of["heard"]}
+    reported = {(stage, epoch) for stage, epoch in tune_config["reported"]}
     while True:
-        item = ray.get(mailbox.next.remote(attempt))
+        item = ray.get(report_queue.next.remote(attempt))
         if isinstance(item, End):
             if item.reason is not None:
                 tune.report({report_keys.FAILURE: item.reason})
@@ -65,9 +74,9 @@ def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
             tune.report({report_keys.NOTICE: item.text})
             continue
         place = (str(item.report[report_keys.STAGE]), cast(float, item.report[report_keys.EPOCH]))
-        if place in heard:
+        if place in reported:
             continue
-        heard.add(place)
+        reported.add(place)
         try:
             tune.report(dict(item.report))  # returns once Tune has decided
         except SystemExit:  # to stop this trial: its Train run is stopped with it, and frees what it holds
@@ -76,32 +85,35 @@ def run_trial(config: dict[str, Any], setup: TrialSetup) -> None:
             raise
 
 
-def run_stage_one(config: dict[str, Any], setup: TrialSetup) -> None:
-    """Tune's trainable of a tournament's first round: one candidate's stage one, in this process, which is reused.
+def run_stage_one(config: TuneConfig, setup: TrialSetup) -> None:
+    """Run one trial's stage one in this process, which Tune reuses. The trainable of a two-phase sweep's first phase.
 
-    Args: as :func:`run_trial`.
+    Args:
+        config: the trial.
+        setup: what it shares with the others.
     """
     from tailsweep.trainables.distributed.allocator import keep_freed_memory
-    from tailsweep.trainables.distributed.stage_one_actor import train_stage_one
+    from tailsweep.trainables.distributed.stage_one_actor import DataSource, train_stage_one
     from tailsweep.trainables.training.checkpoint import newest_checkpoint
 
-    of: TrialConfigOfTune = config["of"]
-    worker = of["worker"]
-    heard = {(stage, epoch) for stage, epoch in of["heard"]}
-    runtime = FirstRoundRuntime(join_location(setup["storage"], of["candidate"]), heard)
+    tune_config = config["trial"]
+    worker = tune_config["worker"]
+    reported = {(stage, epoch) for stage, epoch in tune_config["reported"]}
+    runtime = StageOneRuntime(join_location(setup["checkpoints_uri"], tune_config["name"]), reported)
     if runtime.device.type == "cpu":
         keep_freed_memory()
     recovery = Recovery(TrialConfig.model_validate(worker["trial"]), setup["retries"])
-    data = (worker["data_key"], worker["published_data"], features_of(worker))
+    source = DataSource(worker["data_key"], worker["published_data"])
+    features = features_of(worker)
     while True:
         try:
-            with newest_checkpoint(worker["checkpoints"]) as (start, damaged):
-                if (told := damage_told(damaged, start)) is not None:
-                    tune.report({report_keys.NOTICE: told})
-                train_stage_one(recovery.trial, *data, runtime, start, worker["metric"])
+            with newest_checkpoint(worker["resume_from"]) as (start, damaged):
+                if (notice := describe_damaged(damaged, start)) is not None:
+                    tune.report({report_keys.NOTICE: notice})
+                train_stage_one(recovery.trial, source, features, runtime, start, worker["metric"])
             return
-        except Exception as error:  # whatever ended it is the candidate's reason
-            reason = _reason(error)
+        except Exception as error:  # the trial fails with this error
+            reason = describe_failure(error)
             again = recovery.after(fault_of(error), reason)
         if again is None:
             tune.report({report_keys.FAILURE: reason})
@@ -111,40 +123,40 @@ def run_stage_one(config: dict[str, Any], setup: TrialSetup) -> None:
         time.sleep(again.delay)
 
 
-class FirstRoundRuntime(SingleProcess):
-    """The Runtime inside a Tune trial that trains in its own process. Keeps the latest checkpoint.
+class StageOneRuntime(SingleProcess):
+    """The runtime of a Tune trial that trains in its own process. Keeps the latest checkpoint.
 
     Args:
-        storage: URI of the candidate's folder of checkpoints.
-        heard: the (stage, epoch) pairs that Tune need not be told again.
+        storage: URI of the trial's folder of checkpoints.
+        reported: the (stage, epoch) pairs that are not reported to Tune again.
     """
 
-    def __init__(self, storage: str, heard: set[tuple[str, float]]) -> None:
+    def __init__(self, storage: str, reported: set[tuple[str, float]]) -> None:
         super().__init__()
         self.filesystem, self.path = open_location(storage)
-        self.heard = heard
+        self.reported = reported
 
     def report(self, report: Report, checkpoint: Path | None) -> None:
+        """Keep the checkpoint, and report to Tune what it has not yet."""
         if checkpoint is not None:
-            patiently(lambda: self._keep(checkpoint), f"{self.path}/{checkpoint.name}")
+            with_retries(lambda: self._keep(checkpoint), f"{self.path}/{checkpoint.name}")
         place = (str(report[report_keys.STAGE]), cast(float, report[report_keys.EPOCH]))
-        if place not in self.heard:
-            self.heard.add(place)
+        if place not in self.reported:
+            self.reported.add(place)
             tune.report(dict(report))  # returns once Tune has decided
 
     def _keep(self, checkpoint: Path) -> None:
-        """On a disk the folder appears under its name when it is whole; an object store renames nothing, and a reader
-        tells by the checksums. Then the earlier ones go."""
-        kept, aside = f"{self.path}/{checkpoint.name}", f"{self.path}/.{checkpoint.name}.partial"
-        local = isinstance(self.filesystem, pafs.LocalFileSystem)
-        if local:
-            self.filesystem.create_dir(aside, recursive=True)
-        copy_there(checkpoint, self.filesystem, aside if local else kept)
-        earlier = self.filesystem.get_file_info(pafs.FileSelector(self.path))
-        if local:
-            if any(info.base_name == checkpoint.name for info in earlier):
-                self.filesystem.delete_dir(kept)
-            self.filesystem.move(aside, kept)
-        for info in earlier:
+        """Store the checkpoint, then delete the earlier ones.
+
+        On a disk the folder is renamed when it is whole. An object store has no rename: readers verify the checksums.
+        """
+        target = Path(self.path) / checkpoint.name
+        if isinstance(self.filesystem, pafs.LocalFileSystem):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replace_folder(target) as partial:
+                upload(checkpoint, self.filesystem, str(partial))
+        else:
+            upload(checkpoint, self.filesystem, str(target))
+        for info in self.filesystem.get_file_info(pafs.FileSelector(self.path)):
             if info.base_name.startswith(report_keys.STAGE_ONE) and info.base_name != checkpoint.name:
                 self.filesystem.delete_dir(info.path)

@@ -1,5 +1,6 @@
 """The function that every Ray Train worker runs, and the `Runtime` it runs with."""
 
+import logging
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -9,21 +10,20 @@ import ray.train.torch
 import torch
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
+from tailsweep.trainables.distributed.log_forwarding import ForwardedMessages, forwarded_messages
 from tailsweep.trainables.training.runtime import Report
 from torch import Tensor, nn
 
+logger = logging.getLogger(__name__)
+
 # Scores lie in [-1, 1]: with this offset a checkpoint of stage two always outranks one of stage one.
 STAGE_OFFSET = 10.0
-
-
 TIE_BREAK = 1e-9  # per epoch: of equal scores the earlier checkpoint is kept
-
-
 CHECKPOINT_SCORE = "checkpoint_score"
 
 
 class FeatureSource(TypedDict):
-    """Where a trial's features come from, see ``warm.open_features_of``."""
+    """Where a trial's features come from, see ``stage_one_actor.open_features_of``."""
 
     plan: dict[str, Any]  # FeaturePlan, dumped
     published: str  # URI of the parts that the sweep had made
@@ -32,18 +32,18 @@ class FeatureSource(TypedDict):
 
 
 class WorkerConfig(TypedDict):
-    """What a trial's workers are given; plain values, since it travels."""
+    """The configuration of a trial's workers, in plain values."""
 
     trial: dict[str, Any]  # TrialConfig, dumped
     metric: str  # the key that says which report was best, and what a stage with patience waits for
-    data_key: str  # of the tokenised rows, in the node's cache
+    data_key: str  # of the tokenized rows, in the node's cache
     published_data: str  # URI of the sweep's own copy of them, for nodes that lack it
     features: FeatureSource | None  # of stage one's frozen trunk; None: it is run live
-    checkpoints: list[str]  # URIs of the folders with those to go on from: the candidate's own, its parent's
+    resume_from: list[str]  # URIs of the folders with checkpoints: the trial's own, its parent's
 
 
 def train_two_stages(config: WorkerConfig) -> None:
-    """What every Ray Train worker of this project runs: both stages, going on from the run's last checkpoint."""
+    """Train both stages in a Ray Train worker, from the newest whole checkpoint on."""
     # Imported here: the trial's driver and Train's controller unpickle this function and need none of it.
     from tailsweep.trainables.data.tokenized import fetch_prepared
     from tailsweep.trainables.distributed.allocator import keep_freed_memory
@@ -55,13 +55,14 @@ def train_two_stages(config: WorkerConfig) -> None:
 
     trial = TrialConfig.model_validate(config["trial"])
     data = fetch_prepared(config["data_key"], config["published_data"], default_cache_dir())
-    runtime = RayRuntime(config["metric"])
-    if runtime.device.type == "cpu":
-        keep_freed_memory()
-    model = runtime.place(build_classifier(trial.model, data.label_names, trial.seed))
-    # Looked for by ourselves: Train names the latest it knows of, also where that one is damaged.
-    with newest_checkpoint(config["checkpoints"]) as (start, damaged):
-        runtime.notice = damage_told(damaged, start)
+    # Train would name the latest checkpoint it knows of, even a damaged one.
+    with forwarded_messages() as messages, newest_checkpoint(config["resume_from"]) as (start, damaged):
+        runtime = RayRuntime(config["metric"], messages)
+        if runtime.device.type == "cpu":
+            keep_freed_memory()
+        model = runtime.place(build_classifier(trial.model, data.label_names, trial.seed))
+        if (notice := describe_damaged(damaged, start)) is not None:
+            logger.warning(notice)
         source = features_of(config)
         is_left = stage_one_is_left(trial, start, config["metric"])
         features = open_features_of(model, data, **source) if source and is_left else None
@@ -69,7 +70,7 @@ def train_two_stages(config: WorkerConfig) -> None:
 
 
 def features_of(config: WorkerConfig) -> dict[str, Any] | None:
-    """Keywords of ``warm.open_features_of``, the plan as it was before it travelled."""
+    """Return the keywords of ``stage_one_actor.open_features_of``, the plan loaded; None to run the trunk live."""
     from tailsweep.trainables.execution.feature_plan import FeaturePlan
 
     source = config["features"]
@@ -77,46 +78,53 @@ def features_of(config: WorkerConfig) -> dict[str, Any] | None:
 
 
 class RayRuntime:
-    """The Runtime inside a Ray Train worker."""
+    """The runtime of a Ray Train worker.
 
-    def __init__(self, metric: str) -> None:
+    Args:
+        metric: the key that ranks checkpoints.
+        messages: what this worker logs.
+    """
+
+    def __init__(self, metric: str, messages: ForwardedMessages) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         # On a node whose GPUs are only declared to Ray (tests do that), there is no CUDA device to use.
         self.device: torch.device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
         self.metric = metric
-        self.notice: str | None = None  # to be told with the next report
+        self.messages = messages  # go with the next report
 
     def place(self, model: nn.Module) -> nn.Module:
+        """Move the model to this worker's device."""
         return model.to(self.device)
 
     def wrap(self, model: nn.Module) -> nn.Module:
+        """Make the model average gradients over the workers."""
         if self.world_size == 1:
             return model
         # Some architectures (XLNet) have parameters that no gradient reaches.
         return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
 
     def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the workers, in place."""
         if self.world_size > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
 
     def report(self, report: Report, checkpoint: Path | None) -> None:
+        """Report to Ray Train, with the score that ranks the checkpoint."""
         stage, epoch = report_keys.STAGES.index(str(report[report_keys.STAGE])), cast(float, report[report_keys.EPOCH])
         score = STAGE_OFFSET * stage + cast(float, report[self.metric]) - TIE_BREAK * epoch
-        told = {} if self.notice is None else {report_keys.NOTICE: self.notice}
-        self.notice = None
         ray.train.report(
-            {**report, **told, CHECKPOINT_SCORE: score},
+            {**report, **self.messages.take(), CHECKPOINT_SCORE: score},
             checkpoint=None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint)),
             checkpoint_dir_name=None if checkpoint is None else checkpoint.name,
         )
 
 
-def damage_told(damaged: list[str], start: Path | None) -> str | None:
-    """In words, where checkpoints were passed over; None where none was."""
+def describe_damaged(damaged: list[str], start: Path | None) -> str | None:
+    """Describe the damaged checkpoints that were skipped; None if there are none."""
     if not damaged:
         return None
     where = "its start" if start is None else start.name
-    return f"damaged, by their checksums, and passed over: {', '.join(damaged)}; goes on from {where}"
+    return f"damaged, by their checksums, and passed over: {', '.join(damaged)}; continues from {where}"

@@ -47,7 +47,7 @@ def _by_runs(
     runs = packing.runs
     sizes = [rows * length for rows, length in runs]
     outputs = []
-    # split, not slices: the gradient of a slice is as large as what it was cut from
+    # split, not slices: the gradient of a slice is as large as the whole tensor
     for (rows, length), *parts in zip(runs, *(torch.split(t, sizes, dim=1) for t in (query, key, value)), strict=True):
         q, k, v = (part.unflatten(1, (rows, length)).transpose(0, 1) for part in parts)
         mask = _within_window(length, window, query.device)

@@ -1,8 +1,8 @@
-"""The ways from a batch of rows to its logits: padded, packed, and the trained top alone on cached features.
+"""The execution paths from a batch of rows to its logits: padded, packed, and the trained top on cached features.
 
-All give the same numbers, to rounding. A faster one is taken only after a probe of a few rows agrees with the plain
-padded one, and each says why it was chosen. What a stage or an evaluation needs of a road is its module (for
-data-parallel wrapping), the module's arguments for a batch, and how rows are best put together.
+All give the same numbers, to rounding. A faster path is used only if its logits agree with the padded path's on a few
+rows. A path has a module (for data-parallel wrapping), the module's arguments for a batch, and the best grouping of
+rows.
 """
 
 from collections.abc import Sequence
@@ -14,75 +14,79 @@ import torch
 from numpy.typing import NDArray
 from tailsweep.trainables.data.tokenized import TOKENS_AT_ONCE, PreparedData, length_batches
 from tailsweep.trainables.execution.feature_store import Features
-from tailsweep.trainables.execution.packed import PackedClassifier, unpackable
+from tailsweep.trainables.execution.packed import PackedClassifier, why_not_packable
 from tailsweep.trainables.execution.packing import Packing
 from tailsweep.trainables.execution.probe import BF16_TOLERANCE, TOLERANCE, difference, probe_rows, probing
 from tailsweep.trainables.execution.trunk import TokenTop, VectorTop
 from torch import Tensor, nn
 
-CPU_ROWS_AT_ONCE = 8  # padded on a CPU, see PaddedRoad.parts
+CPU_ROWS_AT_ONCE = 8  # padded on a CPU, see PaddedExecution.parts
 EVALUATION_VECTORS = 4096
 
 
-# What cached_road has found to agree, so that a process that trains many candidates asks once.
+# The features that cached_execution has verified, so that a process that trains many trials probes once.
 _agreed: WeakKeyDictionary[nn.Module, set[tuple[str, str, str]]] = WeakKeyDictionary()
 
 
-class Road(Protocol):
-    description: str  # for the log and the history: which road, and why not a faster one
+class Execution(Protocol):
+    """A way to compute the model's logits."""
+
+    description: str  # for the log and the history: which execution path, and why not a faster one
     module: nn.Module  # called with inputs(...), gives logits (B, C); its parameters are the classifier's
 
     def inputs(self, split: str, rows: NDArray[np.int64]) -> tuple[Any, ...]:
-        """The module's arguments for a batch of the split's rows, on the device, in this order."""
+        """Return the module's arguments for a batch of the split's rows, on the device, in this order."""
 
     def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """The rows of a micro-batch as they are best computed: other orders, or smaller batches, same gradient."""
+        """Split or reorder a micro-batch for speed; the gradient stays the same."""
 
     def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
-        """Each row of the split once."""
+        """Return batches that hold each row of the split once."""
 
 
-def live_road(model: nn.Module, data: PreparedData, device: torch.device, precision: str) -> "Road":
-    """The whole model on the rows' tokens: packed where a probe agrees, else padded."""
-    reason = unpackable(model, data.train, device, precision)
+def live_execution(model: nn.Module, data: PreparedData, device: torch.device, precision: str) -> "Execution":
+    """Run the whole model on the rows' tokens: packed where a probe agrees, else padded."""
+    reason = why_not_packable(model, data.train, device, precision)
     if reason is None:
-        return PackedRoad(model, data, device)
-    return PaddedRoad(model, data, device, reason)
+        return PackedExecution(model, data, device)
+    return PaddedExecution(model, data, device, reason)
 
 
-def cached_road(
+def cached_execution(
     model: nn.Module, features: Features, data: PreparedData, device: torch.device, precision: str
-) -> "Road":
-    """The trained top on the trunk's cached outputs, where two rows' logits agree with the live model's; else live."""
-    road: Road = (CachedTokensRoad if features.cut.per_token else CachedVectorsRoad)(model, features, data, device)
+) -> "Execution":
+    """Run the trained top on cached trunk outputs if two rows' logits agree with the live model's, else run live."""
+    execution: Execution = (CachedTokensExecution if features.split_point.per_token else CachedVectorsExecution)(
+        model, features, data, device
+    )
     asked = (features.key, str(device), precision)
     if asked in _agreed.setdefault(model, set()):
-        return road
-    live = live_road(model, data, device, precision)
+        return execution
+    live = live_execution(model, data, device, precision)
     split = features.training_split
     few = probe_rows(data.rows_of(split), 2)
     with probing(model), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        expected, found = (r.module(*r.inputs(split, few)).float() for r in (live, road))
+        expected, logits = (path.module(*path.inputs(split, few)).float() for path in (live, execution))
     lowered = "bf16" in (precision, features.dtype)
-    if (off := difference(found, expected)) <= (BF16_TOLERANCE if lowered else TOLERANCE):
+    if (off := difference(logits, expected)) <= (BF16_TOLERANCE if lowered else TOLERANCE):
         _agreed[model].add(asked)
-        return road
+        return execution
     live.description += f" (the cached features give other logits, off by {off:.1g})"
     return live
 
 
-def split_logits(road: Road, split: str) -> Tensor:
-    """What the road's module gives for every row of a split, in eval mode: its logits (n, C), float32 on the CPU."""
-    road.module.eval()
-    batches = road.evaluation_batches(split)
+def split_logits(execution: Execution, split: str) -> Tensor:
+    """Return the logits (n, C) of every row of a split, computed in eval mode, float32 on the CPU."""
+    execution.module.eval()
+    batches = execution.evaluation_batches(split)
     with torch.inference_mode():
-        found = torch.cat([road.module(*road.inputs(split, batch)).float().cpu() for batch in batches])
-    logits = torch.empty_like(found)
-    logits[torch.from_numpy(np.concatenate(batches))] = found
+        outputs = torch.cat([execution.module(*execution.inputs(split, batch)).float().cpu() for batch in batches])
+    logits = torch.empty_like(outputs)
+    logits[torch.from_numpy(np.concatenate(batches))] = outputs
     return logits
 
 
-class PaddedRoad:
+class PaddedExecution:
     """Batches padded to their longest row: what every architecture takes."""
 
     def __init__(self, model: nn.Module, data: PreparedData, device: torch.device, reason: str) -> None:
@@ -92,17 +96,20 @@ class PaddedRoad:
         self.device = device
 
     def inputs(self, split: str, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return the token ids and the attention mask, (B, T) each."""
         input_ids, attention_mask = self.data.rows_of(split).padded(rows)
         return _to(input_ids, self.device), _to(attention_mask, self.device)
 
     def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Group rows of like length."""
         return _parts_to_pad(rows, self.data.rows_of(split).lengths, self.device)
 
     def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
+        """Batch rows of like length."""
         return length_batches(self.data.rows_of(split).lengths, TOKENS_AT_ONCE[self.device.type])
 
 
-class PackedRoad:
+class PackedExecution:
     """Rows laid end to end, nothing padded."""
 
     def __init__(self, model: nn.Module, data: PreparedData, device: torch.device) -> None:
@@ -112,55 +119,61 @@ class PackedRoad:
         self.device = device
 
     def inputs(self, split: str, rows: NDArray[np.int64]) -> tuple[Tensor, Packing]:
-        of = self.data.rows_of(split)
-        input_ids = of.tokens[of.positions(rows)].astype(np.int64)
-        return _to(input_ids, self.device), Packing.of(of.lengths[rows], self.device)
+        """Return the token ids (N,) and their packing."""
+        examples = self.data.rows_of(split)
+        input_ids = examples.tokens[examples.positions(rows)].astype(np.int64)
+        return _to(input_ids, self.device), Packing.from_lengths(examples.lengths[rows], self.device)
 
     def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Sort the rows by length."""
         return [_by_length(rows, self.data.rows_of(split).lengths)]
 
     def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
+        """Batch rows of like length."""
         return length_batches(self.data.rows_of(split).lengths, TOKENS_AT_ONCE[self.device.type])
 
 
-class CachedVectorsRoad:
+class CachedVectorsExecution:
     """A head, or pooler and head, on one cached vector per row."""
 
     def __init__(self, model: nn.Module, features: Features, data: PreparedData, device: torch.device) -> None:
-        self.description = f"cached {features.cut}"
-        self.module: nn.Module = VectorTop(model, features.cut)
+        self.description = f"cached {features.split_point}"
+        self.module: nn.Module = VectorTop(model, features.split_point)
         self.features = features.near(device)
         self.data = data
         self.device = device
 
     def inputs(self, split: str, rows: NDArray[np.int64]) -> tuple[Tensor]:
+        """Return the cached vectors (B, H)."""
         return (self.features.take(split, rows, self.device),)
 
     def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """In the live road's order and sizes: the head's dropout is then the same."""
+        """In the live execution path's order and sizes: the head's dropout is then the same."""
         lengths = self.data.rows_of(split).lengths
         return [_by_length(rows, lengths)] if self.features.packed else _parts_to_pad(rows, lengths, self.device)
 
     def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
+        """Batch the rows in their order."""
         rows = np.arange(len(self.data.rows_of(split)))
         return np.split(rows, range(EVALUATION_VECTORS, len(rows), EVALUATION_VECTORS))
 
 
-class CachedTokensRoad:
+class CachedTokensExecution:
     """The trained layers on the cached token states that enter the first of them."""
 
     def __init__(self, model: nn.Module, features: Features, data: PreparedData, device: torch.device) -> None:
         how = "packed" if features.packed else "padded"
-        self.description = f"cached {features.cut}, {how}"
-        self.module: nn.Module = TokenTop(model, features.cut)
+        self.description = f"cached {features.split_point}, {how}"
+        self.module: nn.Module = TokenTop(model, features.split_point)
         self.features = features.near(device)
         self.data = data
         self.device = device
 
     def inputs(self, split: str, rows: NDArray[np.int64]) -> tuple[Tensor, Packing | Tensor]:
-        of = self.data.rows_of(split)
-        states = self.features.take(split, of.positions(rows), self.device)
-        packing = Packing.of(of.lengths[rows], self.device)
+        """Return the cached states, and their packing or attention mask."""
+        examples = self.data.rows_of(split)
+        states = self.features.take(split, examples.positions(rows), self.device)
+        packing = Packing.from_lengths(examples.lengths[rows], self.device)
         if self.features.packed:
             return states, packing
         batch, longest = len(rows), max(packing.lengths)
@@ -169,10 +182,12 @@ class CachedTokensRoad:
         return padded.view(batch, longest, -1), mask.view(batch, longest)
 
     def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Group the rows as the live execution path does."""
         lengths = self.data.rows_of(split).lengths
         return [_by_length(rows, lengths)] if self.features.packed else _parts_to_pad(rows, lengths, self.device)
 
     def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
+        """Batch rows of like length."""
         return length_batches(self.data.rows_of(split).lengths, TOKENS_AT_ONCE[self.device.type])
 
 

@@ -11,11 +11,18 @@ import torch
 from numpy.typing import NDArray
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import StageConfig
-from tailsweep.trainables.data.tokenized import PreparedData, TokenisedRows
-from tailsweep.trainables.execution.packed import PackedClassifier, unpackable
+from tailsweep.trainables.data.tokenized import PreparedData, TokenizedExamples
+from tailsweep.trainables.execution.packed import PackedClassifier, why_not_packable
 from tailsweep.trainables.execution.packing import Packing
 from tailsweep.trainables.execution.probe import BF16_TOLERANCE, difference, probe_rows, probing
-from tailsweep.trainables.execution.trunk import TOLERANCE, Cut, TokenTop, VectorTop, find_cut, trunk_outputs
+from tailsweep.trainables.execution.trunk import (
+    TOLERANCE,
+    SplitPoint,
+    TokenTop,
+    VectorTop,
+    find_split_point,
+    trunk_outputs,
+)
 from tailsweep.trainables.models.layers import set_trainable
 from tailsweep.trainables.storage.cache import checked_key
 from torch import Tensor, nn
@@ -41,101 +48,102 @@ class FeaturePlan:
     """An entry before it is made."""
 
     key: str
-    cut: Cut
+    split_point: SplitPoint
     dtype: Dtype
     width: int  # H
     num_rows: int
-    counts: tuple[int, int]  # vectors of train and of validation: rows, or tokens where the cut is at tokens
+    counts: tuple[int, int]  # vectors of train and of validation: rows, or tokens where the split point is at tokens
     packed: bool  # False: the architecture takes padded batches only
     training_split: str = report_keys.TRAIN  # which rows those of "train" are, see StageConfig
 
     def dump(self) -> dict[str, Any]:
-        """As plain values, for records and for travelling."""
+        """Return the plan as plain values."""
         return asdict(self)
 
     @classmethod
     def load(cls, dumped: dict[str, Any]) -> "FeaturePlan":
-        """Raises DataError where the key is none: it names a folder."""
+        """Load a dumped plan. Raises DataError for an invalid key, since it names a folder."""
         return cls(
             **{
                 **dumped,
                 "key": checked_key(dumped["key"]),
-                "cut": Cut(**dumped["cut"]),
+                "split_point": SplitPoint(**dumped["split_point"]),
                 "counts": tuple(dumped["counts"]),
             }
         )
 
     @property
     def num_bytes(self) -> int:
+        """The size of the entry on disk."""
         return sum(self.counts) * self.width * ITEM_BYTES[self.dtype]
 
 
 def plan_features(
     model: nn.Module, stage: StageConfig, data: PreparedData, dtype: Dtype, device: torch.device
 ) -> FeaturePlan | str:
-    """What would be cached for a stage, or why its trunk has to be run live. Sets what trains on the model.
+    """Plan what is cached for a stage, or return why its trunk must run live. Sets what trains on the model.
 
     A probe on two rows decides: the top on the trunk's outputs must give the whole model's logits.
     """
     if stage.frozen_dropout:
         return "frozen_dropout makes the trunk's output random"
-    set_trainable(model, stage.trains)
-    cut = find_cut(model, stage.trains)
-    if cut is None:
+    set_trainable(model, stage.trainable)
+    split_point = find_split_point(model, stage.trainable)
+    if split_point is None:
         return "everything trains"
     split = stage.training_split
     rows, validation = data.rows_of(split), data.validation
-    packed = unpackable(model, rows, device, "fp32") is None
-    if (reason := _uncuttable(model, cut, rows, dtype, packed, device)) is not None:
+    packed = why_not_packable(model, rows, device, "fp32") is None
+    if (reason := why_not_splittable(model, split_point, rows, dtype, packed, device)) is not None:
         return reason
-    width, identity = _identity(model, cut, data.key_of(split), dtype)
-    counts = [int(part.offsets[-1]) if cut.per_token else len(part) for part in (rows, validation)]
+    width, identity = _identity(model, split_point, data.key_of(split), dtype)
+    counts = [int(part.offsets[-1]) if split_point.per_token else len(part) for part in (rows, validation)]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     num_rows = len(rows) + len(validation)
-    return FeaturePlan(key, cut, dtype, width, num_rows, (counts[0], counts[1]), packed, split)
+    return FeaturePlan(key, split_point, dtype, width, num_rows, (counts[0], counts[1]), packed, split)
 
 
-def _uncuttable(
-    model: nn.Module, cut: Cut, rows: TokenisedRows, dtype: Dtype, packed: bool, device: torch.device
+def why_not_splittable(
+    model: nn.Module, split_point: SplitPoint, rows: TokenizedExamples, dtype: Dtype, packed: bool, device: torch.device
 ) -> str | None:
-    """Why the top alone does not give the model's logits on two rows, or None."""
+    """Return why the top alone does not give the model's logits on two rows; None if it does."""
     name = type(model.base_model).__name__
     few = probe_rows(rows, 2)
     try:
         with probing(model):
             expected = whole_model(model, rows, few, packed, device)()
-            states = trunk_outputs(model, cut, whole_model(model, rows, few, packed, device))
+            states = trunk_outputs(model, split_point, whole_model(model, rows, few, packed, device))
             if dtype == "bf16":
                 states = states.bfloat16().float()
-            if not cut.per_token:
-                found = VectorTop(model, cut)(states)
+            if not split_point.per_token:
+                logits = VectorTop(model, split_point)(states)
             elif packed:
-                found = TokenTop(model, cut)(states[0], Packing.of(rows.lengths[few], device))
+                logits = TokenTop(model, split_point)(states[0], Packing.from_lengths(rows.lengths[few], device))
             else:
                 mask = torch.from_numpy(rows.padded(few)[1]).to(device)
-                found = TokenTop(model, cut)(states, mask)
-    except Exception as error:  # whatever an architecture makes of the cut, the live trunk is there
-        return f"{name} cannot be cut at {cut} ({type(error).__name__})"
-    off = difference(found, expected)
+                logits = TokenTop(model, split_point)(states, mask)
+    except Exception as error:  # whatever an architecture makes of the split point, the live trunk is there
+        return f"{name} cannot be split at {split_point} ({type(error).__name__})"
+    off = difference(logits, expected)
     if not off <= (TOLERANCE if dtype == "fp32" else BF16_TOLERANCE):
-        return f"{name}, cut at {cut}, gives other logits (off by {off:.1g})"
+        return f"{name}, split at {split_point}, gives other logits (off by {off:.1g})"
     return None
 
 
 def whole_model(
-    model: nn.Module, rows: TokenisedRows, batch: NDArray[np.int64], packed: bool, device: torch.device
+    model: nn.Module, rows: TokenizedExamples, batch: NDArray[np.int64], packed: bool, device: torch.device
 ) -> Callable[[], Tensor]:
-    """A call of the whole model on some rows."""
+    """Return a call of the whole model on some rows."""
     if packed:
         ids = torch.from_numpy(rows.tokens[rows.positions(batch)].astype(np.int64)).to(device)
-        packing = Packing.of(rows.lengths[batch], device)
+        packing = Packing.from_lengths(rows.lengths[batch], device)
         classifier = PackedClassifier(model)
         return lambda: classifier(ids, packing)
     input_ids, attention_mask = (torch.from_numpy(array).to(device) for array in rows.padded(batch))
     return lambda: model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
-def _identity(model: nn.Module, cut: Cut, data_key: str, dtype: Dtype) -> tuple[int, list[Any]]:
+def _identity(model: nn.Module, split_point: SplitPoint, data_key: str, dtype: Dtype) -> tuple[int, list[Any]]:
     """The vectors' width, and what the entry's key is made of. The data's key stands for rows, tokenizer, length."""
     digest = hashlib.sha256()
     config: Any = model.base_model.config  # type: ignore[union-attr]
@@ -146,5 +154,13 @@ def _identity(model: nn.Module, cut: Cut, data_key: str, dtype: Dtype) -> tuple[
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
             digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     weights = digest.hexdigest()
-    pooling = getattr(model, "pooling", None) if cut.kind == "pooled" else None  # whose vector it is
-    return int(config.hidden_size), [FORMAT_VERSION, weights, data_key, cut.kind, cut.layer, pooling, dtype]
+    pooling = getattr(model, "pooling", None) if split_point.kind == "pooled" else None  # whose vector it is
+    return int(config.hidden_size), [
+        FORMAT_VERSION,
+        weights,
+        data_key,
+        split_point.kind,
+        split_point.layer,
+        pooling,
+        dtype,
+    ]

@@ -1,14 +1,13 @@
 """A frozen trunk's outputs for a stage's training rows and validation: made once, content-addressed, memory-mapped.
 
-An entry ``<cache>/features/<key>`` holds one file of numbers per split and ``meta.json``. Its key says what it was made
-of: the trunk's weights, the rows, the tokenizer, the length, the cut and the number format. It appears whole or not at
-all, and is never changed. It may be made in parts, by several processes on several nodes, each writing its own files;
-whoever opens it first puts the parts together.
+An entry ``<cache>/features/<key>`` holds one file of numbers per split and ``meta.json``. Its key is a
+hash of the trunk's weights, the rows, the tokenizer, the length, the split point and the number format. It appears
+whole or not at all, and is never changed. Several processes on several nodes may compute it in parts, each with its
+own files; the first to open it joins the parts.
 """
 
 import functools
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,21 +20,22 @@ import xxhash
 from filelock import FileLock
 from numpy.typing import NDArray
 from tailsweep.trainables import report_keys
-from tailsweep.trainables.data.tokenized import TOKENS_AT_ONCE, PreparedData, TokenisedRows, length_batches
+from tailsweep.trainables.data.tokenized import TOKENS_AT_ONCE, PreparedData, TokenizedExamples, length_batches
 from tailsweep.trainables.errors import DataError
 from tailsweep.trainables.execution.feature_plan import ITEM_BYTES, Dtype, FeaturePlan, whole_model
 from tailsweep.trainables.execution.packing import Packing
-from tailsweep.trainables.execution.trunk import Cut, trunk_outputs
-from tailsweep.trainables.storage.cache import META_FILE, cache_errors, sync_to_disk
+from tailsweep.trainables.execution.trunk import SplitPoint, trunk_outputs
+from tailsweep.trainables.storage.atomic import replace_folder, sync_to_disk
+from tailsweep.trainables.storage.cache import META_FILE, cache_errors
 from tailsweep.trainables.storage.checksums import checksum_of
 from tailsweep.trainables.storage.filesystem import join_location, open_location
-from tailsweep.trainables.storage.retry import fetched, patiently
+from tailsweep.trainables.storage.retry import fetch_remote, with_retries
 from torch import Tensor, nn
 
 SPLITS = ("train", "validation")  # "train": whatever the stage trains on
 SHARE_OF_GPU = 0.25  # of its free memory, that features may take
 ROWS_AT_ONCE = 2048  # that a part is made of: enough to find rows of one length in, few enough for memory
-CHECKSUM = ".xxh3"  # the file beside a part's that says what it holds
+CHECKSUM = ".xxh3"  # the file next to a part's that says what it holds
 
 # bf16 lies in the file as the 16-bit integers that NumPy can map
 _NUMPY: dict[str, Any] = {"fp32": np.float32, "bf16": np.uint16}
@@ -43,11 +43,19 @@ _TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
+class PartSet:
+    """The parts that an entry is computed in: a folder or pyarrow URI, and how many of each split lie there."""
+
+    location: str
+    num_parts: int
+
+
+@dataclass(frozen=True)
 class Features:
-    """An entry, opened: the trunk's outputs, (n, H) per split, or (N, H) where the cut is at tokens."""
+    """An entry, opened: the trunk's outputs, (n, H) per split, or (N, H) where the split point is at tokens."""
 
     key: str
-    cut: Cut
+    split_point: SplitPoint
     packed: bool
     train: Tensor
     validation: Tensor
@@ -59,7 +67,7 @@ class Features:
         return "bf16" if self.train.dtype == torch.bfloat16 else "fp32"
 
     def near(self, device: torch.device) -> "Features":
-        """The same on the device, where it is a GPU with room to spare; else left in the page cache."""
+        """Move the features to the device if it is a GPU with enough free memory; else leave them in the page cache."""
         if device.type != "cuda":
             return self
         free, _ = torch.cuda.mem_get_info(device)
@@ -68,10 +76,10 @@ class Features:
         return replace(self, train=self.train.to(device), validation=self.validation.to(device))
 
     def take(self, split: str, indices: NDArray[np.int64], device: torch.device) -> Tensor:
-        """Vectors (B, H), fp32, contiguous, on the device."""
+        """Return vectors (B, H), fp32, contiguous, on the device."""
         assert split in (self.training_split, report_keys.VALIDATION), split
-        held = self.validation if split == report_keys.VALIDATION else self.train
-        taken = held.index_select(0, torch.from_numpy(indices).to(held.device))
+        vectors = self.validation if split == report_keys.VALIDATION else self.train
+        taken = vectors.index_select(0, torch.from_numpy(indices).to(vectors.device))
         return taken.to(device, non_blocking=True).float()
 
 
@@ -81,37 +89,29 @@ def make_features(
     data: PreparedData,
     cache_dir: Path,
     device: torch.device,
-    published: str | None = None,
-    num_parts: int = 1,
+    published: PartSet | None = None,
 ) -> Features:
-    """The entry from this machine's cache; put there first where it is lacking or damaged, by one process of several.
+    """Return the entry from this machine's cache; one process writes it there first if it is missing or damaged.
 
     Args:
-        published: folder or pyarrow URI that :func:`make_part` has written all parts to. None, or a place that lacks
-            them: the trunk is run here.
+        published: the parts that :func:`make_part` has written. None, or a place that lacks them: the trunk runs here.
 
     Raises:
         DataError: the cache cannot be written.
-        StorageError: an object store goes on refusing what was published.
+        StorageError: an object store refuses to be read after all retries.
     """
     folder = cache_dir / "features" / plan.key
     with cache_errors(cache_dir):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not is_whole(folder, plan):
-                partial = folder.with_name(f".{folder.name}.partial")
-                shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-                partial.mkdir()
-                try:
-                    if published is None or not _are_there(published, num_parts):
-                        published, num_parts = str(partial), 1
+                with replace_folder(folder) as partial:
+                    if published is None or not _are_there(published):
+                        published = PartSet(str(partial), 1)
                         for split in SPLITS:
-                            _write_part(plan, model, data, split, published, 0, 1, device)
-                    _assemble(plan, published, num_parts, partial)
-                    shutil.rmtree(folder, ignore_errors=True)  # a damaged entry; who has it mapped keeps it
-                    partial.rename(folder)
-                finally:
-                    shutil.rmtree(partial, ignore_errors=True)
+                            rows = _rows_of_part(plan, data, split, 0, 1)
+                            _write_part(plan, model, rows, published.location, _part_name(split, 0, 1), device)
+                    _assemble(plan, published, partial)
     return open_features(folder, plan)
 
 
@@ -119,21 +119,26 @@ def make_part(
     plan: FeaturePlan,
     model: nn.Module,
     data: PreparedData,
-    location: str,
-    part: int,
-    num_parts: int,
+    parts: PartSet,
+    index: int,
     device: torch.device,
 ) -> None:
-    """Run the trunk for part ``part`` of ``num_parts`` of every split, and write it to ``location``, a folder or URI.
+    """Run the trunk for one part of every split, and write its output.
 
-    A part of no rows is an empty file. Storage that refuses it is given it again, computed again.
+    A part of no rows is an empty file. A part that storage refuses is computed and written again.
+
+    Args:
+        parts: where to write, and the number of parts.
+        index: of this part, from 0.
 
     Raises:
-        StorageError: it goes on refusing it.
+        StorageError: storage refuses the part after all retries.
     """
     for split in SPLITS:
-        write = functools.partial(_write_part, plan, model, data, split, location, part, num_parts, device)
-        patiently(write, join_location(location, _part_name(split, part, num_parts)))
+        rows = _rows_of_part(plan, data, split, index, parts.num_parts)
+        name = _part_name(split, index, parts.num_parts)
+        write = functools.partial(_write_part, plan, model, rows, parts.location, name, device)
+        with_retries(write, join_location(parts.location, name))
 
 
 def open_features(folder: Path, plan: FeaturePlan) -> Features:
@@ -141,11 +146,11 @@ def open_features(folder: Path, plan: FeaturePlan) -> Features:
     train, validation = (
         _map(folder / f"{split}.bin", count, plan) for split, count in zip(SPLITS, plan.counts, strict=True)
     )
-    return Features(plan.key, plan.cut, plan.packed, train, validation, plan.training_split)
+    return Features(plan.key, plan.split_point, plan.packed, train, validation, plan.training_split)
 
 
 def is_whole(folder: Path, plan: FeaturePlan) -> bool:
-    """Whether the entry is there, is the one that was asked for, and holds the very bytes that were written."""
+    """Return whether the entry exists, is the plan's, and holds exactly the bytes that were written."""
     try:
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         return meta["key"] == plan.key and all(
@@ -155,84 +160,91 @@ def is_whole(folder: Path, plan: FeaturePlan) -> bool:
         return False
 
 
+def _rows_of_part(plan: FeaturePlan, data: PreparedData, split: str, index: int, num_parts: int) -> TokenizedExamples:
+    """Return the rows of one part of a split."""
+    rows = data.rows_of(plan.training_split if split == report_keys.TRAIN else split)
+    first, last = np.linspace(0, len(rows), num_parts + 1).round().astype(int)[index : index + 2].tolist()
+    return rows.between(first, last)
+
+
 def _write_part(
-    plan: FeaturePlan,
-    model: nn.Module,
-    data: PreparedData,
-    split: str,
-    location: str,
-    part: int,
-    num_parts: int,
-    device: torch.device,
+    plan: FeaturePlan, model: nn.Module, rows: TokenizedExamples, location: str, name: str, device: torch.device
 ) -> None:
-    """Of one split; see :func:`make_part`."""
+    """Write the trunk's outputs for the rows to the file ``name`` in ``location``, and their checksum next to it."""
     filesystem, path = open_location(location)
     model = model.to(device).eval()
-    rows = data.rows_of(plan.training_split if split == report_keys.TRAIN else split)
-    first, last = np.linspace(0, len(rows), num_parts + 1).round().astype(int)[part : part + 2].tolist()
-    name = f"{path}/{_part_name(split, part, num_parts)}"
+    name = f"{path}/{name}"
     digest = xxhash.xxh3_128()
     with filesystem.open_output_stream(name) as stream:
-        for start in range(first, last, ROWS_AT_ONCE):
-            values = _outputs(plan, model, rows.between(start, min(start + ROWS_AT_ONCE, last)), device)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            values = _outputs(plan, model, rows.between(start, min(start + ROWS_AT_ONCE, len(rows))), device)
             digest.update(values.data)
             stream.write(values.data)
     with filesystem.open_output_stream(f"{name}{CHECKSUM}") as stream:  # last: with it, the part is there
         stream.write(digest.hexdigest().encode())
 
 
-def _outputs(plan: FeaturePlan, model: nn.Module, rows: TokenisedRows, device: torch.device) -> NDArray[Any]:
-    """The trunk's outputs for some rows, in their order: (n, H), or (N, H) where the cut is at tokens."""
-    count = int(rows.offsets[-1]) if plan.cut.per_token else len(rows)
+def _outputs(plan: FeaturePlan, model: nn.Module, rows: TokenizedExamples, device: torch.device) -> NDArray[Any]:
+    """The trunk's outputs for some rows, in their order: (n, H), or (N, H) where the split point is at tokens."""
+    count = int(rows.offsets[-1]) if plan.split_point.per_token else len(rows)
     values = np.empty((count, plan.width), _NUMPY[plan.dtype])
     for batch, outputs in _trunk_batches(plan, model, rows, device):
-        values[rows.positions(batch) if plan.cut.per_token else batch] = _as_numpy(outputs, plan.dtype)
+        values[rows.positions(batch) if plan.split_point.per_token else batch] = _as_numpy(outputs, plan.dtype)
     return values
 
 
 def _trunk_batches(
-    plan: FeaturePlan, model: nn.Module, rows: TokenisedRows, device: torch.device
+    plan: FeaturePlan, model: nn.Module, rows: TokenizedExamples, device: torch.device
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     """Batches of rows, each with the trunk's outputs: (B, H), or the states of its tokens end to end, (N, H)."""
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=plan.dtype == "bf16"):
         for batch in length_batches(rows.lengths, TOKENS_AT_ONCE[device.type]):
-            outputs = trunk_outputs(model, plan.cut, whole_model(model, rows, batch, plan.packed, device))
-            if plan.cut.per_token:
+            outputs = trunk_outputs(model, plan.split_point, whole_model(model, rows, batch, plan.packed, device))
+            if plan.split_point.per_token:
                 outputs = outputs.flatten(0, 1)
                 if not plan.packed:
-                    outputs = outputs.index_select(0, Packing.of(rows.lengths[batch], device).slots)
+                    outputs = outputs.index_select(0, Packing.from_lengths(rows.lengths[batch], device).slots)
             yield batch, outputs
 
 
-def _are_there(location: str, num_parts: int) -> bool:
-    filesystem, path = open_location(location)
-    names = [f"{path}/{_part_name(split, part, num_parts)}{CHECKSUM}" for split in SPLITS for part in range(num_parts)]
-    infos = fetched(filesystem, lambda: filesystem.get_file_info(names), location)
+def _are_there(parts: PartSet) -> bool:
+    filesystem, path = open_location(parts.location)
+    files = [_part_name(split, i, parts.num_parts) for split in SPLITS for i in range(parts.num_parts)]
+    names = [f"{path}/{file}{CHECKSUM}" for file in files]
+    infos = fetch_remote(filesystem, lambda: filesystem.get_file_info(names), parts.location)
     return all(info.type == pafs.FileType.File for info in infos)
 
 
-def _assemble(plan: FeaturePlan, location: str, num_parts: int, folder: Path) -> None:
-    """Put the parts together in ``folder``.
+def _assemble(plan: FeaturePlan, published: PartSet, folder: Path) -> None:
+    """Join the parts in ``folder``.
 
     Raises:
         DataError: a part is not as it was written.
     """
-    filesystem, path = open_location(location)
+    filesystem, path = open_location(published.location)
     checksums = {}
     for split, count in zip(SPLITS, plan.counts, strict=True):
         target = folder / f"{split}.bin"
         if path == str(folder):  # made here, in one part
-            made = folder / _part_name(split, 0, 1)
-            made.rename(target)
-            written = Path(f"{made}{CHECKSUM}")
+            only_part = folder / _part_name(split, 0, 1)
+            only_part.rename(target)
+            written = Path(f"{only_part}{CHECKSUM}")
             checksums[split] = written.read_text(encoding="ascii")
             written.unlink()
         else:
-            parts = [_part_name(split, p, num_parts) for p in range(num_parts)]
-            checksums[split] = fetched(filesystem, functools.partial(_join, filesystem, path, parts, target), location)
+            parts = [_part_name(split, index, published.num_parts) for index in range(published.num_parts)]
+            checksums[split] = fetch_remote(
+                filesystem, functools.partial(_join, filesystem, path, parts, target), published.location
+            )
         assert target.stat().st_size == count * plan.width * ITEM_BYTES[plan.dtype], "parts of other rows"
         sync_to_disk(target)
-    meta = {"key": plan.key, "cut": str(plan.cut), "dtype": plan.dtype, "width": plan.width, "checksums": checksums}
+    meta = {
+        "key": plan.key,
+        "split_point": str(plan.split_point),
+        "dtype": plan.dtype,
+        "width": plan.width,
+        "checksums": checksums,
+    }
     (folder / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     sync_to_disk(folder / META_FILE)
 

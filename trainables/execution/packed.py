@@ -3,7 +3,7 @@
 The model's own modules see one row of N tokens; an attention function registered with ``transformers`` keeps each
 sequence to itself, and what follows the encoder sees one vector per row: its first token, or its tokens' mean. No model
 is rewritten, so that this holds only for architectures that go through ``transformers``' attention interface:
-:func:`unpackable` tells by trying.
+:func:`why_not_packable` finds out by a probe.
 
 B rows, N tokens in all, T in the longest row, h heads of width D, H hidden width, C classes.
 """
@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from tailsweep.trainables.data.tokenized import TokenisedRows
+from tailsweep.trainables.data.tokenized import TokenizedExamples
 from tailsweep.trainables.errors import ModelError
 from tailsweep.trainables.execution.attention import ATTENTION, _no_mask, attend_within_rows
 from tailsweep.trainables.execution.packing import Packing, first_tokens, row_means
@@ -71,6 +71,7 @@ class Packer:
 
     @contextmanager
     def taking(self, packing: Packing) -> Iterator[None]:
+        """Make the model take rows of this packing within the block."""
         before = [config._attn_implementation for config in self._configs]
         hooks = []
         try:
@@ -97,8 +98,8 @@ class Packer:
         return output
 
 
-def unpackable(model: nn.Module, rows: TokenisedRows, device: torch.device, precision: str) -> str | None:
-    """Why the model cannot run on packed rows, or None: then a few real rows gave the padded road's logits.
+def why_not_packable(model: nn.Module, rows: TokenizedExamples, device: torch.device, precision: str) -> str | None:
+    """Return why the model cannot run on packed rows; None if a few real rows give the padded path's logits.
 
     Args:
         rows: some of the rows it is to run on; the model is on ``device``.
@@ -111,11 +112,11 @@ def unpackable(model: nn.Module, rows: TokenisedRows, device: torch.device, prec
     try:
         with probing(model), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             expected = model(input_ids=input_ids, attention_mask=attention_mask).logits.float()
-            packing = Packing.of(rows.lengths[few], device)
-            found = PackedClassifier(model)(ids, packing).float()
-    except Exception as error:  # whatever an architecture makes of a packed row, the padded road is there
+            packing = Packing.from_lengths(rows.lengths[few], device)
+            logits = PackedClassifier(model)(ids, packing).float()
+    except Exception as error:  # whatever an architecture makes of a packed row, the padded execution path is there
         return f"{name} does not take packed rows ({type(error).__name__})"
-    off = difference(found, expected)
+    off = difference(logits, expected)
     if not off <= (TOLERANCE if precision == "fp32" else BF16_TOLERANCE):
         return f"{name} gives other logits on packed rows (off by {off:.1g})"
     return None

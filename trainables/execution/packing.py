@@ -19,7 +19,8 @@ class Packing:
     slots: Tensor  # of each token in a padded (B, T) batch, flattened, (N,)
 
     @classmethod
-    def of(cls, lengths: NDArray[np.int64], device: torch.device) -> "Packing":
+    def from_lengths(cls, lengths: NDArray[np.int64], device: torch.device) -> "Packing":
+        """Lay rows of these lengths (B,) end to end."""
         ends = np.concatenate([[0], np.cumsum(lengths)])
         positions = np.arange(ends[-1]) - np.repeat(ends[:-1], lengths)
         slots = positions + np.repeat(np.arange(len(lengths)) * lengths.max(), lengths)

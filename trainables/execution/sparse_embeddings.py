@@ -1,4 +1,4 @@
-"""Trains only those word embeddings that occur in the training rows; what comes out is what the whole table would give.
+"""Train only the word embeddings that occur in the training rows; the result equals training the whole table.
 
 A word that is in no training row has no gradient: the gradients' norm does not know it, its moments stay 0, and AdamW
 merely decays it. Yet with the whole table in place every step fills, clips and updates a row for it, and such rows are
@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tailsweep.trainables import report_keys
-from tailsweep.trainables.data.tokenized import PreparedData, TokenisedRows
-from tailsweep.trainables.execution.backends import Road
+from tailsweep.trainables.data.tokenized import PreparedData, TokenizedExamples
+from tailsweep.trainables.execution.backends import Execution
 from tailsweep.trainables.execution.probe import TOLERANCE, difference, probe_rows, probing
 from torch import Tensor, nn
 
-# The small table lies in memory beside the whole one, and saves a gradient and two moments of every word that is not in
-# it: of V of W words, V against 3 (W - V).
+# The small table lies in memory next to the whole one. It saves a gradient and two moments of every word that is not
+# in it: of V of W words, V against 3 (W - V).
 MOST_WORDS = 0.75
 TOKENS_AT_ONCE = 1 << 22
 
 
-class OccurringWords:
+class SparseEmbeddingTraining:
     """The words of a stage's training rows, and their table.
 
     Nothing is done where the embeddings do not train, where most words occur, where the model uses the table for more
@@ -34,12 +34,14 @@ class OccurringWords:
 
     Args:
         model: on its device; what trains has been set, and its parameters are those that the stage starts from.
-        road: how the stage computes its logits.
+        execution: computes the stage's logits.
         data: whose training rows those are.
         split: which of them the stage trains on.
     """
 
-    def __init__(self, model: nn.Module, road: Road, data: PreparedData, split: str = report_keys.TRAIN) -> None:
+    def __init__(
+        self, model: nn.Module, execution: Execution, data: PreparedData, split: str = report_keys.TRAIN
+    ) -> None:
         self._embedding = word_embedding(model)
         if self._embedding is None:
             return
@@ -56,18 +58,18 @@ class OccurringWords:
         self._places = torch.full((len(self._whole),), len(words), device=device)  # (W,)
         self._places[self._words] = torch.arange(len(words), device=device)
         self._decay = 1.0  # of the other words, since they were last written
-        if not self._looked_up_only(model, road, split, rows):
+        if not self._is_lookup_only(model, execution, split, rows):
             self._embedding = None
 
     @property
-    def told(self) -> str:
-        """For the log and the history, after the road: what of the table trains; nothing where all of it does."""
+    def description(self) -> str:
+        """Suffix of the execution path's description: what of the table trains; empty if all of it does."""
         if self._embedding is None:
             return ""
         return f", {len(self._words):,} of {len(self._whole):,} word embeddings"
 
     @contextmanager
-    def alone(self, optimizer: torch.optim.Optimizer | None = None) -> Iterator[None]:
+    def active(self, optimizer: torch.optim.Optimizer | None = None) -> Iterator[None]:
         """Within it the model has only these words; afterwards its own table again, as training has left it.
 
         Args:
@@ -105,17 +107,17 @@ class OccurringWords:
             if any(parameter is self._weight for parameter in group["params"]):
                 self._decay *= 1 - group["lr"] * group["weight_decay"]
 
-    def _looked_up_only(self, model: nn.Module, road: Road, split: str, rows: TokenisedRows) -> bool:
+    def _is_lookup_only(self, model: nn.Module, execution: Execution, split: str, rows: TokenizedExamples) -> bool:
         """Whether the model, with this table, gives a few rows the logits that it gives them with its own."""
-        few = road.inputs(split, probe_rows(rows))
+        few = execution.inputs(split, probe_rows(rows))
         try:
             with probing(model):
-                expected = road.module(*few)
-                with self.alone():
-                    found = road.module(*few)
+                expected = execution.module(*few)
+                with self.active():
+                    logits = execution.module(*few)
         except Exception:  # whatever an architecture makes of a smaller table, the whole one is there
             return False
-        return difference(found, expected) <= TOLERANCE
+        return difference(logits, expected) <= TOLERANCE
 
 
 def word_embedding(model: nn.Module) -> nn.Embedding | None:
@@ -126,11 +128,11 @@ def word_embedding(model: nn.Module) -> nn.Embedding | None:
         return None
     if not isinstance(embedding, nn.Embedding) or not embedding.weight.requires_grad:
         return None
-    of_each_module = (parameter for module in model.modules() for parameter in module.parameters(recurse=False))
-    return embedding if sum(parameter is embedding.weight for parameter in of_each_module) == 1 else None
+    parameters = (parameter for module in model.modules() for parameter in module.parameters(recurse=False))
+    return embedding if sum(parameter is embedding.weight for parameter in parameters) == 1 else None
 
 
-def _occurring(rows: TokenisedRows, embedding: nn.Embedding) -> NDArray[np.int64]:
+def _occurring(rows: TokenizedExamples, embedding: nn.Embedding) -> NDArray[np.int64]:
     """The ids of the words that occur, ascending, with those that stand for padding."""
     occurs = np.zeros(len(embedding.weight), dtype=np.bool_)
     for start in range(0, len(rows.tokens), TOKENS_AT_ONCE):

@@ -1,11 +1,11 @@
-"""The cut between a classifier's frozen trunk and its trained top, and each side run without the other.
+"""The split point between a classifier's frozen trunk and its trained top, and each side run without the other.
 
 The trunk's output is a function of the row, as long as the trunk is in eval mode; the top run on it gives the logits
-of the whole model. Nothing here knows an architecture: the cut lies at the input of the first trained layer, or at the
-encoder's output, and both are reached from outside, by hooks. ``features.plan_features`` tells by trying whether
+of the whole model. Nothing here knows an architecture: the split point lies at the input of the first trained layer,
+or at the encoder's output, and both are reached from outside, by hooks. ``feature_plan.plan_features`` probes whether
 that holds.
 
-B rows, N tokens, H hidden width, C classes; states are (N, H) on the packed road and (B, T, H) on the padded one.
+B rows, N tokens, H hidden width, C classes; states are (N, H) packed and (B, T, H) padded.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from tailsweep.trainables.config.trial import Trains
+from tailsweep.trainables.config.trial import Trainable
 from tailsweep.trainables.errors import ModelError
 from tailsweep.trainables.execution.packed import Packer
 from tailsweep.trainables.execution.packing import Packing
@@ -27,7 +27,7 @@ TOLERANCE = 1e-6  # fp32, relative to the largest logit if that is above 1
 
 
 @dataclass(frozen=True)
-class Cut:
+class SplitPoint:
     """Where the trained top begins.
 
     ``pooled``: the vector the head reads; ``first_token``: the first token's last state, which a pooler reads;
@@ -39,28 +39,29 @@ class Cut:
 
     @property
     def per_token(self) -> bool:
+        """Whether all token states are kept, rather than one vector per row."""
         return self.kind == "tokens"
 
     def __str__(self) -> str:
         return f"tokens entering layer {self.layer + 1}" if self.per_token else f"{self.kind.replace('_', ' ')} vectors"
 
 
-def find_cut(model: nn.Module, trains: Trains) -> Cut | None:
-    """Where the top of ``trains`` begins; None where everything trains."""
-    if trains == "all":
+def find_split_point(model: nn.Module, trainable: Trainable) -> SplitPoint | None:
+    """Return where the top of ``trainable`` begins; None if everything trains."""
+    if trainable == "all":
         return None
-    if trains == "head":
-        return Cut("pooled")
-    if trains == "pooler":
-        return Cut("first_token")
-    return Cut("tokens", len(encoder_layers(cast(nn.Module, model.base_model))) - trains.top_layers)
+    if trainable == "head":
+        return SplitPoint("pooled")
+    if trainable == "pooler":
+        return SplitPoint("first_token")
+    return SplitPoint("tokens", len(encoder_layers(cast(nn.Module, model.base_model))) - trainable.top_layers)
 
 
-def trunk_outputs(model: nn.Module, cut: Cut, run: Callable[[], object]) -> Tensor:
-    """What the trunk gives while ``run`` calls the whole model; the call ends at the cut where it can.
+def trunk_outputs(model: nn.Module, split_point: SplitPoint, run: Callable[[], object]) -> Tensor:
+    """Return the trunk's outputs while ``run`` calls the whole model; the call ends at the split point if it can.
 
     Returns:
-        (B, H), or for a cut at tokens the states as they enter the layer, (1, N, H) or (B, T, H).
+        (B, H), or for a split point at tokens the states as they enter the layer, (1, N, H) or (B, T, H).
     """
     taken: list[Tensor] = []
 
@@ -68,38 +69,39 @@ def trunk_outputs(model: nn.Module, cut: Cut, run: Callable[[], object]) -> Tens
         taken.append(states)
         raise _Reached
 
-    if cut.per_token:
-        layer = encoder_layers(cast(nn.Module, model.base_model))[cut.layer]
+    if split_point.per_token:
+        layer = encoder_layers(cast(nn.Module, model.base_model))[split_point.layer]
         hook = layer.register_forward_pre_hook(lambda _, given, named: take(_states(given, named)), with_kwargs=True)
-    elif cut.kind == "pooled" and isinstance(model, PooledClassifier):
+    elif split_point.kind == "pooled" and isinstance(model, PooledClassifier):
         hook = model.dropout.register_forward_pre_hook(lambda _, given: take(given[0]))
     else:
         encoder = cast(nn.Module, model.base_model)
-        hook = encoder.register_forward_hook(lambda _, __, output: take(_vector(output, cut)))
+        hook = encoder.register_forward_hook(lambda _, __, output: take(_vector(output, split_point)))
     try:
         run()
     except _Reached:
         return taken[0]
     finally:
         hook.remove()
-    raise ModelError(f"the cut at {cut} is not reached")
+    raise ModelError(f"the split point at {split_point} is not reached")
 
 
 class VectorTop(nn.Module):
     """The top on one vector per row: vectors (B, H) -> logits (B, C)."""
 
-    def __init__(self, model: nn.Module, cut: Cut) -> None:
+    def __init__(self, model: nn.Module, split_point: SplitPoint) -> None:
         super().__init__()
         self.model = model
-        self.cut = cut
+        self.split_point = split_point
         self.has_pooler = getattr(model.base_model, "pooler", None) is not None
 
     def forward(self, vectors: Tensor) -> Tensor:
-        if self.cut.kind == "pooled" and isinstance(self.model, PooledClassifier):
+        """Return the logits (B, C) of vectors (B, H)."""
+        if self.split_point.kind == "pooled" and isinstance(self.model, PooledClassifier):
             return self.model.classify(vectors)
         states = vectors[:, None]
         encoder = cast(nn.Module, self.model.base_model)
-        if self.cut.kind == "first_token" and self.has_pooler:
+        if self.split_point.kind == "first_token" and self.has_pooler:
             # The encoder runs its own pooler on what its stack of layers is made to give.
             replaced = _giving(layer_stack(self.model), BaseModelOutputWithPastAndCrossAttentions(states))
         else:
@@ -110,15 +112,15 @@ class VectorTop(nn.Module):
 
 
 class TokenTop(nn.Module):
-    """The top on token states: the layers below the cut are left out, and the first that trains is given the states."""
+    """The top on token states, without the layers below the split point: states -> logits (B, C)."""
 
-    def __init__(self, model: nn.Module, cut: Cut) -> None:
+    def __init__(self, model: nn.Module, split_point: SplitPoint) -> None:
         super().__init__()
         self.model = model
         self.packer = Packer(model)
         encoder = cast(nn.Module, model.base_model)
         layers = encoder_layers(encoder)
-        self._below = (layers, layers[cut.layer :])  # in a tuple: not to be found as modules of ours
+        self._below = (layers, layers[split_point.layer :])  # in a tuple: not to be found as modules of ours
         owners = ((o, name) for o in encoder.modules() for name, child in o.named_children() if child is layers)
         self._owner = next(owners)
 
@@ -154,7 +156,7 @@ class TokenTop(nn.Module):
 
 
 class _Reached(Exception):
-    """The cut has been reached; the rest of the model need not run."""
+    """The split point has been reached; the rest of the model need not run."""
 
 
 def _states(given: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
@@ -167,9 +169,9 @@ def _with_states(given: tuple[Any, ...], named: dict[str, Any], states: Tensor) 
     return ((states, *given[1:]), named) if given else (given, named | {"hidden_states": states})
 
 
-def _vector(output: Any, cut: Cut) -> Tensor:
+def _vector(output: Any, split_point: SplitPoint) -> Tensor:
     """What the head (or its pooler) reads of the encoder's output."""
-    pooled = output.get("pooler_output") if cut.kind == "pooled" else None
+    pooled = output.get("pooler_output") if split_point.kind == "pooled" else None
     vector: Tensor = output["last_hidden_state"][:, 0] if pooled is None else pooled
     return vector
 

@@ -16,14 +16,14 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tailsweep.trainables.config.trial import HeadConfig, ModelConfig, Trains
-from tailsweep.trainables.errors import ModelError
+from tailsweep.trainables.config.trial import HeadConfig, ModelConfig, Trainable
+from tailsweep.trainables.errors import ModelError, describe_error
 from tailsweep.trainables.models.hub import MORE_THAN_TENSORS, _model_errors, quiet_transformers, resolve
 from tailsweep.trainables.models.layers import depths, set_trainable
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-HEAD_FILE = "tailsweep_head.json"  # in the folder of a PooledClassifier, beside model.safetensors
+HEAD_FILE = "tailsweep_head.json"  # in the folder of a PooledClassifier, next to model.safetensors
 
 
 class PooledClassifier(nn.Module):
@@ -61,10 +61,10 @@ class PooledClassifier(nn.Module):
         return self.encoder
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **of_encoder: Any
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **encoder_inputs: Any
     ) -> SequenceClassifierOutput:
         """Without a mask every token is real; further arguments are the encoder's."""
-        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **of_encoder)
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **encoder_inputs)
         if self.pooling == "pooler":
             pooled = output.pooler_output
         elif self.pooling == "cls":
@@ -109,18 +109,18 @@ def build_classifier(config: ModelConfig, label_names: tuple[str, ...], seed: in
     return PooledClassifier(encoder, config.head, len(label_names))
 
 
-def check_model(config: ModelConfig, trains: Mapping[str, Trains], decayed: Collection[str] = ()) -> nn.Module:
+def check_model(config: ModelConfig, trainable: Mapping[str, Trainable], decayed: Collection[str] = ()) -> nn.Module:
     """Raise :class:`ModelError` for a model that cannot be loaded, or cannot train what the named settings ask for.
 
     ``decayed`` names those whose learning rate decays from layer to layer. Loads the model whole: that it has no
-    weights, say, should not be told by every candidate's failure. Returns it, with a head for two classes.
+    weights, say, should not first appear as the failure of every trial. Returns it, with a head for two classes.
     """
     model = build_classifier(config, ("first", "second"), seed=0)
-    for name, setting in trains.items():
+    for name, setting in trainable.items():
         try:
             set_trainable(model, setting)
         except ModelError as error:
-            raise ModelError(f"{name}.trains: {error}") from None
+            raise ModelError(f"{name}.trainable: {error}") from None
     for name in decayed:
         try:
             depths(model)
@@ -170,10 +170,8 @@ def load_classifier(folder: str | Path) -> tuple[nn.Module, Any]:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
         if isinstance(error, ModelError):
             raise
-        cause = str(error).strip().splitlines() or [type(error).__name__]
-        if isinstance(error, UnpicklingError):
-            cause = [MORE_THAN_TENSORS]
-        raise ModelError(f'the model in "{folder}" cannot be opened: {cause[0]}') from error
+        cause = MORE_THAN_TENSORS if isinstance(error, UnpicklingError) else describe_error(error)
+        raise ModelError(f'the model in "{folder}" cannot be opened: {cause}') from error
 
 
 def _open_classifier(folder: Path) -> tuple[nn.Module, Any]:

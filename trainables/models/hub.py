@@ -1,6 +1,5 @@
 """Resolve a model's name to a local folder or a hub model, and report loading errors."""
 
-import hashlib
 import importlib.util
 import os
 from functools import lru_cache
@@ -9,7 +8,8 @@ from pickle import UnpicklingError
 
 import transformers
 from safetensors import SafetensorError
-from tailsweep.trainables.errors import ModelError
+from tailsweep.trainables.errors import ModelError, describe_error
+from tailsweep.trainables.storage.checksums import file_sha256
 
 # The third-party package of the `demo` extra carries these weights, so that a first sweep needs no hub.
 PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -45,13 +45,12 @@ def resolve(name: str) -> str:
 
 @lru_cache
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """Of a file as it is now; size and time are there to be part of the cache's key."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a file; its size and time are only part of the key of the memo."""
+    return file_sha256(path)
 
 
 class quiet_transformers:
-    """No progress bars and no list of freshly initialised weights: a fresh head is what fine-tuning means."""
+    """No progress bars and no list of freshly initialized weights: a fresh head is what fine-tuning means."""
 
     def __enter__(self) -> None:
         self.verbosity = transformers.logging.get_verbosity()
@@ -76,16 +75,16 @@ class _model_errors:
         kinds = OSError | ValueError | KeyError | SafetensorError | UnpicklingError
         if isinstance(error, ModelError) or not isinstance(error, kinds):
             return
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cause = describe_error(error)
         offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
-        remedy = (
+        hint = (
             "HF_HUB_OFFLINE is set, so that only folders, packaged weights and the hub's local cache can be used"
             if offline
             else "it must be a folder with config.json and weights, or a name on the hub that this machine can reach"
         )
         if "trust_remote_code" in str(error):
             cause = "it brings Python code of its own, which is not run unless you trust it"
-            remedy = "having read that code, say model: {trust_remote_code: true}, or choose another model"
+            hint = "having read that code, say model: {trust_remote_code: true}, or choose another model"
         if isinstance(error, UnpicklingError):
             cause = MORE_THAN_TENSORS
-        raise ModelError(f'model.name: cannot load "{self.name}": {cause}\n    {remedy}') from error
+        raise ModelError(f'model.name: cannot load "{self.name}": {cause}\n    {hint}') from error

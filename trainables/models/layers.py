@@ -2,12 +2,12 @@
 
 from typing import Any, cast
 
-from tailsweep.trainables.config.trial import Trains
+from tailsweep.trainables.config.trial import Trainable
 from tailsweep.trainables.errors import ModelError
 from torch import nn
 
 
-def set_trainable(model: nn.Module, trains: Trains) -> None:
+def set_trainable(model: nn.Module, trainable: Trainable) -> None:
     """Set ``requires_grad`` of every parameter to what a stage trains.
 
     Raises:
@@ -17,19 +17,19 @@ def set_trainable(model: nn.Module, trains: Trains) -> None:
     pooler = _pooler(model)
     inside = {id(p) for p in encoder.parameters()} | {id(p) for p in pooler.parameters()}
     head = [p for p in model.parameters() if id(p) not in inside]
-    if trains == "all":
+    if trainable == "all":
         chosen = list(model.parameters())
-    elif trains == "head":
+    elif trainable == "head":
         chosen = head
-    elif trains == "pooler":
+    elif trainable == "pooler":
         if not any(True for _ in pooler.parameters()):
             raise ModelError(f"{type(model).__name__} has no pooler that its head reads: use head or {{top_layers: k}}")
         chosen = [*head, *pooler.parameters()]
     else:
         layers = encoder_layers(encoder)
-        if trains.top_layers > len(layers):
-            raise ModelError(f"top_layers is {trains.top_layers}, but the encoder has {len(layers)} layers")
-        chosen = [*head, *pooler.parameters(), *layers[-trains.top_layers :].parameters()]
+        if trainable.top_layers > len(layers):
+            raise ModelError(f"top_layers is {trainable.top_layers}, but the encoder has {len(layers)} layers")
+        chosen = [*head, *pooler.parameters(), *layers[-trainable.top_layers :].parameters()]
     training = {id(p) for p in chosen}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in training)
@@ -53,14 +53,16 @@ def depths(model: nn.Module) -> dict[str, int]:
             f"{type(encoder).__name__} has no list of layers with weights of their own, so that none can have a "
             "learning rate of its own: leave layer_decay out, or say 1"
         ) from None
-    of_layers = [{id(p) for p in layer.parameters()} for layer in layers]
-    of_layer = {
-        parameter: len(layers) - number for number, ids in reversed([*enumerate(of_layers)]) for parameter in ids
+    parameters_by_layer = [{id(p) for p in layer.parameters()} for layer in layers]
+    depth_by_parameter = {
+        parameter: len(layers) - number
+        for number, ids in reversed([*enumerate(parameters_by_layer)])
+        for parameter in ids
     }
-    of_encoder = {id(p) for p in encoder.parameters()} - {id(p) for p in _pooler(model).parameters()}
+    encoder_parameters = {id(p) for p in encoder.parameters()} - {id(p) for p in _pooler(model).parameters()}
     below = len(layers) + 1
     return {
-        name: of_layer.get(id(parameter), below) if id(parameter) in of_encoder else 0
+        name: depth_by_parameter.get(id(parameter), below) if id(parameter) in encoder_parameters else 0
         for name, parameter in model.named_parameters()
     }
 
@@ -77,7 +79,7 @@ def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
             return module
     raise ModelError(
         f"{type(encoder).__name__} has no list of {num_layers} layers with weights of their own, so that a top layer "
-        "cannot be told from the others: use head, pooler or all"
+        "cannot be told apart from the others: use head, pooler or all"
     )
 
 
@@ -111,6 +113,6 @@ def _eval_where_frozen(module: nn.Module) -> None:
 
 
 def _pooler(model: nn.Module) -> nn.Module:
-    """The pooler the head reads, inside the encoder (BERT) or beside it (DeBERTa-v2); empty where there is none."""
+    """The pooler the head reads, inside the encoder (BERT) or next to it (DeBERTa-v2); empty where there is none."""
     pooler = getattr(model.base_model, "pooler", None) or getattr(model, "pooler", None)
     return pooler if isinstance(pooler, nn.Module) else nn.ModuleList()

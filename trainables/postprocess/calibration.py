@@ -43,10 +43,10 @@ def fitted_temperature(logits: Floats, labels: NDArray[np.int64]) -> float:
         return 1.0
     # Convex in 1 / T, so that there is one minimum, over log T too.
     edge = np.log(MOST)
-    found = minimize_scalar(
+    optimum = minimize_scalar(
         lambda log_t: negative_log_likelihood(logits * np.exp(-log_t), labels),
         bounds=(-edge, edge),
         method="bounded",
         options={"xatol": 1e-9},
     )
-    return 1.0 if abs(found.x) > edge - 0.01 else float(np.exp(found.x))
+    return 1.0 if abs(optimum.x) > edge - 0.01 else float(np.exp(optimum.x))

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from tailsweep.trainables.data.tokenized import TokenisedRows
+from tailsweep.trainables.data.tokenized import TokenizedExamples
 from tailsweep.trainables.errors import ModelError
-from tailsweep.trainables.execution.backends import Road
+from tailsweep.trainables.execution.backends import Execution
 from tailsweep.trainables.execution.probe import TOLERANCE, difference, probe_rows, probing
 from torch import Tensor, nn
 
 
-def last_layer(model: nn.Module, rows: TokenisedRows, device: torch.device) -> tuple[str, nn.Linear]:
+def last_layer(model: nn.Module, rows: TokenizedExamples, device: torch.device) -> tuple[str, nn.Linear]:
     """The layer and its name in the model, which is on ``device``.
 
     Args:
@@ -39,7 +39,7 @@ def last_layer(model: nn.Module, rows: TokenisedRows, device: torch.device) -> t
     try:
         with probing(model):
             logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
-            found = [
+            matches = [
                 name
                 for name, inputs in given.items()
                 if inputs.shape[:-1] == logits.shape[:-1]
@@ -49,25 +49,27 @@ def last_layer(model: nn.Module, rows: TokenisedRows, device: torch.device) -> t
     finally:
         for hook in hooks:
             hook.remove()
-    if len(found) != 1 or linear[found[0]].bias is None:
-        what = "has no bias" if len(found) == 1 else "cannot be told" if found else "is not a linear layer"
+    if len(matches) != 1 or linear[matches[0]].bias is None:
+        problem = "is not unique" if matches else "is not a linear layer"
+        if len(matches) == 1:
+            problem = "has no bias"
         raise ModelError(
-            f"finish: what gives the logits of {type(model).__name__} {what}, so that nothing can be written into it: "
-            "leave finish out, or use a head of ours, model.head: {pooling: mean}"
+            f"postprocess: the layer that gives the logits of {type(model).__name__} {problem}, so that nothing can be "
+            "written into it: leave postprocess out, or use a head of ours, model.head: {pooling: mean}"
         )
-    return found[0], linear[found[0]]
+    return matches[0], linear[matches[0]]
 
 
-def layer_inputs(layer: nn.Linear, road: Road, split: str, num_rows: int) -> NDArray[np.float32]:
+def layer_inputs(layer: nn.Linear, execution: Execution, split: str, num_rows: int) -> NDArray[np.float32]:
     """What the layer is given for every row of a split, in eval mode: (n, H)."""
     inputs = np.empty((num_rows, layer.in_features), np.float32)
     taken: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, arguments: taken.append(arguments[0]))
     try:
-        road.module.eval()
+        execution.module.eval()
         with torch.inference_mode():
-            for batch in road.evaluation_batches(split):
-                road.module(*road.inputs(split, batch))
+            for batch in execution.evaluation_batches(split):
+                execution.module(*execution.inputs(split, batch))
                 inputs[batch] = taken.pop().float().cpu().numpy()
     finally:
         hook.remove()

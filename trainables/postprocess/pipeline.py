@@ -2,13 +2,13 @@
 fitted. Everything is affine in the logits, so that it ends up in the weights and bias of the last layer, where any
 reader of the model applies it without knowing.
 
-The order is fixed. First the classifier (``rebalancing.py``). Then the decision (``decision.py``), which shifts the
+The order is fixed. First the classifier (``rebalancing.py``). Then the decision (``thresholds.py``), which shifts the
 classes' logits. Last the temperature (``calibration.py``): it changes no decision, and the probabilities it is fitted
 to are those that the model will give. After a shift these are the probabilities of a model whose classes were
 reweighted, and one temperature can only make the confidence in what is said right on average; for probabilities as
 right as they can be, leave the decision out.
 
-The validation rows chose the candidate, and the fits here use them again: scores on them are too good afterwards.
+The validation rows chose the trial, and the fits here use them again: scores on them are too good afterwards.
 """
 
 import json
@@ -24,30 +24,38 @@ from safetensors.torch import save_file
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.postprocess import (
     ClassifierRetraining,
-    FinishConfig,
     LearnableWeightScaling,
+    PostprocessConfig,
     TauNormalisation,
     Thresholds,
 )
 from tailsweep.trainables.data.tokenized import PreparedData
-from tailsweep.trainables.execution.backends import live_road
+from tailsweep.trainables.execution.backends import live_execution
 from tailsweep.trainables.postprocess.calibration import (
     expected_calibration_error,
     fitted_temperature,
     negative_log_likelihood,
 )
 from tailsweep.trainables.postprocess.last_layer import last_layer, layer_inputs
-from tailsweep.trainables.postprocess.rebalancing import Layer, learned_scales, retrained, tau_normalised
+from tailsweep.trainables.postprocess.rebalancing import (
+    Layer,
+    TrainingSettings,
+    learned_scales,
+    retrained,
+    tau_normalised,
+)
 from tailsweep.trainables.postprocess.thresholds import Score, adjustment, chosen_tau, counts_of, fitted_thresholds
 from tailsweep.trainables.training import metrics
 from torch import Tensor, nn
 
-FINISH_FILE = "finish.json"
+POSTPROCESS_FILE = "finish.json"
 BEFORE_FILE = "before_finish.safetensors"  # the last layer as it was trained
 
 
 @dataclass(frozen=True)
 class Step:
+    """One step of the postprocessing, with the validation scores on both sides of it."""
+
     kind: str  # crt, tau_normalisation, lws, thresholds, logit_adjustment or temperature
     fitted: dict[str, Any]  # values, by class where there is one for each
     before: Mapping[str, float]  # validation metric, loss and ECE
@@ -67,7 +75,9 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Finished:
+class Postprocessed:
+    """What was done to a classifier's last layer."""
+
     layer: str  # its name in the model
     before: dict[str, Tensor]  # its weight and bias as trained
     steps: tuple[Step, ...]
@@ -80,18 +90,18 @@ class Finished:
         ]
 
     def write(self, folder: Path) -> None:
-        """Beside the model: what was fitted, and the layer that it can be undone with."""
+        """Next to the model: what was fitted, and the layer that it can be undone with."""
         content = {"layer": self.layer, "as_trained": BEFORE_FILE, "steps": self.dump()}
-        (folder / FINISH_FILE).write_text(
+        (folder / POSTPROCESS_FILE).write_text(
             json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
         )
         save_file(self.before, folder / BEFORE_FILE)
 
 
-def finish_classifier(
-    model: nn.Module, data: PreparedData, config: FinishConfig, metric: str, seed: int, device: torch.device
-) -> Finished:
-    """Do to the model, which is on ``device``, what ``config`` asks for; test rows are not looked at.
+def postprocess_classifier(
+    model: nn.Module, data: PreparedData, config: PostprocessConfig, metric: str, seed: int, device: torch.device
+) -> Postprocessed:
+    """Rebalance and calibrate the model, which is on ``device``, as ``config`` asks; test rows are not used.
 
     Args:
         metric: the sweep's, e.g. ``validation/macro_f1``: what thresholds and ``tau: auto`` are fitted to raise.
@@ -102,8 +112,8 @@ def finish_classifier(
     """
     name, linear = last_layer(model, data.train, device)
     before = {key: value.detach().cpu().clone() for key, value in linear.named_parameters()}
-    road = live_road(model, data, device, "fp32")
-    inputs = layer_inputs(linear, road, report_keys.VALIDATION, len(data.validation))
+    execution = live_execution(model, data, device, "fp32")
+    inputs = layer_inputs(linear, execution, report_keys.VALIDATION, len(data.validation))
     rows = _ValidationRows(inputs, data.validation.labels, data.class_counts, metric)
     layer = Layer(*(before[key].double().numpy() for key in ("weight", "bias")))
     steps = []
@@ -119,19 +129,19 @@ def finish_classifier(
     if isinstance(config.classifier, TauNormalisation):
         as_trained = layer
         tau = chosen_tau(
-            config.classifier.tau, lambda one: tau_normalised(as_trained, one).logits(inputs), rows.labels, rows.score
+            config.classifier.tau, lambda tau: tau_normalised(as_trained, tau).logits(inputs), rows.labels, rows.score
         )
         take(config.classifier.kind, tau_normalised(layer, tau), {"tau": tau})
     elif config.classifier is not None:
-        train_inputs = layer_inputs(linear, road, report_keys.TRAIN, len(data.train))
+        train_inputs = layer_inputs(linear, execution, report_keys.TRAIN, len(data.train))
         labels = np.array(data.train.labels)  # torch wants to own what it is given
-        settings = config.classifier.model_dump(exclude={"kind"}) | {"seed": seed}
+        settings = TrainingSettings(**config.classifier.model_dump(exclude={"kind"}), seed=seed)
         if isinstance(config.classifier, LearnableWeightScaling):
-            scales = learned_scales(layer.logits(train_inputs), labels, **settings)
+            scales = learned_scales(layer.logits(train_inputs), labels, settings)
             take(config.classifier.kind, layer.scaled(scales), {"scales": by_class(scales)})
         else:
             assert isinstance(config.classifier, ClassifierRetraining)
-            take(config.classifier.kind, retrained(train_inputs, labels, len(data.class_counts), **settings), {})
+            take(config.classifier.kind, retrained(train_inputs, labels, len(data.class_counts), settings), {})
 
     logits = layer.logits(inputs)
     if isinstance(config.decision, Thresholds):
@@ -140,7 +150,7 @@ def finish_classifier(
         take(config.decision.kind, layer.shifted(-np.log(thresholds)), fitted)
     elif config.decision is not None:
         tau = chosen_tau(
-            config.decision.tau, lambda one: logits + adjustment(data.class_counts, one), rows.labels, rows.score
+            config.decision.tau, lambda tau: logits + adjustment(data.class_counts, tau), rows.labels, rows.score
         )
         shift = adjustment(data.class_counts, tau)
         take(config.decision.kind, layer.shifted(shift), {"tau": tau, "shift": by_class(shift)})
@@ -152,7 +162,7 @@ def finish_classifier(
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(layer.weight))
         linear.bias.copy_(torch.from_numpy(layer.bias))
-    return Finished(name, before, tuple(steps))
+    return Postprocessed(name, before, tuple(steps))
 
 
 _LOSS = report_keys.on_split(report_keys.VALIDATION, report_keys.LOSS)
@@ -169,11 +179,11 @@ class _ValidationRows:
     def score(self) -> Score:
         name = self.metric.removeprefix(f"{report_keys.VALIDATION}/")
 
-        def of(counts: NDArray[np.int64]) -> float:
+        def score(counts: NDArray[np.int64]) -> float:
             value = metrics.score(name, counts, self.class_counts)
             return 0.0 if value is None else value  # None: too few of the rows to tell one decision from another
 
-        return of
+        return score
 
     def measured(self, layer: Layer) -> dict[str, float]:
         logits = layer.logits(self.inputs)

@@ -1,13 +1,14 @@
 """The decoupled classifiers of Kang et al. 2020 (arXiv 1910.09217): a last linear layer made fair to the rare classes.
 
 All take the layer as it was trained, and the inputs it is given, and return another layer; the rest of the model is
-as it was. Validation rows are not looked at here: the trained ones stop where their epochs end.
+as it was. Validation rows are not used here: training stops after the given epochs.
 
 n rows, H width of the layer's input, C classes.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -41,25 +42,28 @@ class Layer(NamedTuple):
         return Layer(self.weight, self.bias + shift)
 
 
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a classifier is trained on the fixed outputs of the rest of the model."""
+
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    seed: int  # of the first values, and of the rows' order
+
+
 def retrained(
-    inputs: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    num_classes: int,
-    *,
-    learning_rate: float,
-    epochs: int,
-    batch_size: int,
-    seed: int,
+    inputs: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int, settings: TrainingSettings
 ) -> Layer:
     """cRT: a layer drawn anew and trained on class-balanced rows with cross-entropy.
 
     Args:
         inputs: (n, H) of the training rows.
         labels: (n,) in [0, C).
-        seed: of the first values, which are those of ``nn.Linear``, and of the rows' order.
+        settings: its seed draws the first values, distributed as those of ``nn.Linear``.
     """
     width = inputs.shape[1]
-    generator, bound = torch.Generator().manual_seed(seed), width**-0.5
+    generator, bound = torch.Generator().manual_seed(settings.seed), width**-0.5
     weight = nn.Parameter(torch.empty(num_classes, width).uniform_(-bound, bound, generator=generator))
     bias = nn.Parameter(torch.empty(num_classes).uniform_(-bound, bound, generator=generator))
     vectors = torch.from_numpy(inputs)
@@ -67,13 +71,11 @@ def retrained(
     def logits(rows: NDArray[np.int64]) -> Tensor:
         return F.linear(vectors[rows], weight, bias)
 
-    _train([weight, bias], logits, labels, learning_rate, epochs, batch_size, seed)
+    _train([weight, bias], logits, labels, settings)
     return Layer(weight.detach().double().numpy(), bias.detach().double().numpy())
 
 
-def learned_scales(
-    logits: Floats, labels: NDArray[np.int64], *, learning_rate: float, epochs: int, batch_size: int, seed: int
-) -> Floats:
+def learned_scales(logits: Floats, labels: NDArray[np.int64], settings: TrainingSettings) -> Floats:
     """LWS: one factor per class on the logits, bias included as in the authors' code, from 1 on; (C,).
 
     Args:
@@ -85,7 +87,7 @@ def learned_scales(
     def scaled(rows: NDArray[np.int64]) -> Tensor:
         return fixed[rows] * scales
 
-    _train([scales], scaled, labels, learning_rate, epochs, batch_size, seed)
+    _train([scales], scaled, labels, settings)
     return scales.detach().double().numpy()
 
 
@@ -99,17 +101,14 @@ def _train(
     parameters: list[nn.Parameter],
     logits: Callable[[NDArray[np.int64]], Tensor],
     labels: NDArray[np.int64],
-    learning_rate: float,
-    epochs: int,
-    batch_size: int,
-    seed: int,
+    settings: TrainingSettings,
 ) -> None:
     """As a stage trains on ``class_balanced`` rows: AdamW without decay, falling linearly to 0."""
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
-    schedule = LinearSchedule(learning_rate, epochs * math.ceil(len(labels) / batch_size))
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    schedule = LinearSchedule(settings.learning_rate, settings.epochs * math.ceil(len(labels) / settings.batch_size))
     step = 0
-    for epoch in range(epochs):
-        for rows in steps(epoch_rows("class_balanced", labels, seed, epoch), batch_size):
+    for epoch in range(settings.epochs):
+        for rows in steps(epoch_rows("class_balanced", labels, settings.seed, epoch), settings.batch_size):
             for group in optimizer.param_groups:
                 group["lr"] = schedule(step)
             loss = F.cross_entropy(logits(rows), torch.from_numpy(labels[rows]))

@@ -37,7 +37,7 @@ def chosen_tau(
     """``tau`` itself, or for ``auto`` the one of the grid whose logits score best; of equals the smallest."""
     if tau != "auto":
         return tau
-    return max(TAUS, key=lambda one: _rounded(score(counts_of(logits_at(one), labels))))
+    return max(TAUS, key=lambda grid_tau: _rounded(score(counts_of(logits_at(grid_tau), labels))))
 
 
 def adjustment(class_counts: NDArray[np.int64], tau: float) -> Floats:
@@ -106,29 +106,29 @@ def _best_shift(
     needed = others.max(axis=1) - logits[:, label]  # a row is said to be of the class if its shift is above this
     order = np.argsort(needed, kind="stable")
     needed, rivals, true = needed[order], rivals[order], labels[order]
-    # Cut k: the first k rows are said to be of the class, all others are their rivals'.
-    cuts = np.concatenate([[0], 1 + np.flatnonzero(np.diff(needed) > MIN_GAP), [len(needed)]])
-    if len(cuts) > MAX_CUTS:
-        cuts = cuts[np.linspace(0, len(cuts) - 1, MAX_CUTS).round().astype(np.int64)]
+    # Number k: the first k rows are predicted to be of the class, all others to be their rivals'.
+    sizes = np.concatenate([[0], 1 + np.flatnonzero(np.diff(needed) > MIN_GAP), [len(needed)]])
+    if len(sizes) > MAX_CUTS:
+        sizes = sizes[np.linspace(0, len(sizes) - 1, MAX_CUTS).round().astype(np.int64)]
     counts = _counts(true, rivals, num_classes)
-    found = (best, 0.0, float(shift[label]))  # score, minus the distance to no change, shift
+    best_place = (best, 0.0, float(shift[label]))  # score, minus the distance to no change, shift
     done = 0
-    for cut in cuts.tolist():
-        part = slice(done, cut)
-        counts += _counts(true[part], np.full(cut - done, label), num_classes)
+    for size in sizes.tolist():
+        part = slice(done, size)
+        counts += _counts(true[part], np.full(size - done, label), num_classes)
         counts -= _counts(true[part], rivals[part], num_classes)
-        done = cut
+        done = size
         reached = _rounded(score(counts))
         if reached > best:
-            place = _nearest_to_zero(needed, cut)
-            found = max(found, (reached, -abs(place), place))
-    return found[2], found[0]
+            place = _nearest_to_zero(needed, size)
+            best_place = max(best_place, (reached, -abs(place), place))
+    return best_place[2], best_place[0]
 
 
-def _nearest_to_zero(needed: Floats, cut: int) -> float:
-    """A shift that takes exactly the first ``cut`` rows: 0 where that does, else midway between two rows."""
-    low = needed[cut - 1] if cut > 0 else needed[0] - 2.0
-    high = needed[cut] if cut < len(needed) else needed[-1] + 2.0
+def _nearest_to_zero(needed: Floats, size: int) -> float:
+    """A shift that takes exactly the first ``size`` rows: 0 where that does, else midway between two rows."""
+    low = needed[size - 1] if size > 0 else needed[0] - 2.0
+    high = needed[size] if size < len(needed) else needed[-1] + 2.0
     if low + MIN_GAP / 2 < 0 < high - MIN_GAP / 2:
         return 0.0
     return float(low + high) / 2

@@ -1,4 +1,4 @@
-"""A file's checksum, XXH3: not cryptographic, it guards against damage, at the speed of reading."""
+"""Checksums of files: XXH3 against damage, SHA-256 for identity."""
 
 import hashlib
 from pathlib import Path
@@ -7,6 +7,7 @@ import xxhash
 
 
 def checksum_of(path: Path) -> str:
+    """Return the XXH3 of a file: not cryptographic, but as fast as reading."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while piece := file.read(1 << 22):
@@ -15,5 +16,6 @@ def checksum_of(path: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

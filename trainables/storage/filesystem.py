@@ -1,4 +1,4 @@
-"""Where a location leads: a local folder or anything pyarrow opens by URI. And what to do when it refuses."""
+"""Locations: local folders, and everything that pyarrow opens by URI."""
 
 import re
 from pathlib import Path
@@ -10,10 +10,11 @@ GCS_RETRIES_S = 20  # of one request, where the URI does not say; pyarrow's own 
 
 
 def open_location(location: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of ``location`` and the path in it. A local path may hold any character, ``#`` and spaces too.
+    """Return the filesystem of ``location`` and the path in it. A local path may contain ``#`` and spaces.
 
     Raises:
-        ValueError, OSError: pyarrow knows no such scheme, or cannot reach it.
+        ValueError: pyarrow does not know the scheme, or the URI is malformed.
+        OSError: pyarrow cannot reach the location.
     """
     if "://" in location:
         _check_uri(location)
@@ -25,42 +26,43 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str]:
 
 
 def soon_refused(location: str) -> str:
-    """``location`` for who wants to know soon, where pyarrow would ask for a quarter of an hour. The same place."""
+    """Return the same location with a short limit on retries: pyarrow's own for GCS is a quarter of an hour."""
     if not re.match(r"gc?s://", location) or "retry_limit_seconds=" in location:
         return location
     return f"{location}{'&' if '?' in location else '?'}retry_limit_seconds={GCS_RETRIES_S}"
 
 
 def join_location(location: str, relative: str) -> str:
-    """What lies at ``relative`` below a folder or URI; a URI's query stays behind its path."""
+    """Return the location of ``relative`` below a folder or URI; a URI's query stays behind its path."""
     path, query = _parted(location)
     return f"{path}/{quote(relative) if '://' in location else relative}{query}"
 
 
 def parent_location(location: str) -> str:
-    """The folder or URI that another one lies in."""
+    """Return the folder or URI that contains ``location``."""
     path, query = _parted(location)
     return path.rpartition("/")[0] + query
 
 
 def without_trailing_slash(location: str) -> str:
+    """Return ``location`` without slashes at the end of its path."""
     return "".join(_parted(location))
 
 
-def copy_here(filesystem: pafs.FileSystem, path: str, folder: Path) -> None:
-    """Copy all below ``path`` into a local folder; one of its name in it is overwritten."""
+def download(filesystem: pafs.FileSystem, path: str, folder: Path) -> None:
+    """Copy everything below ``path`` into a local folder; files of the same name are overwritten."""
     folder.mkdir(parents=True, exist_ok=True)
     pafs.copy_files(path, str(folder), source_filesystem=filesystem)
 
 
-def copy_there(folder: Path, filesystem: pafs.FileSystem, path: str) -> None:
-    """Copy all in a local folder to below ``path``."""
+def upload(folder: Path, filesystem: pafs.FileSystem, path: str) -> None:
+    """Copy everything in a local folder to below ``path``."""
     # By one thread: with several, uploads to S3 may wait for each other for ever (apache/arrow#32372).
     pafs.copy_files(str(folder), path, destination_filesystem=filesystem, use_threads=False)
 
 
 def _parted(location: str) -> tuple[str, str]:
-    """Its path, without slashes at the end, and its query with the question mark, of a URI that has one."""
+    """Return the path without slashes at its end, and a URI's query with its question mark, or ""."""
     scheme, is_uri, rest = location.partition("://")
     if not is_uri:
         return location.rstrip("/"), ""
@@ -69,7 +71,7 @@ def _parted(location: str) -> tuple[str, str]:
 
 
 def _check_uri(location: str) -> None:
-    """Refuse what pyarrow takes, but for another place than Ray does, or than was meant."""
+    """Reject URIs that pyarrow accepts but reads differently than Ray does, or than the user means."""
     path = _parted(location)[0].partition("://")[2]
     if "#" in location:
         raise ValueError('a "#" would end the URI: write %23')

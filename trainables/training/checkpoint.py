@@ -1,9 +1,9 @@
-"""What a checkpoint holds and where a trial goes on. One folder per report, JSON and safetensors, no pickle.
+"""Checkpoints of a trial: one folder per report, JSON and safetensors, no pickle.
 
 It holds the parameters that training has touched so far (in stage one the top only: the frozen trunk is the
-pretrained one), the optimiser's moments while its stage goes on, and every report made up to then, so that a report
-lost between worker and driver can be made again. Checksums show what was cut short or altered; of several
-checkpoints the newest that is whole is gone on from.
+pretrained one), the optimizer's moments while its stage continues, and every report made up to then, so that a report
+lost between worker and driver can be made again. Checksums show what was cut short or altered. A trial resumes from
+the newest checkpoint that is whole.
 """
 
 import json
@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.storage.checksums import checksum_of
-from tailsweep.trainables.storage.filesystem import copy_here, open_location
-from tailsweep.trainables.storage.retry import patiently
+from tailsweep.trainables.storage.filesystem import download, open_location
+from tailsweep.trainables.storage.retry import with_retries
 from tailsweep.trainables.training.runtime import Report
 from torch import Tensor, nn
 
@@ -40,6 +40,7 @@ class Progress:
 
     @property
     def name(self) -> str:
+        """The name of its checkpoint folder."""
         return checkpoint_name(self.stage, self.epoch)
 
 
@@ -56,7 +57,7 @@ def save_checkpoint(
 
     Args:
         trained: names of the parameters that some stage has trained so far.
-        optimizer: one that knows its parameters' names; they need not be the model's own (see ``vocabulary.py``).
+        optimizer: one that knows its parameters' names; not always the model's (see ``sparse_embeddings.py``).
             None at a stage's end, since the next stage starts with a fresh one.
     """
     parameters = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if name in trained}
@@ -75,7 +76,7 @@ def save_checkpoint(
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a checkpoint holds the very bytes that were written."""
+    """Return whether a checkpoint holds exactly the bytes that were written."""
     try:
         checksums = json.loads((folder / CHECKSUMS_FILE).read_text(encoding="utf-8"))
         return PROGRESS_FILE in checksums and all(
@@ -87,7 +88,7 @@ def is_whole(folder: Path) -> bool:
 
 @contextmanager
 def newest_checkpoint(locations: Sequence[str]) -> Iterator[tuple[Path | None, list[str]]]:
-    """Within it, the checkpoint to go on from, and the names of newer ones that are damaged.
+    """Find the checkpoint to resume from, and the names of newer ones that are damaged.
 
     Args:
         locations: folders or pyarrow URIs with a checkpoint per folder; an earlier one goes before a later one. They
@@ -97,20 +98,20 @@ def newest_checkpoint(locations: Sequence[str]) -> Iterator[tuple[Path | None, l
         A local folder, a copy where storage is not; None: there is no whole checkpoint.
 
     Raises:
-        StorageError: storage goes on refusing them.
+        StorageError: storage refuses them after all retries.
     """
     damaged: list[str] = []
     with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
         for location in locations:
             filesystem, path = open_location(location)
             selector = pafs.FileSelector(path, allow_not_found=True)
-            found = patiently(partial(filesystem.get_file_info, selector), location)
-            names = [info.base_name for info in found if info.base_name.startswith(report_keys.STAGES)]
+            entries = with_retries(partial(filesystem.get_file_info, selector), location)
+            names = [info.base_name for info in entries if info.base_name.startswith(report_keys.STAGES)]
             for name in sorted(names, key=_place, reverse=True):
                 folder = Path(path) / name
                 if not isinstance(filesystem, pafs.LocalFileSystem):
                     folder = Path(tempfile.mkdtemp(dir=temporary)) / name  # a parent's may have the same name
-                    patiently(partial(copy_here, filesystem, f"{path}/{name}", folder), location)
+                    with_retries(partial(download, filesystem, f"{path}/{name}", folder), location)
                 if is_whole(folder):
                     yield folder, damaged
                     return
@@ -119,6 +120,7 @@ def newest_checkpoint(locations: Sequence[str]) -> Iterator[tuple[Path | None, l
 
 
 def load_progress(folder: Path) -> Progress:
+    """Read how far the checkpoint's trial has come."""
     read = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
     return Progress(read["stage"], read["epoch"], tuple(read["reports"]))
 
@@ -135,7 +137,7 @@ def load_parameters(folder: Path, model: nn.Module) -> None:
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Put the checkpoint's moments into a fresh optimiser over parameters of the same names and shapes."""
+    """Put the checkpoint's moments into a fresh optimizer over parameters of the same names and shapes."""
     own = dict(_named(optimizer))
     for full_name, value in load_file(folder / OPTIMIZER_FILE).items():
         key, name = full_name.split("/", 1)
@@ -144,13 +146,13 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _place(name: str) -> tuple[int, float]:
-    """Of a checkpoint in the course of training, by its name."""
+    """Return the stage's index and the epoch that a checkpoint's name gives."""
     stage, epoch = name.split("_epoch_")
     return report_keys.STAGES.index(stage), float(epoch)
 
 
 def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
-    """Its parameters, with the names it was given them with."""
+    """Return the optimizer's parameters with their names."""
     return [
         (name, parameter)
         for group in optimizer.param_groups

@@ -22,7 +22,7 @@ def effective_number_weights(class_counts: np.ndarray, beta: float) -> np.ndarra
             Between classes with many more than 1 / (1 - beta) rows it makes no difference.
 
     Returns:
-        (C,) float64, normalised to sum to C.
+        (C,) float64, normalized to sum to C.
 
     Raises:
         ClassWithoutRows: its weight would be infinite.
@@ -31,7 +31,7 @@ def effective_number_weights(class_counts: np.ndarray, beta: float) -> np.ndarra
     _refuse_empty_classes(class_counts)
     if beta == 0:
         return np.ones(len(class_counts))
-    # 1 - beta^n without cancellation, which near beta = 1 would leave no digits. The factor 1 - beta normalises away.
+    # 1 - beta^n without cancellation, which near beta = 1 would leave no digits. The factor 1 - beta normalizes away.
     weights: np.ndarray = -1 / np.expm1(class_counts * np.log(beta))
     weights *= len(class_counts) / weights.sum()
     return weights

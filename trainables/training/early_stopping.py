@@ -20,7 +20,7 @@ def stage_is_over(
         reports: of the trial, in order; those of other stages do not count.
         metric: the key of the score that is to rise.
         epochs: that the stage has.
-        patience: as many evaluations in a row without a better score end the stage; None: it goes on to its end.
+        patience: as many evaluations in a row without a better score end the stage; None: it continues to its end.
     """
     own = [report for report in reports if report[report_keys.STAGE] == stage]
     if epochs == 0 or (own and own[-1][report_keys.EPOCH] == epochs):

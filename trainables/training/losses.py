@@ -43,7 +43,7 @@ def build_loss(config: LossConfig, class_counts: np.ndarray, deferred: bool = Fa
     Raises:
         ClassWithoutRows: a class has no training rows, and the loss divides by their number or takes its log.
     """
-    settings = config.model_dump(exclude={"name", "defer"})
+    settings = config.model_dump(exclude={"name", "reweight_after"})
     if deferred and "beta" in settings:
         settings["beta"] = 0.0
     return LOSSES[config.name](class_counts, **settings)
@@ -71,7 +71,7 @@ def build_losses(config: LossConfig, class_counts: np.ndarray, total_steps: int)
         ClassWithoutRows: see :func:`build_loss`.
     """
     loss = build_loss(config, class_counts)
-    deferred_steps = int(getattr(config, "defer", 0.0) * total_steps)
+    deferred_steps = int(getattr(config, "reweight_after", 0.0) * total_steps)
     if deferred_steps == 0:
         return LossSchedule(loss, loss, 0)
     return LossSchedule(build_loss(config, class_counts, deferred=True), loss, deferred_steps)
@@ -104,7 +104,7 @@ def ldam(
 
     The logit of the true class is lowered by that class's margin, all logits are multiplied by ``scale``, and the
     weighted cross-entropy is taken. Margins, (C,), are in units of the logits before scaling. ``scale`` is the paper's
-    s: its 30 goes with a normalised head, whose logits are cosines; an ordinary linear head wants 1.
+    s: its 30 goes with a normalized head, whose logits are cosines; an ordinary linear head wants 1.
     """
     true_class = F.one_hot(labels, logits.shape[1])  # (B, C)
     lowered = logits.float() - true_class * margins.to(logits.device, torch.float32)

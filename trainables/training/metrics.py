@@ -58,8 +58,8 @@ class Confusion:
     ) -> Scores:
         """:func:`scores` of the rows seen, and their mean cross-entropy, which is NaN if a logit was."""
         counts = self.counts
-        of_counts = scores(counts, class_counts, label_names, split)
-        return of_counts | {report_keys.on_split(split, report_keys.LOSS): self._loss.item() / int(counts.sum())}
+        measured = scores(counts, class_counts, label_names, split)
+        return measured | {report_keys.on_split(split, report_keys.LOSS): self._loss.item() / int(counts.sum())}
 
 
 def scores(

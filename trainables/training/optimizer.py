@@ -1,4 +1,4 @@
-"""The optimiser of a stage: AdamW over what trains, a learning rate for each step and, where asked for, for each depth.
+"""The optimizer of a stage: AdamW over what trains, a learning rate for each step and, where asked for, for each depth.
 
 Nothing here is kept between stages or stored: the moments are the checkpoint's business, the rate of a step follows
 from its number.
@@ -53,10 +53,10 @@ class LinearSchedule:
 
     learning_rate: float
     total_steps: int
-    warmup: float = 0.0  # share of the steps
+    warmup_fraction: float = 0.0  # share of the steps
 
     def __call__(self, step: int) -> float:
-        warmup_steps = int(self.warmup * self.total_steps)
+        warmup_steps = int(self.warmup_fraction * self.total_steps)
         if step < warmup_steps:
             return self.learning_rate * step / warmup_steps
         return self.learning_rate * (self.total_steps - step) / (self.total_steps - warmup_steps)

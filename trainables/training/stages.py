@@ -2,18 +2,18 @@
 
 Each stage is ordinary fine-tuning with a fresh AdamW and a fresh linear schedule, sized by the rows it really visits;
 what makes it stage one or stage two is only its :class:`StageConfig`. After every epoch, or span of one where
-``evaluations_per_epoch`` is above 1, the validation rows are scored and a checkpoint is written; the test rows are
-never looked at here.
+``evaluations_per_epoch`` is above 1, the validation rows are scored and a checkpoint is written. The test rows are
+never used here.
 
 Everything random is drawn from where in the trial it is used: the order of rows from (seed, stage, epoch), dropout from
-these and the span of the epoch. So a trial that goes on from a checkpoint is the same trial.
+these and the span of the epoch. So a trial that resumes from a checkpoint is the same trial.
 """
 
 import math
 import tempfile
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,9 @@ from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import StageConfig, TrialConfig
 from tailsweep.trainables.data.sampling import epoch_rows, num_rows, shares, stage_spans, steps
 from tailsweep.trainables.data.tokenized import PreparedData
-from tailsweep.trainables.execution.backends import Road, cached_road, live_road
+from tailsweep.trainables.execution.backends import Execution, cached_execution, live_execution
 from tailsweep.trainables.execution.feature_store import Features
-from tailsweep.trainables.execution.sparse_embeddings import OccurringWords
+from tailsweep.trainables.execution.sparse_embeddings import SparseEmbeddingTraining
 from tailsweep.trainables.models.layers import set_train_mode, set_trainable
 from tailsweep.trainables.training.checkpoint import (
     Progress,
@@ -40,11 +40,34 @@ from tailsweep.trainables.training.optimizer import LinearSchedule, adamw, set_l
 from tailsweep.trainables.training.runtime import Report, Runtime
 from torch import Tensor, nn
 
-STEPS_BETWEEN_LOSS_CHECKS = 50  # a look at the loss waits for the device
+STEPS_BETWEEN_LOSS_CHECKS = 50  # reading the loss waits for the device
 
 
 class TrainingDiverged(ArithmeticError):
-    """The loss or a score is not a finite number; the candidate fails, the sweep goes on."""
+    """The loss or a score is not a finite number; the trial fails, the sweep continues."""
+
+
+@dataclass(frozen=True, eq=False)
+class StageRun:
+    """What one stage is trained with, the same from its first step to its last."""
+
+    config: StageConfig
+    data: PreparedData
+    model: nn.Module  # on the runtime's device; the parameters that train have been set
+    execution: Execution  # computes the model's logits
+    runtime: Runtime
+    seed: int  # the trial's
+    metric: str = report_keys.DEFAULT_METRIC  # key of the score that ``patience`` waits for
+
+
+@dataclass(frozen=True, eq=False)
+class Optimization:
+    """What every optimizer step of a stage uses."""
+
+    model: nn.Module  # the execution path's module, wrapped for data-parallel training
+    losses: LossSchedule
+    optimizer: torch.optim.Optimizer
+    schedule: LinearSchedule
 
 
 def run_two_stages(
@@ -60,11 +83,11 @@ def run_two_stages(
 
     Args:
         config: the trial.
-        data: its rows, tokenised.
+        data: its tokenized examples.
         model: as ``build_classifier`` gives it for this configuration and seed.
-        runtime: where it runs and whom it reports to.
-        start: a checkpoint folder to go on from. Its reports are made again first (without a checkpoint): the last of
-            them may not have been heard.
+        runtime: the worker it runs on, and the receiver of its reports.
+        start: a checkpoint folder to resume from. Its reports are published again first, without a checkpoint: the
+            last of them may have been lost.
         features: the outputs of stage one's frozen trunk, where they are cached; None: the trunk is run live.
         metric: the key of the score that a stage with ``patience`` waits for.
 
@@ -82,7 +105,7 @@ def run_two_stages(
     for stage, stage_config in ((report_keys.STAGE_ONE, config.stage_one), (report_keys.STAGE_TWO, config.stage_two)):
         if stage_config.epochs == 0:
             continue
-        set_trainable(model, stage_config.trains)
+        set_trainable(model, stage_config.trainable)
         trained |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         if report_keys.STAGES.index(stage) < report_keys.STAGES.index(progress.stage):
             continue
@@ -91,81 +114,72 @@ def run_two_stages(
         if _is_over(stage_config, progress, metric):
             continue
         if stage == report_keys.STAGE_ONE and features is not None:
-            road = cached_road(model, features, data, runtime.device, stage_config.precision)
+            execution = cached_execution(model, features, data, runtime.device, stage_config.precision)
         else:
-            road = live_road(model, data, runtime.device, stage_config.precision)
-        progress = run_stage(stage_config, data, model, road, runtime, progress, trained, config.seed, metric, start)
+            execution = live_execution(model, data, runtime.device, stage_config.precision)
+        stage_run = StageRun(stage_config, data, model, execution, runtime, config.seed, metric)
+        progress = run_stage(stage_run, progress, trained, start)
 
 
 def stage_one_is_left(config: TrialConfig, start: Path | None, metric: str = report_keys.DEFAULT_METRIC) -> bool:
-    """Whether a trial that goes on from ``start`` has some of stage one before it."""
+    """Return whether a trial that resumes from ``start`` still has epochs of stage one to train."""
     progress = Progress() if start is None else load_progress(start)
     return progress.stage == report_keys.STAGE_ONE and not _is_over(config.stage_one, progress, metric)
 
 
-def run_stage(
-    config: StageConfig,
-    data: PreparedData,
-    model: nn.Module,
-    road: Road,
-    runtime: Runtime,
-    progress: Progress,
-    trained: set[str],
-    seed: int,
-    metric: str,
-    start: Path | None = None,
-) -> Progress:
-    """Train one stage from ``progress`` to its end; what trains has been set on the model.
+def run_stage(run: StageRun, progress: Progress, trained: set[str], start: Path | None = None) -> Progress:
+    """Train one stage from ``progress`` to its end.
 
     Args:
-        road: how the model's logits are computed.
-        metric: the key of the score that ``patience`` waits for.
-        start: the checkpoint ``progress`` was read from, where it lies within this stage.
+        run: the stage.
+        progress: what is done of the trial.
+        trained: names of the parameters that this stage or an earlier one trains; a checkpoint holds them.
+        start: the checkpoint ``progress`` was read from, if it lies within this stage.
 
     Returns:
         The progress at the stage's end, with every report.
     """
+    config, data, model, runtime = run.config, run.data, run.model, run.runtime
     stage_index = report_keys.STAGES.index(progress.stage)
     split = config.training_split
     labels, class_counts = data.rows_of(split).labels, data.class_counts_of(split)
-    words = OccurringWords(model, road, data, split)
-    with words.alone():  # what is made here is made for the parameters as the steps will find them
+    words = SparseEmbeddingTraining(model, run.execution, data, split)
+    with words.active():  # the optimizer and the wrapper must see the parameters that the steps train
         optimizer = adamw(model, config)
         if start is not None and progress.epoch > 0:
             load_optimizer(start, optimizer)
-        wrapped = runtime.wrap(road.module)
-    num_steps = math.ceil(num_rows(config.rows, class_counts) / config.batch_size)  # of an epoch
+        wrapped = runtime.wrap(run.execution.module)
+    num_steps = math.ceil(num_rows(config.sampling, class_counts) / config.batch_size)  # of an epoch
     losses = build_losses(config.loss, class_counts, config.epochs * num_steps)
-    schedule = LinearSchedule(config.learning_rate, config.epochs * num_steps, config.warmup)
-    rows_seed = _seed(seed, stage_index)
+    schedule = LinearSchedule(config.learning_rate, config.epochs * num_steps, config.warmup_fraction)
+    optimization = Optimization(wrapped, losses, optimizer, schedule)
+    rows_seed = _seed(run.seed, stage_index)
     for span in stage_spans(config.epochs, num_steps, config.evaluations_per_epoch, progress.epoch):
         began = time.perf_counter()
         later = [span.after] if span.after else []  # the first span draws what a whole epoch would
-        torch.manual_seed(_seed(seed, stage_index, span.epoch, runtime.rank, *later))
-        rows = epoch_rows(config.rows, labels, rows_seed, span.epoch, config.epochs)
+        torch.manual_seed(_seed(run.seed, stage_index, span.epoch, runtime.rank, *later))
+        rows = epoch_rows(config.sampling, labels, rows_seed, span.epoch, config.epochs)
         span_steps = steps(rows, config.batch_size)[span.steps]
         where = f"{progress.stage} epoch {report_keys.shown_epochs(span.done)}"
         set_train_mode(model, config.frozen_dropout)
         first_step = span.epoch * num_steps + span.steps.start
-        with words.alone(optimizer):
-            train_loss = _train_span(
-                config, data, road, span_steps, wrapped, losses, optimizer, schedule, runtime, where, first_step
-            )
+        with words.active(optimizer):
+            train_loss = train_span(run, optimization, span_steps, first_step, where)
         report: dict[str, str | int | float | None] = {
             report_keys.STAGE: progress.stage,
             report_keys.EPOCH: span.done,
             report_keys.TRAIN_LOSS: train_loss,
             report_keys.LEARNING_RATE: schedule(first_step + len(span_steps) - 1),
             report_keys.ROWS: sum(map(len, span_steps)),
-            report_keys.ROAD: road.description + words.told,
-            **evaluate(road, data, runtime, report_keys.VALIDATION, config.precision),
+            report_keys.EXECUTION: run.execution.description + words.description,
+            **evaluate(run.execution, data, runtime, report_keys.VALIDATION, config.precision),
         }
         _check_finite(report, where, config)
         if progress.stage == report_keys.STAGE_ONE:
             report[report_keys.STAGE_ONE_EPOCH] = span.done
         report[report_keys.SECONDS] = time.perf_counter() - began
         progress = replace(progress, epoch=span.done, reports=(*progress.reports, report))
-        over = _is_over(config, progress, metric)  # on every worker alike: scores are of counts summed over them
+        over = _is_over(config, progress, run.metric)  # on every worker alike: scores are of counts summed over them
         _report_with_checkpoint(report, progress, model, trained, None if over else optimizer, runtime)
         if over:
             break
@@ -173,54 +187,60 @@ def run_stage(
 
 
 def evaluate(
-    road: Road, data: PreparedData, runtime: Runtime, split: str, precision: str = "fp32"
+    execution: Execution, data: PreparedData, runtime: Runtime, split: str, precision: str = "fp32"
 ) -> dict[str, float | None]:
     """Score a split in eval mode, each worker its share of the batches, from confusion counts summed over workers."""
-    road.module.eval()
+    execution.module.eval()
     labels = getattr(data, split).labels
     confusion = Confusion(len(data.label_names), runtime.device)
     with torch.inference_mode(), _autocast(runtime.device, precision):
-        for batch in road.evaluation_batches(split)[runtime.rank :: runtime.world_size]:
-            logits = road.module(*road.inputs(split, batch))
+        for batch in execution.evaluation_batches(split)[runtime.rank :: runtime.world_size]:
+            logits = execution.module(*execution.inputs(split, batch))
             confusion.update(logits.float(), _labels(labels, batch, runtime.device))
     confusion.load(runtime.sum(confusion.state()))
     return confusion.scores(data.class_counts, data.label_names, split)
 
 
-def _train_span(
-    config: StageConfig,
-    data: PreparedData,
-    road: Road,
-    span_steps: list[np.ndarray],
-    model: nn.Module,
-    losses: LossSchedule,
-    optimizer: torch.optim.Optimizer,
-    schedule: LinearSchedule,
-    runtime: Runtime,
-    where: str,
-    first_step: int,
+def train_span(
+    run: StageRun, optimization: Optimization, span_steps: list[np.ndarray], first_step: int, where: str
 ) -> float:
-    """An epoch or a span of it; returns the mean over its steps of the step's global weighted mean loss."""
+    """Train an epoch, or a span of one.
+
+    Args:
+        run: the stage.
+        optimization: what its steps share.
+        span_steps: the row numbers of each step, over all workers.
+        first_step: the number of the span's first step within the stage, from 0.
+        where: names the span in messages.
+
+    Returns:
+        The mean over the steps of the step's global weighted mean loss.
+
+    Raises:
+        TrainingDiverged: the loss is not finite.
+    """
+    config, execution, runtime = run.config, run.execution, run.runtime
+    model, optimizer = optimization.model, optimization.optimizer
     parameters = [p for p in model.parameters() if p.requires_grad]
     split = config.training_split
-    labels = data.rows_of(split).labels
+    labels = run.data.rows_of(split).labels
     total = torch.zeros((), device=runtime.device)
     for number, step_rows in enumerate(span_steps):
-        set_learning_rate(optimizer, schedule(first_step + number))
-        loss = losses(first_step + number)
+        set_learning_rate(optimizer, optimization.schedule(first_step + number))
+        loss = optimization.losses(first_step + number)
         class_weights = loss.class_weights.numpy()
-        # Weighted losses are means over weights: every part counts by its share of the whole step's weight, so that
-        # the sum over workers and micro-batches is the weighted mean over the step, whoever computes it.
+        # Weighted losses are means over weights: every part counts by its share of the whole step's weight. So the
+        # sum over workers and micro-batches is the weighted mean over the step.
         step_weight = float(class_weights[labels[step_rows]].sum())
         micro_batches = shares(step_rows, runtime.rank, runtime.world_size, config.gradient_accumulation)
-        parts = [part for micro_batch in micro_batches for part in road.parts(split, micro_batch)]
+        parts = [part for micro_batch in micro_batches for part in execution.parts(split, micro_batch)]
         for index, part in enumerate(parts):
             share = float(class_weights[labels[part]].sum()) / step_weight
             if len(part) == 0:  # a worker without rows still takes part in the exchange of gradients
                 part = step_rows[:1]
             with _gradients_exchanged(model, last=index + 1 == len(parts)):
                 with _autocast(runtime.device, config.precision):
-                    logits = model(*road.inputs(split, part))
+                    logits = model(*execution.inputs(split, part))
                 part_loss = loss.function(logits.float(), _labels(labels, part, runtime.device)) * share
                 # Data-parallel training takes the mean of the workers' gradients; the shares want their sum.
                 (part_loss * runtime.world_size).backward()  # type: ignore[no-untyped-call]
@@ -265,10 +285,10 @@ def _check_finite(report: Report, where: str, config: StageConfig) -> None:
             raise TrainingDiverged(_diverged(key, value, where, config))
 
 
-def _diverged(what: str, value: float, where: str, config: StageConfig) -> str:
+def _diverged(quantity: str, value: float, where: str, config: StageConfig) -> str:
     return (
-        f"{what} is {value} in {where}, but must be finite: learning_rate {config.learning_rate:g} is likely too high "
-        f"for trains {config.trains}, loss {config.loss.name}, precision {config.precision}"
+        f"{quantity} is {value} in {where}, but must be finite: learning_rate {config.learning_rate:g} is likely too "
+        f"high for trainable {config.trainable}, loss {config.loss.name}, precision {config.precision}"
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 import ray
 from ray.job_submission import JobDetails
 from support.fake_head import FakeHead, fake_head
+from support.messages import each_message, messages
 from tailsweep.clusters.jobs import client as job_client
 from tailsweep.clusters.jobs.client import (
     ClusterLostError,
@@ -21,11 +22,13 @@ from tailsweep.clusters.jobs.client import (
     submit,
 )
 
+pytestmark = pytest.mark.before_ray  # Ray keeps the token mode of its first start in a process
+
 TOKEN = "0123456789abcdef" * 4
 
 
 @pytest.fixture(autouse=True)
-def _nobodys_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_default_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No token and no address of whoever runs the tests; and nothing waits long."""
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", *job_client.BEFORE_ANY_ADDRESS):
         monkeypatch.delenv(name, raising=False)
@@ -57,18 +60,18 @@ def test_the_address_that_was_asked_for_is_the_one_that_is_used(head: FakeHead, 
 
 @pytest.mark.parametrize("address", ["head:8265", "ray://head:10001", "auto", "http://", "http://head/a/path", ""])
 def test_an_address_that_is_none_of_a_job_server_is_refused(address: str):
-    assert f'"{address}" is none of a job server: write http://HEAD:8265' in refusal(address)
+    assert f'the address "{address}" is not that of a job server: write http://HEAD:8265' in refusal(address)
 
 
 def test_a_password_in_an_address_is_refused_and_not_repeated():
-    told = refusal("http://me:hunter2@head:8265")
-    assert "without a password" in told
-    assert "hunter2" not in told
+    message = refusal("http://me:hunter2@head:8265")
+    assert "without a password" in message
+    assert "hunter2" not in message
 
 
 def test_where_nothing_listens_the_cause_is_said():
-    told = refusal("http://127.0.0.1:9")
-    assert told.startswith("no Ray answers at http://127.0.0.1:9 (Connection refused): check the address")
+    message = refusal("http://127.0.0.1:9")
+    assert message.startswith("no Ray answers at http://127.0.0.1:9 (Connection refused): check the address")
 
 
 def test_a_server_that_keeps_silent_is_not_waited_for(head: FakeHead, monkeypatch: pytest.MonkeyPatch):
@@ -81,21 +84,21 @@ def test_a_server_that_keeps_silent_is_not_waited_for(head: FakeHead, monkeypatc
     ("status", "text"),
     [(200, "<html>It works!</html>"), (200, "{}"), (200, '{"ray_version": "newest"}'), (404, "nothing here")],
 )
-def test_what_is_no_job_server_is_told_so(head: FakeHead, status: int, text: str):
+def test_what_is_no_job_server_is_reported(head: FakeHead, status: int, text: str):
     head.answers["GET", "/api/version"] = [(status, text)]
-    assert f"what answers at {head.address} is no job server of Ray" in refusal(head.address)
+    assert f"the server at {head.address} is no job server of Ray" in refusal(head.address)
 
 
-def test_a_server_in_trouble_is_told_so(head: FakeHead):
+def test_a_server_in_trouble_is_reported(head: FakeHead):
     head.answers["GET", "/api/version"] = [(503, "overloaded")]
     assert "503" in refusal(head.address)
 
 
-def test_another_release_is_refused_with_both_versions_and_the_remedy(head: FakeHead):
+def test_another_release_is_refused_with_both_versions_and_the_fix(head: FakeHead):
     head.version = "2.55.1"
-    told = refusal(head.address)
-    assert f"{head.address} runs Ray 2.55.1, this machine Ray {ray.__version__}" in told
-    assert '`pip install "ray[default,tune,train]==2.55.1"`' in told
+    message = refusal(head.address)
+    assert f"{head.address} runs Ray 2.55.1, this machine Ray {ray.__version__}" in message
+    assert '`pip install "ray[default,tune,train]==2.55.1"`' in message
     assert "packages" not in str(head.requests)
 
 
@@ -129,9 +132,9 @@ def test_a_token_is_not_shown_to_a_server_that_does_not_ask(head: FakeHead, monk
 
 def test_a_missing_token_is_explained(head: FakeHead, monkeypatch: pytest.MonkeyPatch):
     head.token = TOKEN
-    told = refusal(head.address)
-    assert f"{head.address} asks for a token, and there is none here: copy the one that `ray get-auth-token`" in told
-    assert "~/.ray/auth_token" in told
+    message = refusal(head.address)
+    assert f"{head.address} asks for a token, and there is none here: copy the one that `ray get-auth-token`" in message
+    assert "~/.ray/auth_token" in message
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/not/there")
     assert "RAY_AUTH_TOKEN_PATH is set but file cannot be opened or is empty: /not/there" in refusal(head.address)
 
@@ -139,9 +142,9 @@ def test_a_missing_token_is_explained(head: FakeHead, monkeypatch: pytest.Monkey
 def test_a_wrong_token_is_explained_with_where_it_came_from(head: FakeHead, monkeypatch: pytest.MonkeyPatch):
     head.token = TOKEN
     monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
-    told = refusal(head.address)
-    assert "refuses the token in RAY_AUTH_TOKEN: it is another cluster's" in told
-    assert "f" * 64 not in told
+    message = refusal(head.address)
+    assert "refuses the token in RAY_AUTH_TOKEN: it is another cluster's" in message
+    assert "f" * 64 not in message
 
 
 def test_a_job_is_uploaded_and_submitted(head: FakeHead, tmp_path: Path):
@@ -172,8 +175,8 @@ def test_where_a_part_of_it_is_refused_nothing_is_started(
     assert head.submitted == []
 
 
-def test_an_environment_that_ray_does_not_take_is_told_before_the_job_is_sent(head: FakeHead, tmp_path: Path):
-    with pytest.raises(SubmissionError, match="Ray does not take the job's environment"):
+def test_an_environment_that_ray_does_not_accept_is_reported_before_the_job_is_sent(head: FakeHead, tmp_path: Path):
+    with pytest.raises(SubmissionError, match="Ray does not accept the job's environment"):
         submitted(head, tmp_path, pip=["a"], uv=["b"])
     assert head.submitted == []
 
@@ -181,16 +184,16 @@ def test_an_environment_that_ray_does_not_take_is_told_before_the_job_is_sent(he
 def test_a_head_that_has_only_just_been_started_is_waited_for(head: FakeHead, tmp_path: Path):
     head.answers["POST", "/api/jobs"] = [(500, "No available agent to submit job, please try again later.")] * 2
     said = submitted(head, tmp_path)
-    assert said == ["the cluster's head has only just been started: waiting until it takes jobs"]
+    assert said == ["the cluster's head has just been started: waiting until it accepts jobs"]
     assert len(head.submitted) == 1
 
 
 def submitted(head: FakeHead, folder: Path, **environment: object) -> list[str]:
     """Submits a job of id demo from a folder; what was said."""
-    said: list[str] = []
     runtime_env = {"working_dir": str(folder), **environment}
-    submit(connect(head.address), "true", "demo", runtime_env, {"run": "demo"}, said.append)
-    return said
+    with messages() as logged:
+        submit(connect(head.address), "true", "demo", runtime_env, {"run": "demo"})
+    return logged
 
 
 @pytest.fixture
@@ -201,8 +204,8 @@ def client(head: FakeHead) -> JobClient:
 def followed(client: JobClient) -> tuple[JobDetails, str, list[str]]:
     """How job demo ended, what it printed, what was said."""
     printed: list[str] = []
-    said: list[str] = []
-    return follow(client, "demo", printed.append, said.append), "".join(printed), said
+    with messages() as logged:
+        return follow(client, "demo", printed.append), "".join(printed), logged
 
 
 def test_a_log_comes_once_whatever_becomes_of_the_connection(head: FakeHead, client: JobClient):
@@ -235,7 +238,7 @@ def test_without_web_sockets_the_log_is_asked_for(head: FakeHead, client: JobCli
         head.logs = "one\ntwo\n"
         head.jobs["demo"]["status"] = "FAILED"
 
-    assert follow(client, "demo", ends_after_the_first_piece, printed.append).status == "FAILED"
+    assert follow(client, "demo", ends_after_the_first_piece).status == "FAILED"
     assert printed == ["one\n", "two\n"]
 
 
@@ -247,8 +250,9 @@ def test_a_job_that_waits_is_said_to(head: FakeHead, client: JobClient, monkeypa
         said.append(text)
         head.jobs["demo"]["status"] = "SUCCEEDED"
 
-    follow(client, "demo", said.append, starts)
-    assert said == ["job demo waits for the cluster: nodes, files and packages are made ready"]
+    with each_message(starts):
+        follow(client, "demo", said.append)
+    assert said == ["job demo waits for the cluster to prepare nodes, files and packages"]
 
 
 def test_a_cluster_that_answers_again_is_followed_on(head: FakeHead, client: JobClient):
@@ -263,12 +267,12 @@ def test_a_cluster_that_answers_again_is_followed_on(head: FakeHead, client: Job
 def test_a_cluster_that_is_gone_ends_the_following(client: JobClient, head: FakeHead, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(job_client, "PATIENCE_S", 0.2)
     client._address = "http://127.0.0.1:9"
-    with pytest.raises(ClusterLostError, match=r"Connection refused.*demo may be running all the same"):
+    with pytest.raises(ClusterLostError, match=r"Connection refused.*demo may still be running"):
         followed(client)
 
 
 def test_a_head_that_was_started_anew_knows_nothing_of_the_job(client: JobClient, head: FakeHead):
-    with pytest.raises(ClusterLostError, match="no longer knows job demo: its head was started anew"):
+    with pytest.raises(ClusterLostError, match="no longer knows job demo: its head was restarted"):
         followed(client)
 
 
@@ -279,7 +283,7 @@ def test_a_log_that_is_lost_with_its_node_is_not_waited_for(head: FakeHead, clie
     assert (job.status, printed, said) == ("FAILED", "", [])
 
 
-def test_drivers_that_nobody_submitted_are_no_jobs(head: FakeHead, client: JobClient):
+def test_drivers_that_no_one_submitted_are_no_jobs(head: FakeHead, client: JobClient):
     head.job("by hand", "RUNNING", type="DRIVER")
     head.job("later", "RUNNING", start_time=1_700_000_000_002)
     head.job("earlier", "RUNNING", start_time=1_700_000_000_001)
@@ -303,7 +307,7 @@ def test_a_job_that_does_not_end_is_not_waited_for_for_ever(head: FakeHead, clie
         (
             {"error_type": "RUNTIME_ENV_SETUP_FAILURE", "message": "runtime_env setup failed:\nCommand 'pip' ...\n"
              "ERROR: No matching distribution found for torhc\nWARNING: upgrade pip"},
-            "its environment could not be made: ERROR: No matching distribution found for torhc; mend `environment`",
+            "its environment could not be created: ERROR: No matching distribution found for torhc; fix `environment`",
         ),
         (
             {"error_type": "JOB_ENTRYPOINT_COMMAND_ERROR", "driver_exit_code": 1,
@@ -325,6 +329,6 @@ def test_a_job_that_does_not_end_is_not_waited_for_for_ever(head: FakeHead, clie
     ],
 )  # fmt: skip
 def test_why_a_job_has_failed_is_one_line(fields: dict[str, object], expected: str):
-    told = cause_of_failure(JobDetails(type="SUBMISSION", status="FAILED", entrypoint="true", **fields))
-    assert told.startswith(expected)
-    assert "\n" not in told
+    message = cause_of_failure(JobDetails(type="SUBMISSION", status="FAILED", entrypoint="true", **fields))
+    assert message.startswith(expected)
+    assert "\n" not in message

@@ -22,7 +22,7 @@ KEPT_OUT = (
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what this repository holds, and beside it all that piles up where one works."""
+    """A copy of this repository, with the files that accumulate in a working folder."""
     folder = tmp_path_factory.mktemp("checkout") / "tailsweep"
     piled_up = shutil.ignore_patterns(
         ".git", ".venv", "venv", "runs", "wandb", "data", "build", "*cache*", "*.egg-info"
@@ -38,17 +38,20 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def packed(folder: Path, excludes: tuple[str, ...], package: Path) -> dict[str, int]:
     """The files of the package that Ray makes of a folder, with their sizes."""
     create_package(str(folder), package, True, excludes=[*ray_constants.get_runtime_env_default_excludes(), *excludes])
-    with zipfile.ZipFile(package) as made:
-        return {entry.filename: entry.file_size for entry in made.infolist() if not entry.is_dir()}
+    with zipfile.ZipFile(package) as archive:
+        return {entry.filename: entry.file_size for entry in archive.infolist() if not entry.is_dir()}
 
 
 def test_a_plain_ray_job_submit_uploads_the_source_and_nothing_that_piles_up(checkout: Path, tmp_path: Path):
     """`ray job submit --working-dir .` knows of .gitignore and .rayignore only."""
     sizes = packed(checkout, (), tmp_path / "plain.zip")
     assert set(KEPT_OUT) & set(sizes) == set()
-    assert {"orchestrator/cli/main.py", "orchestrator/sweeps/demo.yaml", "trainables/synonyms.txt", "rows.csv"} <= set(
-        sizes
-    )
+    assert {
+        "orchestrator/cli/main.py",
+        "orchestrator/sweeps/demo.yaml",
+        "trainables/augmentation/synonyms.txt",
+        "rows.csv",
+    } <= set(sizes)
     assert sum(sizes.values()) < 5_000_000
 
 
@@ -69,14 +72,14 @@ def test_what_sweeps_write_and_where_keys_lie_stays_out_of_any_folder(tmp_path: 
     assert sorted(upload_of(tmp_path).sizes) == [".gitignore", "rows.csv", "sub/.rayignore", "sub/runs/kept.csv"]
 
 
-def test_gitignore_is_not_honoured_where_ray_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_gitignore_is_not_honoured_if_ray_is_configured_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / ".gitignore").write_text("*.log\n")
     (tmp_path / "a.log").write_text("x")
     monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
     assert "a.log" in upload_of(tmp_path).sizes
 
 
-def test_too_much_is_refused_with_the_largest_files_and_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_too_much_is_refused_with_the_largest_files_and_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name, size in (("small.csv", 10), ("large/a.bin", 3_000_000), ("large/b.bin", 2_000_000), ("c.bin", 1_000_000)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"0" * size)
@@ -86,7 +89,7 @@ def test_too_much_is_refused_with_the_largest_files_and_the_remedy(tmp_path: Pat
     assert str(refused.value) == (
         f"{tmp_path} is too large to upload: 4 files, 6.0 MB; the largest: large/a.bin (3.0 MB), large/b.bin (2.0 MB), "
         "c.bin (1.0 MB); a job's working directory must stay below 6.0 MB: name what the job does not need in "
-        ".rayignore (as in a .gitignore), and put rows and models where the nodes reach them"
+        ".rayignore (as in a .gitignore), and put data and models where the nodes reach them"
     )
     (tmp_path / ".rayignore").write_text("large/\n")
     assert upload_of(tmp_path).num_bytes == 1_000_017

@@ -20,9 +20,9 @@ ALONE = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mo
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     """A short path: Ray makes sockets below it, whose paths may have 107 characters."""
-    made = Path(tempfile.mkdtemp(prefix="tsh", dir="/tmp"))
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+    path = Path(tempfile.mkdtemp(prefix="tsh", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,12 @@ def answer(folder: Path) -> dict[str, Any]:
     done = subprocess.run((*ALONE, sys.executable, program, folder), stdout=subprocess.PIPE, text=True)
     print(done.stdout)
     assert done.returncode == 0
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 def states(folder: Path, name: str) -> set[str]:
-    return {row["state"] for row in pq.read_table(folder / "shared/runs" / name / "results.parquet").to_pylist()}
+    return {row["state"] for row in pq.read_table(folder / "shared/runs" / name / "trials.parquet").to_pylist()}
 
 
 def test_the_demo_runs_to_its_end_over_two_hosts(answer: dict[str, Any], folder: Path):
@@ -63,7 +63,7 @@ def test_each_host_worked_with_files_of_its_own(answer: dict[str, Any], folder: 
 
 def test_a_host_cut_off_in_mid_sweep_does_not_end_the_sweep(answer: dict[str, Any], folder: Path):
     assert answer["cut"]["status"] == 0
-    assert "goes on from its last checkpoint" in answer["cut"]["printed"], "nothing was lost with the host"
+    assert "continues from its last checkpoint" in answer["cut"]["printed"], "nothing was lost with the host"
     assert states(folder, "cut") <= {"pruned", "completed"}
-    whole, cut = (pq.read_table(folder / "shared/runs" / name / "results.parquet") for name in ("whole", "cut"))
-    assert len(whole) == len(cut)
+    whole, interrupted = (pq.read_table(folder / "shared/runs" / name / "trials.parquet") for name in ("whole", "cut"))
+    assert len(whole) == len(interrupted)

@@ -159,12 +159,12 @@ def test_only_spot_groups_go_to_spot_nodes():
     head, gpu, spot = (pod["spec"] for pod in pods(cluster(rich())["spec"]))
     assert "nodeSelector" not in head
     assert "tolerations" not in head
-    of_gpus = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    gpu_toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
     assert gpu["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-A10G"}
-    assert gpu["tolerations"] == [of_gpus]
+    assert gpu["tolerations"] == [gpu_toleration]
     assert spot["nodeSelector"] == {"gke-spot": "true"}
     assert spot["tolerations"] == [
-        of_gpus, {"key": "gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
+        gpu_toleration, {"key": "gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
     ]  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def test_the_entrypoint_is_a_command_of_ours_on_the_sweep_of_the_config_map():
     python, *words = shlex.split(rendered["spec"]["entrypoint"])
     assert [python, *words[:2]] == ["python", "-m", "tailsweep"]
     parsed = build_parser().parse_args(words[2:])
-    assert (parsed.verb, parsed.resume, parsed.storage) == ("run", True, "s3://bucket/runs")
+    assert (parsed.command, parsed.resume, parsed.storage) == ("run", True, "s3://bucket/runs")
     assert parsed.overrides == ["name=demo", "data.text=the text"]
     assert parsed.file.parent.as_posix() == "/etc/tailsweep"
     assert config_map["data"] == {parsed.file.name: SWEEP}
@@ -207,15 +207,15 @@ def test_packages_travel_in_the_runtime_environment():
         ({"image": "docker.io/rayproject/ray:2.60.0"}, "image: docker.io/rayproject/ray:2.60.0 is Ray's own"),
         ({"storage": {"path": "/shared/runs"}}, "storage.claim: missing"),
         ({"secrets": {"HF_TOKEN": None}}, "secrets.HF_TOKEN: names no Secret"),
-        ({"groups": [GPU, SPOT]}, "groups.1.spot: is true, but which nodes are spot is not said"),
+        ({"groups": [GPU, SPOT]}, "groups.1.spot: is true, but nothing says which nodes are spot"),
     ],
 )
-def test_what_kubernetes_cannot_do_is_told(changes: dict[str, Any], expected: str):
-    (mistake,) = kuberay.mistakes(definition(**{"image": "registry.example/tailsweep:0.1", **changes}))
-    assert mistake.startswith(expected)
+def test_what_kubernetes_cannot_do_is_reported(changes: dict[str, Any], expected: str):
+    (issue,) = kuberay.issues(definition(**{"image": "registry.example/tailsweep:0.1", **changes}))
+    assert issue.startswith(expected)
 
 
 def test_what_kubernetes_can_do_is_let_pass(described: Definition):
-    assert kuberay.mistakes(described) == []
+    assert kuberay.issues(described) == []
     rays_own = definition(image="rayproject/ray:2.60.0", environment={"pip": ["tailsweep==0.1.0"]})
-    assert kuberay.mistakes(rays_own) == []
+    assert kuberay.issues(rays_own) == []

@@ -94,7 +94,7 @@ def start(config: dict[str, Any], home: Path, role: str = "head") -> subprocess.
     return subprocess.run(["bash", "-c", f"true && ({command})"], env=environment, text=True, capture_output=True)
 
 
-def test_the_head_is_told_how_far_the_cluster_grows(tmp_path: Path):
+def test_the_head_is_reported_how_far_the_cluster_grows(tmp_path: Path):
     printed = start(shipped("aws"), tmp_path)
     assert printed.returncode == 0, printed.stderr
     environment = dict(line.split("=", 1) for line in printed.stdout.splitlines() if "=" in line)
@@ -103,7 +103,7 @@ def test_the_head_is_told_how_far_the_cluster_grows(tmp_path: Path):
     assert "--address=192.0.2.1:6379" in start(shipped("aws"), tmp_path, "worker").stdout.splitlines()
 
 
-def test_values_of_secrets_come_from_a_file_that_nobody_else_reads(tmp_path: Path):
+def test_values_of_secrets_come_from_a_file_that_no_one_else_reads(tmp_path: Path):
     described = definition(
         image="i", secrets={"WANDB_API_KEY": None}, secrets_file="~/secrets.env", aws=AWS
     )  # fmt: skip
@@ -127,19 +127,17 @@ def test_values_of_secrets_come_from_a_file_that_nobody_else_reads(tmp_path: Pat
     assert "WANDB_API_KEY has no value: add a line" in start(config, tmp_path).stderr
 
 
-def test_a_secrets_file_is_looked_at_where_it_is_sent_from(tmp_path: Path):
+def test_a_secrets_file_is_checked_where_it_is_sent_from(tmp_path: Path):
     file = tmp_path / "secrets.env"
-    assert secrets.mistakes(str(file), ["A"]) == [
-        f"secrets_file: {file} cannot be read here: No such file or directory"
-    ]
+    assert secrets.issues(str(file), ["A"]) == [f"secrets_file: {file} cannot be read here: No such file or directory"]
     file.write_text("A=1\nB=\n")
     file.chmod(0o644)
-    assert secrets.mistakes(str(file), ["A"]) == [
+    assert secrets.issues(str(file), ["A"]) == [
         f"secrets_file: {file} has the mode 644, but must have 600: chmod 600 {file}"
     ]
     file.chmod(0o600)
-    assert secrets.mistakes(str(file), ["A"]) == []
-    assert secrets.mistakes(str(file), ["A", "B"]) == [f"secrets.B: {file} has no line B=VALUE"]
+    assert secrets.issues(str(file), ["A"]) == []
+    assert secrets.issues(str(file), ["A", "B"]) == [f"secrets.B: {file} has no line B=VALUE"]
 
 
 @pytest.mark.parametrize(
@@ -153,21 +151,21 @@ def test_a_secrets_file_is_looked_at_where_it_is_sent_from(tmp_path: Path):
         ({"secrets": {"HF_TOKEN": None}}, "secrets_file: missing"),
     ],
 )
-def test_what_a_cloud_cannot_do_is_told(changes: dict[str, Any], expected: str):
+def test_what_a_cloud_cannot_do_is_reported(changes: dict[str, Any], expected: str):
     described = definition(**{"image": "registry.example/tailsweep:0.1", "aws": AWS, **changes})
-    (mistake,) = ray_up.mistakes(described, "aws")
-    assert mistake.startswith(expected)
+    (issue,) = ray_up.issues(described, "aws")
+    assert issue.startswith(expected)
 
 
 def test_gcp_must_know_which_gpus():
     gcp = {"project_id": "p", "region": "r", "availability_zone": "z", "source_image": "s", "instance_types": TYPES}
-    (mistake,) = ray_up.mistakes(definition(image="i", gcp=gcp), "gcp")
-    assert mistake.startswith("groups.0.accelerator: missing, but GCP attaches GPUs by name")
+    (issue,) = ray_up.issues(definition(image="i", gcp=gcp), "gcp")
+    assert issue.startswith("groups.0.accelerator: missing, but GCP attaches GPUs by name")
 
 
 @pytest.mark.parametrize("provider", ray_up.PROVIDERS)
 def test_the_shipped_definitions_can_be_done(provider: ray_up.Provider):
-    assert ray_up.mistakes(load_definition(SHIPPED / f"{provider}.yaml"), provider) == []
+    assert ray_up.issues(load_definition(SHIPPED / f"{provider}.yaml"), provider) == []
 
 
 def test_setup_is_of_the_machine_where_there_is_a_container_and_of_ray_where_there_is_none():

@@ -1,4 +1,4 @@
-"""The rendered scripts with Ray itself: a Slurm job that is cut short and goes on, and raylets of this machine."""
+"""The rendered scripts with Ray itself: an interrupted Slurm job that continues, and a local multi-node cluster."""
 
 import contextlib
 import os
@@ -27,9 +27,9 @@ def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def wait_until(what: Callable[[], object], seconds: float, process: subprocess.Popen[str]) -> None:
+def wait_until(condition: Callable[[], object], seconds: float, process: subprocess.Popen[str]) -> None:
     until = time.monotonic() + seconds
-    while not what():
+    while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until, "too late"
         time.sleep(0.2)
@@ -52,23 +52,23 @@ def ended_at_last() -> Iterator[Callable[[subprocess.Popen[str]], subprocess.Pop
     yield remember
     for process in started:
         if process.poll() is None:
-            for one in [*family(process), psutil.Process(process.pid)]:
+            for member in [*family(process), psutil.Process(process.pid)]:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    one.kill()
+                    member.kill()
             process.wait()
 
 
-def test_a_slurm_job_that_meets_its_time_limit_goes_on_when_it_is_queued_again(
+def test_a_slurm_job_that_meets_its_time_limit_continues_when_it_is_queued_again(
     tmp_path: Path, rows_csv: Path, tiny_model: Callable[..., Path], ended_at_last: Callable[..., subprocess.Popen[str]]
 ):
-    """A small sweep over two "nodes": the job is told that its time is up, asks to be queued again, and is."""
+    """A small sweep over two "nodes": the job gets the signal before its time limit and is queued again."""
     sweep = f"""
 name: small
 data: {{train: {rows_csv}, validation: 0.2, test: 0.2, max_length: 32}}
 model: {{name: {tiny_model("bert")}}}
-num_candidates: 2
+num_trials: 2
 asha: null
-stage_one: {{trains: {{top_layers: 1}}, learning_rate: 1e-3, epochs: 2, batch_size: 16}}
+stage_one: {{trainable: {{top_layers: 1}}, learning_rate: 1e-3, epochs: 2, batch_size: 16}}
 stage_two: {{learning_rate: {{choice: [1e-4, 1e-3]}}, epochs: 2, batch_size: 16}}
 wandb: {{mode: disabled}}
 """
@@ -88,7 +88,7 @@ wandb: {{mode: disabled}}
     job.send_signal(signal.SIGUSR1)
     output, errors = job.communicate(timeout=120)
     assert job.returncode == 1, output + errors
-    assert f"to go on: tailsweep resume {runs}/small" in output
+    assert f"to continue: tailsweep resume {runs}/small" in output
     assert here.calls[-1] == f"scontrol requeue {here.job_id}"
     assert gone(started)
     assert here.left_behind == []
@@ -97,11 +97,11 @@ wandb: {{mode: disabled}}
     again = ended_at_last(here.start(**environment))
     output, errors = again.communicate(timeout=300)
     assert again.returncode == 0, output + errors
-    assert "of 2 candidates left" in output
-    states = pq.read_table(runs / "small/results.parquet").column("state").to_pylist()
+    assert "of 2 trials left" in output
+    states = pq.read_table(runs / "small/trials.parquet").column("state").to_pylist()
     assert states == ["completed", "completed"]
     history = pq.read_table(runs / "small/history.parquet").to_pylist()
-    places = [(row["candidate"], row["stage"], row["epoch"]) for row in history]
+    places = [(row["trial"], row["stage"], row["epoch"]) for row in history]
     assert len(places) == len(set(places)) == 8
     assert here.left_behind == []
 
@@ -154,9 +154,9 @@ def test_drivers_stay_off_spot_nodes_and_the_raylets_end_with_their_script(
         assert cluster.stdout is not None
         lines = [cluster.stdout.readline() for _ in range(3)]
         started = family(cluster)
-        found = re.match(r"Ray on 4 raylets at (127\.0\.0\.2:\d+);", lines[0])
-        assert found, lines
-        address = found[1]
+        match = re.match(r"Ray on 4 raylets at (127\.0\.0\.2:\d+);", lines[0])
+        assert match, lines
+        address = match[1]
         token = re.search(r"RAY_AUTH_TOKEN_PATH=(\S+)", lines[1])[1]
         assert oct(Path(token).stat().st_mode & 0o777) == "0o600"
         asked = subprocess.run(

@@ -27,8 +27,8 @@ def options(text: str) -> list[str]:
 
 
 def test_options_say_nodes_and_their_size():
-    found = options(script(time_limit_hours=1.5, slurm={"partition": "gpu", "account": "lab", "qos": "high"}))
-    assert found == [
+    actual = options(script(time_limit_hours=1.5, slurm={"partition": "gpu", "account": "lab", "qos": "high"}))
+    assert actual == [
         "--job-name=rare", "--nodes=4", "--ntasks-per-node=1", "--cpus-per-task=8", "--mem=32768M", "--gres=gpu:1",
         "--partition=gpu", "--account=lab", "--qos=high", "--time=90", "--signal=B:USR1@300", "--no-kill", "--requeue",
         "--open-mode=append", "--output=rare-%j.log",
@@ -37,11 +37,11 @@ def test_options_say_nodes_and_their_size():
 
 def test_options_leave_out_what_is_not_said_and_take_more():
     group = {"name": "cpu", "nodes": {"min": 1, "max": 3}, "cpus": 2, "memory_gb": 0.5}
-    found = options(script(groups=[group], slurm={"options": ["--exclusive"]}))
-    assert "--nodes=1-3" in found
-    assert "--mem=512M" in found
-    assert found[-1] == "--exclusive"
-    assert not [option for option in found if option.startswith(("--gres", "--time", "--signal", "--partition"))]
+    actual = options(script(groups=[group], slurm={"options": ["--exclusive"]}))
+    assert "--nodes=1-3" in actual
+    assert "--mem=512M" in actual
+    assert actual[-1] == "--exclusive"
+    assert not [option for option in actual if option.startswith(("--gres", "--time", "--signal", "--partition"))]
 
 
 def test_an_accelerator_is_a_type_of_gres():
@@ -58,15 +58,15 @@ def test_an_accelerator_is_a_type_of_gres():
         ({"time_limit_hours": 0.05}, "slurm.notice_minutes: is 5, but must be less than time_limit_hours (0.05 h)"),
     ],
 )
-def test_what_slurm_cannot_do_is_told(changes: dict[str, Any], expected: str):
-    (mistake,) = slurm.mistakes(definition(**changes))
-    assert mistake.startswith(expected)
+def test_what_slurm_cannot_do_is_reported(changes: dict[str, Any], expected: str):
+    (issue,) = slurm.issues(definition(**changes))
+    assert issue.startswith(expected)
 
 
-def test_what_has_no_effect_on_slurm_is_told():
-    assert slurm.mistakes(definition()) == slurm.notes(definition()) == []
-    told = slurm.notes(definition(groups=[GPU | {"spot": True}], head={"cpus": 1}))
-    assert [note.partition(" has no effect")[0] for note in told] == ["head", "spot"]
+def test_what_has_no_effect_on_slurm_is_reported():
+    assert slurm.issues(definition()) == slurm.notes(definition()) == []
+    notes = slurm.notes(definition(groups=[GPU | {"spot": True}], head={"cpus": 1}))
+    assert [note.partition(" has no effect")[0] for note in notes] == ["head", "spot"]
 
 
 @pytest.fixture
@@ -82,15 +82,15 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-def wait_for(job: Job, what: str) -> None:
+def wait_for(job: Job, start: str) -> None:
     until = time.monotonic() + 30
-    while not any(call.startswith(what) for call in job.calls):
-        assert time.monotonic() < until, f"no {what} among {job.calls}"
+    while not any(call.startswith(start) for call in job.calls):
+        assert time.monotonic() < until, f"no {start} among {job.calls}"
         time.sleep(0.02)
 
 
 def test_one_ray_over_all_nodes_runs_the_sweep_and_ends_with_it(job: Callable[..., Job]):
-    """What the stand-ins wrote down, in one run of the script: three nodes, a secret in the environment."""
+    """The calls of the stand-ins, in one run of the script: three nodes, a secret in the environment."""
     here = job(secrets={"WANDB_API_KEY": None})
     status, output, errors = ended(here.start("node-a,node-b,node-c", SWEEP="exit 0", WANDB_API_KEY="k3y"))
     assert (status, errors) == (0, "")
@@ -109,10 +109,10 @@ def test_one_ray_over_all_nodes_runs_the_sweep_and_ends_with_it(job: Callable[..
     assert all("--num-cpus=8 --num-gpus=1" in call and "key k3y" in call for call in rays)
 
     tokens = {re.search(r"token 600 ([0-9a-f]{64}) in token mode, folder 700", call)[1] for call in rays}
-    assert len(tokens) == 1, "every node has the one token, from a file that nobody else reads"
+    assert len(tokens) == 1, "every node has the one token, from a file that no one else reads"
     assert tokens.pop() not in output + errors
 
-    (sweep,) = [call for call in here.calls if call.startswith("python -m tailsweep")]
+    (sweep,) = [call for call in here.calls if call.startswith("python -m tailsweep run")]
     assert sweep.endswith(f"[at 127.0.0.2:{port}, key k3y]")
     name = f"name=demo-{here.job_id}"
     words = f"run my sweeps/demo.yaml --resume --storage /shared/runs --set {name} --set data.text=the $TEXT's"
@@ -146,7 +146,7 @@ def test_a_job_of_one_node_starts_no_other(job: Callable[..., Job]):
 
 
 @pytest.mark.thorough
-def test_before_the_time_limit_the_job_is_queued_again_and_then_goes_on_with_its_run(job: Callable[..., Job]):
+def test_before_the_time_limit_the_job_is_queued_again_and_then_resumes_its_run(job: Callable[..., Job]):
     here = job()
     process = here.start(SWEEP=ON_TERM)
     wait_for(here, "sweeping")
@@ -159,7 +159,7 @@ def test_before_the_time_limit_the_job_is_queued_again_and_then_goes_on_with_its
     assert here.left_running == here.left_behind == []
 
     assert ended(here.start(SWEEP="exit 0"))[0] == 0
-    first, second = (call.partition(" [")[0] for call in here.calls if call.startswith("python -m tailsweep"))
+    first, second = (call.partition(" [")[0] for call in here.calls if call.startswith("python -m tailsweep run"))
     assert first == second, "the same run directory"
     assert " --resume " in second
 
@@ -193,7 +193,7 @@ def test_where_ray_does_not_start_no_sweep_is_and_nothing_stays(job: Callable[..
     assert status == 1
     assert "no such interface" in errors, "what Ray said"
     assert "Ray did not start on all of 2 nodes" in errors
-    assert not [call for call in here.calls if call.startswith("python -m tailsweep")]
+    assert not [call for call in here.calls if call.startswith("python -m tailsweep run")]
     assert here.left_running == here.left_behind == []
 
 
@@ -213,14 +213,14 @@ def test_two_jobs_on_one_node_have_ports_of_their_own(job: Callable[..., Job]):
 
 
 @pytest.mark.thorough
-def test_a_secret_comes_from_a_file_that_nobody_else_reads(job: Callable[..., Job]):
+def test_a_secret_comes_from_a_file_that_no_one_else_reads(job: Callable[..., Job]):
     here = job(secrets={"WANDB_API_KEY": None}, secrets_file="~/secrets.env")
     file = here.folder / "secrets.env"
     file.write_text("OTHER=x\nWANDB_API_KEY=a b$c'd")
     file.chmod(0o600)
     status, output, errors = ended(here.start(SWEEP="exit 0"))
     assert status == 0
-    assert any("key a b$c'd]" in call for call in here.calls if call.startswith("python -m tailsweep"))
+    assert any("key a b$c'd]" in call for call in here.calls if call.startswith("python -m tailsweep run"))
     assert "a b$c'd" not in output + errors
 
 
@@ -233,7 +233,7 @@ def test_a_secret_comes_from_a_file_that_nobody_else_reads(job: Callable[..., Jo
         (None, 0o600, "must be a file of mode 600"),
     ],
 )
-def test_a_secret_that_is_missing_or_open_is_told_before_anything_starts(
+def test_a_secret_that_is_missing_or_open_is_reported_before_anything_starts(
     job: Callable[..., Job], content: str | None, mode: int, expected: str
 ):
     here = job(secrets={"WANDB_API_KEY": None}, secrets_file="~/secrets.env")
@@ -249,14 +249,14 @@ def test_a_secret_that_is_missing_or_open_is_told_before_anything_starts(
 
 
 @pytest.mark.thorough
-def test_a_secret_that_is_not_exported_is_told(job: Callable[..., Job]):
+def test_a_secret_that_is_not_exported_is_reported(job: Callable[..., Job]):
     status, _, errors = ended(job(secrets={"WANDB_API_KEY": None}).start(SWEEP="exit 0"))
     assert status == 2
     assert errors == ("tailsweep: WANDB_API_KEY has no value: export it before sbatch, whose default is --export=ALL\n")
 
 
 @pytest.mark.thorough
-def test_an_environment_without_the_package_is_told(job: Callable[..., Job]):
+def test_an_environment_without_the_package_is_reported(job: Callable[..., Job]):
     here = job(slurm={"setup": ["export NO_PACKAGE=1"]})
     status, _, errors = ended(here.start(SWEEP="exit 0"))
     assert status == 2

@@ -11,11 +11,11 @@ from tailsweep.orchestrator.cli.main import main
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two features, the first of 3 MB, tokenised rows, and a folder that a killed process left."""
+    """Two features, the first of 3 MB, tokenized rows, and a folder that a killed process remaining."""
     folder = tmp_path / "cache"
     metas = {
-        "features/aa11": {"cut": "pooled vectors", "dtype": "fp32"},
-        "features/aa22": {"cut": "tokens entering layer 6", "dtype": "bf16"},
+        "features/aa11": {"split_point": "pooled vectors", "dtype": "fp32"},
+        "features/aa22": {"split_point": "tokens entering layer 6", "dtype": "bf16"},
         "tokens/bb33": {"label_names": ["x", "y"], "splits": {"train": {"rows": 900}, "test": {"rows": 100}}},
     }
     for name, meta in metas.items():
@@ -27,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def left(cache: Path) -> set[str]:
+def remaining(cache: Path) -> set[str]:
     return {path.parent.name for path in cache.glob("*/*/meta.json")}
 
 
@@ -37,7 +37,7 @@ def test_list_says_what_each_entry_is_the_largest_first(cache: Path, capsys: pyt
     assert [re.split(r" {2,}", line)[0:3:2] for line in lines[2:3]] == [["features", "3.0"]]
     assert lines[2].endswith("pooled vectors, fp32")
     assert {line.split()[1] for line in lines[2:5]} == {"aa11", "aa22", "bb33"}
-    assert any(line.endswith("1,000 rows, 2 classes") for line in lines)
+    assert any(line.endswith("1,000 examples, 2 classes") for line in lines)
     assert lines[-1] == f"3 entries, 3.0 MB in {cache}"
 
 
@@ -49,12 +49,12 @@ def test_list_of_an_empty_cache(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_remove_takes_the_first_characters_of_a_key(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache", "remove", "aa1", "bb"]) == 0
     assert capsys.readouterr().out == "removed 2 entries, 3.0 MB\n"
-    assert left(cache) == {"aa22"}
+    assert remaining(cache) == {"aa22"}
 
 
 def test_remove_all(cache: Path) -> None:
     assert main(["cache", "remove", "--all"]) == 0
-    assert left(cache) == set()
+    assert remaining(cache) == set()
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,16 @@ def test_a_key_that_names_no_single_entry_removes_nothing(
 ) -> None:
     assert main(["cache", "remove", "bb33", key]) == 2
     assert f'key "{key}": {rule}' in capsys.readouterr().err
-    assert left(cache) == {"aa11", "aa22", "bb33"}
+    assert remaining(cache) == {"aa11", "aa22", "bb33"}
 
 
-def test_an_entry_in_the_making_is_left_and_so_are_the_others(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_entry_that_is_being_created_is_kept_and_so_are_the_others(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with FileLock(cache / "features/aa22.lock"):
         assert main(["cache", "remove", "--all"]) == 2
-    assert "features aa22 is in the making" in capsys.readouterr().err
-    assert left(cache) == {"aa11", "aa22", "bb33"}
+    assert "features aa22 is being created" in capsys.readouterr().err
+    assert remaining(cache) == {"aa11", "aa22", "bb33"}
 
 
 def test_a_damaged_entry_is_named_so(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ import transformers
 from tailsweep.orchestrator.cli.main import main
 from tailsweep.trainables import inference
 from tailsweep.trainables.config.trial import HeadConfig, ModelConfig
-from tailsweep.trainables.models.classifier import build_classifier, save_classifier
+from tailsweep.trainables.models.classifier import build_classifier, load_classifier, save_classifier
 from torch import nn
 
 TinyModel = Callable[..., Path]
@@ -62,16 +62,16 @@ def test_predictions_are_those_of_the_plain_pipeline(
     """BERT and RoBERTa run packed, DeBERTa-v2 padded; the last row is longer than the folder's own length."""
     folder = model_folder(architecture)
     assert main(["predict", str(folder), str(rows), "--probabilities"]) == 0
-    found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    predictions = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     columns = ["id", "text", "prediction", "confidence", *(f"probability/{label}" for label in LABELS)]
-    assert list(found[0]) == columns
-    assert [(row["id"], row["text"]) for row in found] == [(f"{i:02d}", text) for i, text in enumerate(TEXTS)]
+    assert list(predictions[0]) == columns
+    assert [(row["id"], row["text"]) for row in predictions] == [(f"{i:02d}", text) for i, text in enumerate(TEXTS)]
     expected = by_pipeline(folder, TEXTS)
-    for row, scores in zip(found, expected, strict=True):
+    for row, scores in zip(predictions, expected, strict=True):
         assert row["prediction"] == max(scores, key=lambda label: scores[label])
         assert float(row["confidence"]) == pytest.approx(max(scores.values()), abs=1e-5)
         assert {label: float(row[f"probability/{label}"]) for label in LABELS} == pytest.approx(scores, abs=1e-5)
-    assert len({row["confidence"] for row in found}) == len(TEXTS)
+    assert len({row["confidence"] for row in predictions}) == len(TEXTS)
 
 
 def test_a_folder_with_a_head_of_ours_is_opened(
@@ -85,13 +85,15 @@ def test_a_folder_with_a_head_of_ours_is_opened(
     output = tmp_path / "out.jsonl"
     folder = model_folder("bert", MEAN)
     assert main(["predict", str(folder), str(rows), "--output", str(output)]) == 0
-    model, tokenizer = inference.load_classifier(folder)
+    model, tokenizer = load_classifier(folder)
     with torch.no_grad():
         batch = tokenizer(TEXTS, truncation=True, padding=True, return_tensors="pt")
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    found = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [row["prediction"] for row in found] == [LABELS[index] for index in logits.argmax(1)]
-    assert [row["confidence"] for row in found] == pytest.approx(logits.softmax(1).max(1).values.tolist(), abs=1e-5)
+    predictions = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["prediction"] for row in predictions] == [LABELS[index] for index in logits.argmax(1)]
+    assert [row["confidence"] for row in predictions] == pytest.approx(
+        logits.softmax(1).max(1).values.tolist(), abs=1e-5
+    )
     assert ran  # packed, where the probe agrees
 
 
@@ -103,7 +105,9 @@ def test_rows_without_text_keep_their_place_and_their_columns(
     file, output = tmp_path / "in.parquet", tmp_path / f"out{suffix}"
     given.to_parquet(file)
     output.write_text("what was there before")
-    assert main(["predict", str(model_folder()), str(file), "--text", "words", "--output", str(output)]) == 0
+    folder = model_folder()
+    capsys.readouterr()  # saving a model shows a bar
+    assert main(["predict", str(folder), str(file), "--text-column", "words", "--output", str(output)]) == 0
     assert capsys.readouterr().err == "2 of 4 rows have no text, and no prediction\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([file.name, output.name])
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {
@@ -112,23 +116,23 @@ def test_rows_without_text_keep_their_place_and_their_columns(
         ".jsonl": lambda path: pd.read_json(path, lines=True),
         ".parquet": pd.read_parquet,
     }
-    found = readers[suffix](output)
-    assert list(found.columns) == ["weight", "words", "prediction", "confidence"]
-    assert found["weight"].tolist() == [1.5, 2.0, 3.0, 0.25]
-    assert found["prediction"].isna().tolist() == [False, True, True, False]
-    assert found["confidence"].isna().tolist() == [False, True, True, False]
+    predictions = readers[suffix](output)
+    assert list(predictions.columns) == ["weight", "words", "prediction", "confidence"]
+    assert predictions["weight"].tolist() == [1.5, 2.0, 3.0, 0.25]
+    assert predictions["prediction"].isna().tolist() == [False, True, True, False]
+    assert predictions["confidence"].isna().tolist() == [False, True, True, False]
     scores = by_pipeline(model_folder(), ["renal urine", "oral"])
-    assert found["confidence"].dropna().tolist() == pytest.approx([max(s.values()) for s in scores], abs=1e-5)
+    assert predictions["confidence"].dropna().tolist() == pytest.approx([max(s.values()) for s in scores], abs=1e-5)
 
 
 def test_a_file_of_no_texts_at_all_is_answered(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     file, output = tmp_path / "in.csv", tmp_path / "out.parquet"
     file.write_text('text,id\n"",1\n" ",2\n')
     assert main(["predict", str(model_folder()), str(file), "--output", str(output), "--probabilities"]) == 0
-    found = pd.read_parquet(output)
-    assert found["id"].tolist() == ["1", "2"]
-    assert found["prediction"].isna().all()
-    assert found["probability/excretion"].isna().all()
+    predictions = pd.read_parquet(output)
+    assert predictions["id"].tolist() == ["1", "2"]
+    assert predictions["prediction"].isna().all()
+    assert predictions["probability/excretion"].isna().all()
 
 
 Arguments = Callable[[Path, Path, Path], list[str]]  # model folder, rows.csv, an empty folder -> the command line
@@ -144,7 +148,7 @@ Arguments = Callable[[Path, Path, Path], list[str]]  # model folder, rows.csv, a
         pytest.param(lambda m, r, d: [str(m), str(_file(d, "x.txt", "text\na"))], 'is ".txt"', id="unknown type"),
         pytest.param(lambda m, r, d: [str(m), str(_file(d, "x.csv", ""))], "is empty", id="empty file"),
         pytest.param(lambda m, r, d: [str(m), str(_file(d, "x.csv", "text\n"))], "no rows", id="no rows"),
-        pytest.param(lambda m, r, d: [str(m), str(r), "--text", "txt"], 'did you mean "text"', id="no column"),
+        pytest.param(lambda m, r, d: [str(m), str(r), "--text-column", "txt"], 'did you mean "text"', id="no column"),
         pytest.param(lambda m, r, d: [str(m), str(_file(d, "x.jsonl", '{"text": 3}\n'))], "holds int64", id="numbers"),
         pytest.param(
             lambda m, r, d: [str(m), str(_file(d, "x.csv", "text,confidence\na,1\n"))],
@@ -158,7 +162,11 @@ Arguments = Callable[[Path, Path, Path], list[str]]  # model folder, rows.csv, a
         ),
         pytest.param(lambda m, r, d: [str(m), str(r), "--output", str(r)], "which is FILE", id="over FILE"),
         pytest.param(lambda m, r, d: [str(m), str(r), "--output", str(d / "x.xlsx")], "the type of", id="output type"),
-        pytest.param(lambda m, r, d: [str(m), str(r), "--output", str(d / "a/b.csv")], "lies in no folder", id="where"),
+        pytest.param(
+            lambda m, r, d: [str(m), str(r), "--output", str(d / "a/b.csv")],
+            "lies in a folder that does not exist",
+            id="where",
+        ),
         pytest.param(lambda m, r, d: [str(m), str(r), "--output", str(_dir(d, "o.csv"))], "is a folder", id="folder"),
     ],
 )
@@ -261,7 +269,7 @@ def test_damaged_weights_are_said(
 
 
 def test_class_names_follow_the_logits(model_folder: Callable[..., Path]) -> None:
-    model, _ = inference.load_classifier(model_folder())
+    model, _ = load_classifier(model_folder())
     config = cast(Any, model.base_model).config
     config.id2label = dict(sorted(config.id2label.items(), reverse=True))
     assert inference.class_names(cast(nn.Module, model), Path("x")) == list(LABELS)

@@ -61,17 +61,17 @@ def test_tfidf_is_the_best_of_scikit_learn_s_logistic_regressions(
         plain.fit(train, splits.train["label"])
         score = f1_score(splits.validation["label"], plain.predict(validation), average="macro")
         scored.append((score, -strength, plain.predict(test)))
-    best, strength, predicted = max(scored, key=lambda one: one[:2])  # of equals the stronger regularisation
+    best, strength, predicted = max(scored, key=lambda entry: entry[:2])  # of equals the stronger regularisation
     fitted = fit_baseline("tfidf" if weight is None else "tfidf_balanced", config, model, data, METRIC)
     assert (fitted.validation, fitted.strength) == (pytest.approx(best), -strength)
     assert np.array_equal(fitted.predicted, predicted)
 
 
 def test_embeddings_are_the_mean_of_the_frozen_encoder_s_last_states(model: ModelConfig, data: PreparedData) -> None:
-    found = _embeddings(model, data)("test")
+    pooled = _embeddings(model, data)("test")
     encoder = transformers.AutoModel.from_pretrained(model.name).eval()
     with torch.no_grad():
         for row in range(len(data.test)):
             tokens = torch.from_numpy(data.test.tokens[slice(*data.test.offsets[row : row + 2])].astype(np.int64))
             expected = encoder(input_ids=tokens[None]).last_hidden_state[0].mean(dim=0)
-            np.testing.assert_allclose(found[row], expected.numpy(), atol=1e-5)
+            np.testing.assert_allclose(pooled[row], expected.numpy(), atol=1e-5)

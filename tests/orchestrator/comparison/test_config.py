@@ -1,4 +1,4 @@
-"""A comparison file becomes one sweep per method with one budget, or all its mistakes at once."""
+"""A comparison file becomes one sweep per method with one budget, or all its errors together."""
 
 from collections import Counter
 from pathlib import Path
@@ -28,22 +28,22 @@ def load(tmp_path: Path) -> Any:
     return load_text
 
 
-def mistakes(load: Any, text: str, *overrides: str) -> list[str]:
+def issues(load: Any, text: str, *overrides: str) -> list[str]:
     with pytest.raises(SweepConfigError) as raised:
         load(text, *overrides)
-    return raised.value.mistakes
+    return raised.value.issues
 
 
 def test_every_method_is_a_sweep_of_the_shared_settings_with_the_budget(load: Any) -> None:
-    comparison = load(LEAST + "name: mine\nstorage: here\nbudget: {candidates: 5}\nmetric: validation/mcc")
+    comparison = load(LEAST + "name: mine\nstorage: here\nbudget: {trials: 5}\nmetric: validation/mcc")
     for method in ("vanilla", "two_stage"):
         config = comparison.search(method, None).config
-        assert (config.method, config.num_candidates, config.metric) == (method, 5, "validation/mcc")
+        assert (config.method, config.num_trials, config.metric) == (method, 5, "validation/mcc")
         assert config.stage_two["learning_rate"] == {"loguniform": [1e-5, 1e-4]}
         assert f"{config.storage}/{config.name}" == f"here/mine/methods/{method}/search"
         assert config.wandb.group == f"mine-{method}"
     assert comparison.search("vanilla", None).config.stage_one["epochs"] == 0
-    assert comparison.search("two_stage", None).candidates()[0].trial.stage_one.epochs > 0
+    assert comparison.search("two_stage", None).trials()[0].config.stage_one.epochs > 0
 
 
 def test_its_sweeps_lie_below_it_in_a_bucket_too(load: Any) -> None:
@@ -73,31 +73,31 @@ def test_a_method_s_own_settings_lie_over_the_shared_ones(load: Any) -> None:
         "stage_two: {learning_rate: 1e-5, loss: {name: weighted_cross_entropy}}}\nstage_two: {learning_rate: 2e-5}"
     )
     assert comparison.search("vanilla", None).config.stage_two["learning_rate"] == 2e-5
-    of_two = comparison.search("focused", None).config.stage_two
-    assert (of_two["learning_rate"], of_two["loss"]["name"]) == (1e-5, "weighted_cross_entropy")
+    stage_two = comparison.search("focused", None).config.stage_two
+    assert (stage_two["learning_rate"], stage_two["loss"]["name"]) == (1e-5, "weighted_cross_entropy")
 
 
-def test_a_budget_of_epochs_takes_as_many_candidates_as_it_pays_for(load: Any) -> None:
-    """Three epochs of a candidate: 10 pay for three of them, 2 for the least there can be."""
+def test_a_budget_of_epochs_takes_as_many_trials_as_it_pays_for(load: Any) -> None:
+    """Three epochs of a trial: 10 pay for three of them, 2 for the least there can be."""
     text = LEAST.replace("vanilla, two_stage", "vanilla") + "budget: {epochs: %d}\n"
     with_three = "\nstage_two.epochs=3"
-    for epochs, candidates in ((10, 3), (9, 3), (8, 2), (2, 1)):
+    for epochs, trials in ((10, 3), (9, 3), (8, 2), (2, 1)):
         comparison = load(text % epochs, *with_three.split())
-        assert comparison.search("vanilla", None).num_candidates == candidates
+        assert comparison.search("vanilla", None).num_trials == trials
 
 
 def test_a_budget_of_seconds_is_the_sweep_s(load: Any) -> None:
     config = load(LEAST + "budget: {seconds: 90}").search("vanilla", None).config
-    assert config.max_seconds == 90
-    assert config.num_candidates is not None
-    assert config.num_candidates > 50
+    assert config.max_wallclock_seconds == 90
+    assert config.num_trials is not None
+    assert config.num_trials > 50
 
 
-def test_a_method_with_fewer_different_candidates_than_the_budget_says_so(load: Any) -> None:
+def test_a_method_with_fewer_different_trials_than_the_budget_says_so(load: Any) -> None:
     comparison = load("data: {train: rows.csv}\nmethods: {plain: {method: vanilla, stage_two: {learning_rate: 1e-5, "
-                      "epochs: 1, batch_size: 8}}}\nbudget: {candidates: 4}")  # fmt: skip
-    assert comparison.search("plain", None).num_candidates == 1
-    assert "plain: has 1 different candidate(s), fewer than the budget of 4" in comparison.notes
+                      "epochs: 1, batch_size: 8}}}\nbudget: {trials: 4}")  # fmt: skip
+    assert comparison.search("plain", None).num_trials == 1
+    assert "plain: has 1 different trial(s), fewer than the budget of 4" in comparison.notes
 
 
 def test_folds_take_the_test_rows_in_turn(load: Any) -> None:
@@ -123,8 +123,8 @@ def test_overrides_are_those_of_a_sweep(load: Any) -> None:
     assert comparison.config.seeds == [3]
 
 
-def test_a_mistake_in_what_all_share_is_told_once(load: Any) -> None:
-    assert mistakes(load, LEAST + "metric: validation/macrof1\n") == [
+def test_an_error_in_shared_settings_is_reported_once(load: Any) -> None:
+    assert issues(load, LEAST + "metric: validation/macrof1\n") == [
         'metric: is "validation/macrof1", but must be a validation score; did you mean "validation/macro_f1"?'
     ]
 
@@ -133,35 +133,35 @@ def test_a_mistake_in_what_all_share_is_told_once(load: Any) -> None:
     ("text", "expected"),
     [
         ("methods: [vanila]", 'the name is not that of a method; did you mean "vanilla"?'),
-        ("methods: [vanilla]\nseeds: [1, 1]", "each seed must stand there once"),
+        ("methods: [vanilla]\nseeds: [1, 1]", "each seed must appear once"),
         ("methods: [vanilla]\nseeds: []", "seeds"),
         ("methods: {}", "methods"),
         ("methods: [vanilla]\nreference: two_stage", 'reference is "two_stage", but must be one of the methods'),
         ("methods: [vanilla]\nmethod: vanilla", "method: is not for a comparison: say methods"),
-        ("methods: [vanilla]\nnum_candidates: 3", "num_candidates: is not for a comparison: say budget"),
+        ("methods: [vanilla]\nnum_trials: 3", "num_trials: is not for a comparison: say budget"),
         ("methods: {vanilla: {metric: validation/mcc}}", "methods.vanilla.metric: all methods share it"),
-        ("methods: {vanilla: {data: {max_length: 12}}}", "vanilla.data.max_length: all methods share their rows"),
+        ("methods: {vanilla: {data: {max_length: 12}}}", "vanilla.data.max_length: all methods share their examples"),
         ("methods: [vanilla]\nbaselines: [tfdf]", "baselines"),
         ("methods: [vanilla]\nfolds: 1", "folds"),
         ("methods: [vanilla]\nwandb: [online]", 'wandb: is ["online"], but must be'),
         ("methods: [vanilla]\nwandb:", "wandb: is null, but must be"),
         ("methods: [vanilla]\nsearch: grid", "search: is grid, but a grid is as large as it is"),
-        ("methods: [vanilla]\nbudget: {candidates: 0}", "budget.candidates: is 0, but must be"),
-        ("methods: [vanilla]\nbudget: {candidates: 2, epochs: 3}", "budget: must say one of candidates, epochs"),
-        ("methods: [vanilla]\nbudget: {}", "budget: must say one of candidates, epochs and seconds"),
+        ("methods: [vanilla]\nbudget: {trials: 0}", "budget.trials: is 0, but must be"),
+        ("methods: [vanilla]\nbudget: {trials: 2, epochs: 3}", "budget: must say one of trials, epochs"),
+        ("methods: [vanilla]\nbudget: {}", "budget: must say one of trials, epochs and seconds"),
         ("methods: [vanilla, two_stage]\nmethods_: 3", 'methods_'),
         ("methods: {vanilla: {stage_two: {epochz: 1}}, two_stage: }", "methods.vanilla: stage_two.epochz"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named_with_its_remedy(load: Any, text: str, expected: str) -> None:
-    found = mistakes(load, f"data: {{train: rows.csv}}\n{text}")
-    assert len(found) == 1
-    assert expected in found[0]
+def test_an_error_is_named_with_its_fix(load: Any, text: str, expected: str) -> None:
+    messages = issues(load, f"data: {{train: rows.csv}}\n{text}")
+    assert len(messages) == 1
+    assert expected in messages[0]
 
 
 def test_folds_and_given_test_rows_exclude_each_other(load: Any) -> None:
-    found = mistakes(load, "data: {train: rows.csv, test: test.csv}\nmethods: [vanilla]\nfolds: 3\n")
-    assert any("folds take their test rows from train: leave test out" in text for text in found)
+    messages = issues(load, "data: {train: rows.csv, test: test.csv}\nmethods: [vanilla]\nfolds: 3\n")
+    assert any("folds take their test rows from train: leave test out" in text for text in messages)
 
 
 def test_the_file_is_a_mapping_as_a_sweep_s_is() -> None:
@@ -196,15 +196,17 @@ def test_the_papers_comparisons_have_the_papers_settings(
     comparison = load_comparison(SWEEPS / "papers" / f"{file}.yaml")
     assert comparison.config.seeds == [7, 42, 106, 190, 191]
     for method in comparison.config.methods:
-        (candidate,) = comparison.search(method, None).candidates()
-        trial = candidate.trial
-        assert (trial.model.name, trial.data.max_length) == ("bert-base-uncased", length)
-        assert (trial.stage_two.batch_size, trial.stage_two.learning_rate) == (batch, 1e-5)
+        (trial,) = comparison.search(method, None).trials()
+        trial_config = trial.config
+        assert (trial_config.model.name, trial_config.data.max_length) == ("bert-base-uncased", length)
+        assert (trial_config.stage_two.batch_size, trial_config.stage_two.learning_rate) == (batch, 1e-5)
         single = method in ("vanilla", "reweighting", "oversampling")
-        assert (trial.stage_one.epochs, trial.stage_two.epochs) == ((0, alone) if single else (1, after)), method
+        assert (trial_config.stage_one.epochs, trial_config.stage_two.epochs) == (
+            (0, alone) if single else (1, after)
+        ), method
         if not single:
-            assert (trial.stage_one.batch_size, trial.stage_one.learning_rate) == (batch, 1e-4)
-            assert trial.stage_one.frozen_dropout
+            assert (trial_config.stage_one.batch_size, trial_config.stage_one.learning_rate) == (batch, 1e-4)
+            assert trial_config.stage_one.frozen_dropout
 
 
 # The rows of each class before, as the sets are published, and after, as the papers print them.
@@ -222,7 +224,7 @@ TAIL = [600, 531, 470, 417, 369, 327, 289, 256, 227, 201, 178, 158, 140, 124, 10
     ],
 )
 def test_the_papers_comparisons_generate_the_papers_counts(file: str, published: list[int], printed: list[int]) -> None:
-    config = load_comparison(SWEEPS / "papers" / f"{file}.yaml").search("vanilla", None).candidates()[0].trial.data
+    config = load_comparison(SWEEPS / "papers" / f"{file}.yaml").search("vanilla", None).trials()[0].config.data
     assert config.imbalance is not None
     names = config.imbalance.order
     assert names is not None

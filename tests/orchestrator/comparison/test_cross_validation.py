@@ -1,4 +1,4 @@
-"""A comparison whose test rows are the folds of one file in turn, on a Ray in this process."""
+"""A comparison whose test examples are the folds of one file in turn, on a Ray in this process."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ import yaml
 from sklearn.metrics import f1_score
 from tailsweep.orchestrator.cli.main import main
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray_phases")]
 
 METHODS = ("lp_ft", "two_stage")
 
@@ -41,9 +41,9 @@ def crossed(
         "data": {"train": str(rows_csv), "max_length": 40, "validation": 0.2},
         "model": {"name": str(tiny_model("distilbert", 0.0))},
         "methods": list(METHODS),
-        "stage_one": {"trains": "head", "batch_size": 8, "learning_rate": 3e-3, "epochs": 1},
+        "stage_one": {"trainable": "head", "batch_size": 8, "learning_rate": 3e-3, "epochs": 1},
         "stage_two": {"batch_size": 8, "learning_rate": 3e-3, "epochs": 1},
-        "budget": {"candidates": 1},
+        "budget": {"trials": 1},
         "max_concurrent": 1,
         "folds": 2,
         "seeds": [7],
@@ -74,14 +74,14 @@ def test_every_row_is_predicted_once_and_scored_with_all_others(crossed: Crossed
     labels, predictions = _predicted(crossed.run, name)
     with rows_csv.open(newline="") as rows:
         assert Counter(labels) == Counter(row["label"] for row in csv.DictReader(rows))
-    found = json.loads((crossed.run / "comparison.json").read_text())
-    scored = (found["methods"] | found["baselines"])[name]["test"]["test/macro_f1"]["mean"]
+    reported = json.loads((crossed.run / "comparison.json").read_text())
+    scored = (reported["methods"] | reported["baselines"])[name]["test"]["test/macro_f1"]["mean"]
     assert scored == pytest.approx(f1_score(labels, predictions, average="macro"), abs=1e-12)
 
 
 def test_methods_share_the_features_of_a_fold(crossed: Crossed) -> None:
-    of_methods = [crossed.run / f"methods/{name}" for name in METHODS]
-    searches = [folder / f"search-fold{fold}/results.parquet" for folder in of_methods for fold in range(2)]
+    folders = [crossed.run / f"methods/{name}" for name in METHODS]
+    searches = [folder / f"search-fold{fold}/trials.parquet" for folder in folders for fold in range(2)]
     assert [pq.read_table(search)["state"].to_pylist() for search in searches] == [["completed"]] * 4
     assert len(crossed.features) == 2
 
@@ -89,5 +89,5 @@ def test_methods_share_the_features_of_a_fold(crossed: Crossed) -> None:
 def test_the_report_says_the_folds_and_no_model_is_made(crossed: Crossed) -> None:
     report = (crossed.run / "comparison.md").read_text()
     assert "2 folds, each searched by itself" in report
-    assert "Training rows of the first fold: " in report
+    assert "Training examples of the first fold: " in report
     assert not list(crossed.run.glob("methods/*/*/best"))

@@ -25,21 +25,26 @@ def result(mean: float, fine_tuned: bool = True, difference: Difference | None =
         report_keys.on_split(report_keys.TEST, score): Estimate(mean, 0.01 if fine_tuned else None)
         for score in report_keys.SCORES
     }
-    of_classes = {report_keys.class_f1(report_keys.TEST, label): Estimate(mean, None) for label in ("many", "rare")}
+    class_scores = {report_keys.class_f1(report_keys.TEST, label): Estimate(mean, None) for label in ("many", "rare")}
     gaps = {} if difference is None else dict.fromkeys(scores, difference)
     ended = {"completed": 1, "pruned": 3} if fine_tuned else {}
     settings = [{"stage_two.learning_rate": 3e-5}]
-    return MethodResult(fine_tuned, mean, num_seeds, 12.0, ended, settings, {**scores, **of_classes}, gaps)
+    return MethodResult(fine_tuned, mean, num_seeds, 12.0, ended, settings, {**scores, **class_scores}, gaps)
 
 
-def results(over_baseline: Difference | None, of_two_stage: Difference, num_seeds: int = 3) -> ComparisonResults:
+def results(
+    over_baseline: Difference | None, two_stage_difference: Difference, num_seeds: int = 3
+) -> ComparisonResults:
     return ComparisonResults(
         metric="macro_f1",
         reference="vanilla",
         train_rows={"many": 900, "rare": 12},
         test_rows={"many": 90, "rare": 3},
-        notes=["longer than 40 tokens, and cut there: 7 of 93 test rows"],
-        methods={"vanilla": result(0.6), "two_stage": result(0.65, difference=of_two_stage, num_seeds=num_seeds)},
+        notes=["longer than 40 tokens and truncated: 7 of 93 test examples"],
+        methods={
+            "vanilla": result(0.6),
+            "two_stage": result(0.65, difference=two_stage_difference, num_seeds=num_seeds),
+        },
         baselines={"tfidf": result(0.5, fine_tuned=False, difference=WORSE)},
         chosen="two_stage",
         best_baseline="tfidf",
@@ -53,20 +58,20 @@ def results(over_baseline: Difference | None, of_two_stage: Difference, num_seed
         (BETTER, "better than vanilla in macro_f1: two_stage (+0.0500)"),
         (NOISE, "within noise of vanilla in macro_f1: two_stage (+0.0200)"),
         (WORSE, "worse than vanilla in macro_f1: two_stage (-0.0500), tfidf (-0.0500)"),
-        (OF_SEEDS, "better than vanilla in macro_f1 with these seeds, though their spread may be all"),
+        (OF_SEEDS, "better than vanilla in macro_f1 with these seeds, but their spread may explain it"),
         (
             OF_ONE_SEED,
-            "worse than vanilla in macro_f1 with these seeds, though their spread may be all",
+            "worse than vanilla in macro_f1 with these seeds, but their spread may explain it",
         ),
     ],
 )
 def test_a_difference_is_called_what_its_intervals_say(gap: Difference, words: str) -> None:
-    (told,) = [
+    (sentence,) = [
         text
         for text in findings(comparison(), results(BETTER, gap))
-        if text.startswith("On the test rows") and "two_stage" in text
+        if text.startswith("On the test examples") and "two_stage" in text
     ]
-    assert words in told
+    assert words in sentence
 
 
 @pytest.mark.parametrize(
@@ -85,25 +90,25 @@ def test_a_baseline_that_is_not_beaten_stands_at_the_top(over: Difference, words
 
 
 def test_a_baseline_at_the_top_that_reads_more_of_a_text_than_the_models_says_so() -> None:
-    found, of_forty = results(WORSE, BETTER), comparison(data={"train": "rows.csv", "max_length": 40})
+    outcome, short_texts = results(WORSE, BETTER), comparison(data={"train": "rows.csv", "max_length": 40})
     words = "It reads texts whole, where two_stage reads at most their first 40 tokens."
-    assert words in describe(of_forty, found)
+    assert words in describe(short_texts, outcome)
     # The frozen encoder reads what the fine-tuned one does.
-    of_encoder = replace(found, baselines={"embeddings": found.baselines["tfidf"]}, best_baseline="embeddings")
-    assert "embeddings, a logistic regression" in describe(of_forty, of_encoder)
-    assert "reads texts whole" not in describe(of_forty, of_encoder)
+    with_encoder = replace(outcome, baselines={"embeddings": outcome.baselines["tfidf"]}, best_baseline="embeddings")
+    assert "embeddings, a logistic regression" in describe(short_texts, with_encoder)
+    assert "reads texts whole" not in describe(short_texts, with_encoder)
 
 
 def test_a_baseline_that_is_beaten_is_not_mentioned_there() -> None:
     assert "logistic regression" not in describe(comparison(), results(BETTER, BETTER))
 
 
-def test_the_report_states_budget_seeds_rows_and_settings() -> None:
+def test_the_report_states_budget_seeds_examples_and_settings() -> None:
     text = describe(comparison(budget={"epochs": 40}, seeds=[1, 2, 3]), results(BETTER, BETTER))
     assert "searched with 40 epochs" in text
     assert "3 seeds (1, 2, 3)" in text
-    assert "93 test rows" in text
-    assert "Of the rows: longer than 40 tokens, and cut there: 7 of 93 test rows." in text
+    assert "93 test examples" in text
+    assert "On the examples: longer than 40 tokens and truncated: 7 of 93 test examples." in text
     assert "| rare | 12 | 3 |" in text
     assert '- two_stage: {"stage_two.learning_rate": 3e-05}' in text
     line = "| **two_stage** | 0.6500 | 0.6500 ± 0.0100 | +0.0500 [+0.0100, +0.0900] | [+0.0200, +0.0800] | better |"
@@ -119,7 +124,9 @@ def test_the_report_states_budget_seeds_rows_and_settings() -> None:
         (NOISE, "[-0.0300, +0.0700]", "within noise", False),
     ],
 )
-def test_only_what_is_beyond_rows_and_seeds_is_bold(gap: Difference, over_seeds: str, verdict: str, bold: bool) -> None:
+def test_only_what_exceeds_both_kinds_of_noise_is_bold(
+    gap: Difference, over_seeds: str, verdict: str, bold: bool
+) -> None:
     text = describe(comparison(), results(BETTER, gap))
     assert f"| {over_seeds} | {verdict} |" in text
     every_score = text.split("## Every score over vanilla")[1].split("## F1")[0]
@@ -132,9 +139,9 @@ def test_one_seed_is_said_to_have_no_standard_error() -> None:
 
 
 def test_seeds_and_methods_without_a_result_are_named() -> None:
-    told = findings(comparison(methods=["vanilla", "two_stage", "lp_ft"], seeds=[1, 2, 3]), results(BETTER, BETTER, 2))
-    assert any("two_stage (2 of 3)" in text and "vanilla" not in text for text in told)
-    assert any("Without a result" in text and text.endswith(": lp_ft.") for text in told)
+    texts = findings(comparison(methods=["vanilla", "two_stage", "lp_ft"], seeds=[1, 2, 3]), results(BETTER, BETTER, 2))
+    assert any("two_stage (2 of 3)" in text and "vanilla" not in text for text in texts)
+    assert any("Without a result" in text and text.endswith(": lp_ft.") for text in texts)
     whole = findings(comparison(seeds=[1, 2, 3]), results(BETTER, BETTER))
     assert not any("Not every seed" in text or "Without a result" in text for text in whole)
 

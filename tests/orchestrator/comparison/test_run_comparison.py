@@ -1,4 +1,4 @@
-"""A whole comparison on a Ray in this process, which is told to stop half-way through and is gone on with."""
+"""A whole comparison on a Ray in this process, which is interrupted half-way and resumed."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from tailsweep.orchestrator.comparison import run_comparison
 from tailsweep.orchestrator.comparison.results import read_comparison
 from tailsweep.orchestrator.runs.directory import RunDirectory
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray_phases")]
 
 SEEDS = [3, 4]
 
@@ -28,8 +28,10 @@ SEEDS = [3, 4]
 def compared(
     local_ray: None, tiny_model: Callable[..., Path], rows_csv: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The run directory: the process had a SIGTERM when the method's choice had been trained again, so between two runs
-    of Tune. One method, since every Ray Train run takes its seconds; the baselines have differences to it."""
+    """The run directory: the process got a SIGTERM after the retraining, so between two runs of Tune.
+
+    There is one method, since every Ray Train run takes seconds; the baselines have differences to it.
+    """
     folder = tmp_path_factory.mktemp("comparison")
     stage = {"batch_size": 8, "learning_rate": 3e-3, "epochs": 1}
     tree = {
@@ -39,7 +41,7 @@ def compared(
             "vanilla": {"stage_two": {"learning_rate": {"choice": [3e-3, 1e-3]}}},
         },
         "stage_two": stage,
-        "budget": {"seconds": 1},  # which the first candidate takes, alone
+        "budget": {"seconds": 1},  # which the first trial takes, alone
         "max_concurrent": 1,
         "seeds": SEEDS,
         "resamples": 200,
@@ -55,7 +57,7 @@ def compared(
     run = folder / "mine"
     assert not (run / "baselines").exists()  # it stopped there
     # As if killed a moment earlier: the search's seconds are spent, and what it never started is not written yet.
-    (run / "methods/vanilla/search/state/outcomes/c001.json").unlink()
+    (run / "methods/vanilla/search/state/outcomes/t001.json").unlink()
     before = changed(run)
     assert main(["resume", str(run)]) == 0
     assert {name: changed(run)[name] for name in before} == before  # nothing was trained or predicted again
@@ -78,63 +80,63 @@ def predicted(run: Path, method: str, name: str) -> tuple[list[str], list[str]]:
 
 
 def test_the_search_has_its_budget_and_every_seed_what_it_chose(compared: Path) -> None:
-    searched = pq.read_table(compared / "methods/vanilla/search/results.parquet").to_pylist()
+    searched = pq.read_table(compared / "methods/vanilla/search/trials.parquet").to_pylist()
     assert [(row["state"], row["reason"].split(":")[0]) for row in searched] == [
         ("completed", "all its epochs are done"),
         ("pruned", "never started"),
     ]
-    tried = json.loads((compared / "methods/vanilla/search/state/candidates.json").read_text())
-    trained = json.loads((compared / "methods/vanilla/seeds/state/candidates.json").read_text())
-    assert [one["trial"] for one in trained] == [tried[0]["trial"] | {"seed": seed} for seed in SEEDS]
+    tried = json.loads((compared / "methods/vanilla/search/state/trials.json").read_text())
+    trained = json.loads((compared / "methods/vanilla/seeds/state/trials.json").read_text())
+    assert [entry["config"] for entry in trained] == [tried[0]["config"] | {"seed": seed} for seed in SEEDS]
 
 
 def test_scores_are_those_of_the_predictions(compared: Path) -> None:
-    found = results(compared)
-    tfidf, vanilla = found["baselines"]["tfidf"], found["methods"]["vanilla"]
+    compared_results = results(compared)
+    tfidf, vanilla = compared_results["baselines"]["tfidf"], compared_results["methods"]["vanilla"]
     f1 = {
         name: f1_score(*predicted(compared, method, name), average="macro")
         for method, name in (("tfidf", "only"), *(("vanilla", f"seed{seed}") for seed in SEEDS))
     }
-    of_seeds = [f1[f"seed{seed}"] for seed in SEEDS]
-    assert vanilla["test"]["test/macro_f1"]["mean"] == pytest.approx(np.mean(of_seeds), abs=1e-12)
-    assert vanilla["test"]["test/macro_f1"]["standard_error"] == pytest.approx(scipy.stats.sem(of_seeds), abs=1e-12)
+    by_seed = [f1[f"seed{seed}"] for seed in SEEDS]
+    assert vanilla["test"]["test/macro_f1"]["mean"] == pytest.approx(np.mean(by_seed), abs=1e-12)
+    assert vanilla["test"]["test/macro_f1"]["standard_error"] == pytest.approx(scipy.stats.sem(by_seed), abs=1e-12)
     assert tfidf["test"]["test/macro_f1"] == {"mean": pytest.approx(f1["only"], abs=1e-12), "standard_error": None}
     gap = tfidf["difference"]["test/macro_f1"]
-    assert gap["value"] == pytest.approx(f1["only"] - np.mean(of_seeds), abs=1e-12)
+    assert gap["value"] == pytest.approx(f1["only"] - np.mean(by_seed), abs=1e-12)
     assert gap["low"] <= gap["value"] <= gap["high"]
-    half = scipy.stats.t.ppf(0.975, len(SEEDS) - 1) * scipy.stats.sem(of_seeds)
+    half = scipy.stats.t.ppf(0.975, len(SEEDS) - 1) * scipy.stats.sem(by_seed)
     assert (gap["seeds_low"], gap["seeds_high"]) == pytest.approx((gap["value"] - half, gap["value"] + half), abs=1e-12)
 
 
 def test_the_model_is_the_chosen_method_s_best_seed_and_predicts_what_was_scored(compared: Path) -> None:
     import transformers
 
-    found = results(compared)
-    assert found["chosen"] == "vanilla"
-    folder = compared / "methods" / found["chosen"] / "seeds"
+    compared_results = results(compared)
+    assert compared_results["chosen"] == "vanilla"
+    folder = compared / "methods" / compared_results["chosen"] / "seeds"
     metrics = json.loads((folder / "best/metrics.json").read_text())
-    rows = pq.read_table(folder / "results.parquet").to_pylist()
-    best = max(rows, key=lambda row: (row["validation/macro_f1"], -int(row["candidate"][1:])))
-    assert metrics["candidate"] == best["candidate"]
-    labels, predictions = predicted(compared, found["chosen"], f"seed{best['seed']}")
+    rows = pq.read_table(folder / "trials.parquet").to_pylist()
+    best = max(rows, key=lambda row: (row["validation/macro_f1"], -int(row["trial"][1:])))
+    assert metrics["trial"] == best["trial"]
+    labels, predictions = predicted(compared, compared_results["chosen"], f"seed{best['seed']}")
     assert f1_score(labels, predictions, average="macro") == pytest.approx(metrics["test/macro_f1"], abs=1e-12)
     transformers.AutoModelForSequenceClassification.from_pretrained(folder / "best")
-    assert [path.parent.name for path in compared.glob("methods/*/*/best")] == ["seeds"]  # and no other was made
+    assert [path.parent.name for path in compared.glob("methods/*/*/best")] == ["seeds"]  # and no other exists
 
 
-def test_a_search_that_is_interrupted_before_it_has_begun_is_said_not_to_be_at_its_end(
+def test_a_search_that_is_interrupted_before_it_begins_is_not_finished(
     compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     comparison = read_comparison(RunDirectory(str(shutil.copytree(compared, tmp_path / "mine"))))
     shutil.rmtree(tmp_path / "mine/methods")
     monkeypatch.setattr(run_comparison, "run_sweep", lambda *_, **__: 1)
-    with pytest.raises(run_comparison.Interrupted, match="methods/vanilla/search is not at its end"):
-        run_comparison._bring_to_its_end(comparison.search("vanilla", None), None, Console())
+    with pytest.raises(run_comparison.Interrupted, match="methods/vanilla/search is not finished"):
+        run_comparison._finish_sweep(comparison.search("vanilla", None), None, Console())
 
 
 def test_wandb_has_one_group_per_method(compared: Path) -> None:
     runs = [read_runs(compared / "methods/vanilla" / kind / "wandb") for kind in ("search", "seeds")]
-    assert {run.group for of_kind in runs for run in of_kind.values()} == {"mine-vanilla"}
+    assert {run.group for group in runs for run in group.values()} == {"mine-vanilla"}
     assert not set(runs[0]) & set(runs[1])
 
 

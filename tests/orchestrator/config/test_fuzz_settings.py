@@ -125,8 +125,8 @@ def test_any_override_is_taken_or_refused_in_one_message(examples: int, file: Pa
 
     fields = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(".".join)
     value = st.text(max_size=12) | st.sampled_from(PIECES).map(lambda piece: piece.decode("utf-8", "replace"))
-    one = st.builds(lambda field, value: f"{field}={value}", fields, value) | st.text(max_size=20)
-    fuzz(examples, st.lists(one, min_size=1, max_size=3), check)
+    override = st.builds(lambda field, value: f"{field}={value}", fields, value) | st.text(max_size=20)
+    fuzz(examples, st.lists(override, min_size=1, max_size=3), check)
 
 
 NINE_TIMES = "\n".join(f"b{i}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]" for i in range(40))
@@ -134,7 +134,7 @@ BILLION_LAUGHS = f"a: &a0 [x, x, x]\n{NINE_TIMES}"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a: " + "[" * 5000, "nested too deeply"),
         ("a: " + "[" * 25 + "]" * 25, "nested too deeply: in more than 20"),
@@ -146,8 +146,8 @@ BILLION_LAUGHS = f"a: &a0 [x, x, x]\n{NINE_TIMES}"
     ],
 )  # fmt: skip
 @pytest.mark.timeout(20)
-def test_what_would_take_memory_or_time_without_end_is_refused_at_once(text: str, told: str, tmp_path: Path) -> None:
+def test_what_would_take_memory_or_time_without_end_is_refused_at_once(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "bomb.yaml"
     path.write_text(text)
-    with pytest.raises(SweepConfigError, match=told):
+    with pytest.raises(SweepConfigError, match=message):
         load_sweep(path)

@@ -1,7 +1,12 @@
-"""A sweep file becomes a checked sweep, or all its mistakes at once."""
+"""A sweep file becomes a checked sweep, or all its errors at once."""
 
+import copy
+import json
 import math
+import operator
+import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +15,20 @@ import yaml
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tailsweep.orchestrator.config.sweep import AshaConfig, Sweep, SweepConfigError, load_sweep, to_yaml
+from tailsweep.orchestrator.config.sweep import (
+    AshaConfig,
+    Sweep,
+    SweepConfig,
+    SweepConfigError,
+    load_sweep,
+    sweep_of,
+    to_yaml,
+)
 from tailsweep.trainables.config.presets import METHODS
 
 SWEEPS = Path(__file__).resolve().parents[3] / "orchestrator" / "sweeps"
 FIXED = "method: two_stage/paper\n"  # sweeps nothing of its own
-SMALL = "data: {train: rows.csv}\nnum_candidates: 2\nstage_one: {learning_rate: {loguniform: [1e-5, 1e-2]}}\n"
+SMALL = "data: {train: rows.csv}\nnum_trials: 2\nstage_one: {learning_rate: {loguniform: [1e-5, 1e-2]}}\n"
 in_one_folder = hypothesis_settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
 )
@@ -31,11 +44,11 @@ def load(tmp_path: Path) -> Any:
     return load_text
 
 
-def mistakes(load: Any, text: str, *overrides: str) -> list[str]:
+def issues(load: Any, text: str, *overrides: str) -> list[str]:
     with pytest.raises(SweepConfigError) as raised:
         load(text, *overrides)
-    assert str(raised.value).splitlines()[1:] == [f"  {mistake}" for mistake in raised.value.mistakes]
-    return raised.value.mistakes
+    assert str(raised.value).splitlines()[1:] == [f"  {issue}" for issue in raised.value.issues]
+    return raised.value.issues
 
 
 def test_the_least_sweep_gets_every_default(load: Any) -> None:
@@ -46,7 +59,7 @@ def test_the_least_sweep_gets_every_default(load: Any) -> None:
     assert config.metric == "validation/macro_f1"
     assert config.asha == AshaConfig(grace_epochs=1, reduction_factor=3, brackets=1)
     assert config.max_concurrent == "auto"
-    assert config.num_candidates == 8
+    assert config.num_trials == 8
     assert sweep.notes == []
     assert config.resources.stage_two.model_dump() == {
         "workers": 1, "min_workers": None, "cpus_per_worker": 1, "gpus_per_worker": 0,
@@ -55,11 +68,11 @@ def test_the_least_sweep_gets_every_default(load: Any) -> None:
     assert config.wandb.model_dump() == wandb
 
 
-def test_a_sweep_without_a_distribution_is_one_candidate(load: Any) -> None:
+def test_a_sweep_without_a_distribution_is_one_trial(load: Any) -> None:
     sweep = load(FIXED + "data: {train: rows.csv}")
-    assert sweep.config.num_candidates == 1
-    assert sweep.notes == ["no field is swept: there is one candidate"]
-    assert sweep.candidates()[0].trial.stage_one.model_dump() == sweep.config.stage_one
+    assert sweep.config.num_trials == 1
+    assert sweep.notes == ["no field is swept: there is one trial"]
+    assert sweep.trials()[0].config.stage_one.model_dump() == sweep.config.stage_one
 
 
 def holds(resolved: Any, preset: Any) -> bool:
@@ -75,30 +88,28 @@ def test_a_method_makes_a_valid_sweep_that_holds_all_it_says(load: Any, method: 
     files = ["data.augmentation.file=aug.csv"] if method == "two_stage_augmented/paper" else []
     sweep = load(f"{{method: {method}, data: {{train: rows.csv}}}}", *files)
     for section, fields in METHODS[method].items():
-        assert holds(getattr(sweep.config, section), fields)
-    assert not holds(sweep.config.stage_two, METHODS[method]["stage_two"] | {"epochs": 77})
-    assert len(sweep.candidates()) == (1 if method.endswith("/paper") else 8)
-    for candidate in sweep.candidates():
-        assert candidate.trial.stage_two.epochs >= 1
+        assert holds(sweep.config.trial_tree[section], fields)
+    assert not holds(sweep.config.trial_tree["stage_two"], METHODS[method]["stage_two"] | {"epochs": 77})
+    assert len(sweep.trials()) == (1 if method.endswith("/paper") else 8)
+    for trial in sweep.trials():
+        assert trial.config.stage_two.epochs >= 1
 
 
 def test_a_presets_lists_are_what_a_grid_goes_through_and_a_value_takes_their_place(load: Any) -> None:
-    text = "{method: vanilla, search: grid, asha: null, data: {train: x}, stage_two: {warmup: {grid: [0, 0.1]}"
+    text = "{method: vanilla, search: grid, asha: null, data: {train: x}, stage_two: {warmup_fraction: {grid: [0, 0.1]}"
     lists = METHODS["vanilla"]["stage_two"]
     many = math.prod(len(lists[field]["choice"]) for field in ("learning_rate", "epochs", "batch_size"))
     sweep = load(text + "}}")
-    assert len(sweep.candidates()) == 2 * many
+    assert len(sweep.trials()) == 2 * many
     assert sweep.notes == [
         "method vanilla sweeps stage_two.learning_rate, stage_two.epochs, stage_two.batch_size: give those a value "
         "that the grid is not to go through"
     ]
     fixed = load(text + ", learning_rate: 3e-5, epochs: 2, batch_size: 8}}")
-    assert len(fixed.candidates()) == 2
+    assert len(fixed.trials()) == 2
     assert fixed.notes == []
-    (found,) = mistakes(load, text + "}, num_candidates: 2}")
-    assert found.startswith(
-        f"num_candidates: is 2, but the grid has {2 * many} points: leave num_candidates out; method"
-    )
+    (message,) = issues(load, text + "}, num_trials: 2}")
+    assert message.startswith(f"num_trials: is 2, but the grid has {2 * many} points: leave num_trials out; method")
 
 
 def test_a_preset_of_model_and_data_lies_beneath_the_files(load: Any) -> None:
@@ -109,13 +120,13 @@ def test_a_preset_of_model_and_data_lies_beneath_the_files(load: Any) -> None:
     config = load(FIXED + "data: {train: x, max_length: 64}\nmodel: {name: small, head: native}").config
     assert config.data["max_length"] == 64
     assert config.model == {"name": "small", "head": "native", "trust_remote_code": False}
-    assert mistakes(load, FIXED) == ["data: missing, but must be a mapping"]
+    assert issues(load, FIXED) == ["data: missing, but must be a mapping"]
 
 
 def test_fields_of_the_file_override_the_presets(load: Any) -> None:
-    stage = load("data: {train: x}\nstage_one: {epochs: 7, loss: {scale: 30}, trains: head}").config.stage_one
-    assert (stage["epochs"], stage["trains"]) == (7, "head")
-    assert stage["loss"] == {"name": "ldam", "max_margin": 0.5, "scale": 30, "beta": 0.9999, "defer": 0.0}
+    stage = load("data: {train: x}\nstage_one: {epochs: 7, loss: {scale: 30}, trainable: head}").config.stage_one
+    assert (stage["epochs"], stage["trainable"]) == (7, "head")
+    assert stage["loss"] == {"name": "ldam", "max_margin": 0.5, "scale": 30, "beta": 0.9999, "reweight_after": 0.0}
     assert stage["learning_rate"] == METHODS["two_stage"]["stage_one"]["learning_rate"]
 
 
@@ -126,9 +137,64 @@ def test_a_loss_of_another_name_replaces_the_presets_whole(load: Any) -> None:
 
 def test_loading_leaves_the_presets_as_they_are(load: Any) -> None:
     before = str(METHODS)
-    config = load("data: {train: x}", "stage_one.loss.scale=2").config
-    config.stage_two["loss"]["name"] = "changed"
+    load("data: {train: x}", "stage_one.loss.scale=2").trials()
     assert str(METHODS) == before
+
+
+FROZEN = """{
+  data: {train: x}, initial_points: [{stage_one: {learning_rate: 1e-4}}], wandb: {tags: [a]},
+  stage_one: {learning_rate: {choice: [1e-4, 1e-3]}},
+}"""
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda config: operator.setitem(config.data, "train", "y"),
+        lambda config: operator.setitem(config.model, "name", "y"),
+        lambda config: operator.setitem(config.stage_one, "epochs", 99),
+        lambda config: operator.delitem(config.stage_one, "epochs"),
+        lambda config: operator.setitem(config.stage_two["loss"], "name", "changed"),
+        lambda config: operator.setitem(config.stage_one["learning_rate"]["choice"], 0, 99.0),
+        lambda config: operator.ior(config.stage_two, {"epochs": 99}),
+        lambda config: operator.setitem(config.initial_points, 0, {}),
+        lambda config: operator.setitem(config.initial_points[0]["stage_one"], "learning_rate", 99.0),
+        lambda config: operator.setitem(config.wandb.tags, 0, "b"),
+    ],
+)
+def test_a_loaded_configuration_cannot_be_written_to(load: Any, write: Callable[[SweepConfig], object]) -> None:
+    config = load(FROZEN).config
+    before = config.model_dump()
+    with pytest.raises(TypeError):
+        write(config)
+    assert config.model_dump() == before
+
+
+def test_a_frozen_configuration_dumps_to_plain_values_and_can_be_copied(load: Any) -> None:
+    sweep = load(FROZEN)
+    dumped = sweep.config.model_dump()
+    assert dumped["stage_one"]["learning_rate"] == {"choice": [1e-4, 1e-3]}
+    assert (dumped["initial_points"], dumped["wandb"]["tags"]) == ([{"stage_one": {"learning_rate": 1e-4}}], ["a"])
+    assert json.loads(sweep.config.model_dump_json()) == json.loads(json.dumps(dumped))
+    assert yaml.safe_load(yaml.safe_dump(dumped)) == dumped
+    for copied in (pickle.loads(pickle.dumps(sweep)), copy.deepcopy(sweep)):
+        assert copied == sweep
+        assert type(copied.config.stage_one) is type(sweep.config.stage_one)
+
+
+def test_a_tree_of_a_trial_may_be_written_to_and_leaves_the_configuration_as_it_is(load: Any) -> None:
+    config = load(FROZEN).config
+    config.trial_tree["stage_one"]["learning_rate"]["choice"][0] = 99.0
+    assert config.trial_tree["stage_one"]["learning_rate"] == {"choice": [1e-4, 1e-3]}
+
+
+def test_a_sweep_without_a_name_or_a_number_of_trials_has_both_when_it_is_resolved() -> None:
+    sweep = sweep_of({"data": {"train": "x"}}, "a test")
+    assert re.fullmatch(r"sweep-\d{8}-\d{6}", sweep.name)
+    assert (sweep.config.name, sweep.config.num_trials) == (sweep.name, sweep.num_trials)
+    assert sweep.num_trials == len(sweep.trials())
+    named = sweep_of({"data": {"train": "x"}, "name": "mine", "num_trials": 1}, "a test")
+    assert (named.name, named.num_trials) == ("mine", 1)
 
 
 @pytest.mark.parametrize(
@@ -139,18 +205,20 @@ def test_loading_leaves_the_presets_as_they_are(load: Any) -> None:
         "data: {train: x}\nmethod: lp_ft\nasha: null\nmax_concurrent: 3\nwandb: {tags: [a, 'no', '1e-5']}",
         "data: {train: x, imbalance: {kind: step, ratio: 0.1, order: [no, 'yes', '1']}}",
         "data: {train: x}\nstage_one: {evaluations_per_epoch: 4}\nasha: {grace_epochs: 0.25}",
-        "data: {train: x}\nsearch: grid\nstage_one: {trains: {grid: [all, {top_layers: 2}]}, epochs: {choice: [1, 2]}}",
+        "data: {train: x}\nsearch: grid\n"
+        "stage_one: {trainable: {grid: [all, {top_layers: 2}]}, epochs: {choice: [1, 2]}}",
         "data: {train: x}\nstage_one: {loss: {name: {choice: [ldam, cross_entropy]}}}",
         "data: {train: x}\nstage_two: {loss: {choice: [{name: ldam, scale: 1}, {name: cross_entropy}]}}",
-        "data: {train: x}\nfinish: {classifier: {kind: lws}, decision: {kind: logit_adjustment}, temperature: true}",
-        "data: {train: x}\nmodel: {head: {pooling: cls, dropout: {uniform: [0, 0.5]}}}\nnum_candidates: 3",
+        "data: {train: x}\n"
+        "postprocess: {classifier: {kind: lws}, decision: {kind: logit_adjustment}, temperature: true}",
+        "data: {train: x}\nmodel: {head: {pooling: cls, dropout: {uniform: [0, 0.5]}}}\nnum_trials: 3",
     ],
 )
 def test_a_resolved_sweep_written_and_loaded_is_the_same_sweep(load: Any, text: str) -> None:
     sweep = load(text)
     again = load(to_yaml(sweep))
     assert again == sweep
-    assert again.candidates() == sweep.candidates()
+    assert again.trials() == sweep.trials()
     assert to_yaml(again) == to_yaml(sweep)
 
 
@@ -166,7 +234,7 @@ def test_the_example_sweeps_load_and_open_with_their_command(name: str) -> None:
 @pytest.mark.parametrize(
     ("loss", "note"),
     [
-        ("{name: ldam, scale: 30}", "stage_two.loss: ldam's scale is 30, which goes with a normalised head"),
+        ("{name: ldam, scale: 30}", "stage_two.loss: ldam's scale is 30, which goes with a normalized head"),
         ("{choice: [{name: cross_entropy}, {name: ldam, scale: 30}]}", "stage_two.loss: ldam's scale is 30"),
         ("{name: weighted_cross_entropy, beta: 0.99}", "stage_two.loss: beta 0.99 tells classes apart up to about 100"),
         ("{name: focal, beta: 0.9}", "stage_two.loss: beta 0.9 tells classes apart up to about 10 rows"),
@@ -175,12 +243,12 @@ def test_the_example_sweeps_load_and_open_with_their_command(name: str) -> None:
     ],
 )  # fmt: skip
 def test_a_loss_that_does_little_or_harm_here_is_noted(load: Any, loss: str, note: str | None) -> None:
-    found = [one for one in load(f"data: {{train: x}}\nstage_two: {{loss: {loss}}}").notes if ".loss:" in one]
-    assert len(found) == (note is not None)
-    assert note is None or found[0].startswith(note)
+    notes = [text for text in load(f"data: {{train: x}}\nstage_two: {{loss: {loss}}}").notes if ".loss:" in text]
+    assert len(notes) == (note is not None)
+    assert note is None or notes[0].startswith(note)
 
 
-def test_all_mistakes_come_at_once_in_file_order_with_field_value_rule_and_remedy(load: Any) -> None:
+def test_all_errors_come_at_once_in_file_order_with_field_value_rule_and_hint(load: Any) -> None:
     text = """
 name: my run
 metirc: x
@@ -192,12 +260,12 @@ asha: {grace_epochs: 0}
 seed: {choice: [1, 2]}
 data: {train: 5, validation: 2, imbalance: {kind: stepp, ratio: 0.1}}
 model: {head: {pooling: men}}
-stage_one: {learning_rat: 1, trains: tops, loss: {name: ldm}, epochs: {uniform: [1, 3]}}
-stage_two: {trains: {top_layer: 1}, batch_size: true, epochs: "3", loss: {beta: 0.9}}
+stage_one: {learning_rat: 1, trainable: tops, loss: {name: ldm}, epochs: {uniform: [1, 3]}}
+stage_two: {trainable: {top_layer: 1}, batch_size: true, epochs: "3", loss: {beta: 0.9}}
 wandb: {mode: offine, tags: [1]}
 resources: {stage_two: {workers: 0, gpus_per_worker: 1.5}}
 """
-    assert mistakes(load, text) == [
+    assert issues(load, text) == [
         'name: is "my run", but must be 1 to 128 letters, digits, dots, underscores and hyphens, the first a letter or '
         "digit: it names a folder",
         'metirc: unknown field; did you mean "metric"?',
@@ -206,18 +274,18 @@ resources: {stage_two: {workers: 0, gpus_per_worker: 1.5}}
         'method: is "twostage", but must be a method; did you mean "two_stage"?',
         'max_concurrent: is "many", but must be auto or a whole number > 0',
         "asha.grace_epochs: is 0, but must be a number >= 0.001",
-        "seed: cannot be swept: candidates differ in settings, not in luck; run the sweep again with another seed",
+        "seed: cannot be swept: trials differ in settings, not in luck; run the sweep again with another seed",
         'data.train: is 5, but must be text; if it is meant as text, write "5" in quotes',
         'data.validation: is 2, but must be a number > 0 and < 1 or text; if it is meant as text, write "2" in quotes',
         'data.imbalance.kind: is "stepp", but must be one of step, long_tailed, downsample; did you mean "step"?',
         'model.head.pooling: is "men", but must be one of cls, mean, pooler; did you mean "mean"?',
         'stage_one.learning_rat: unknown field; did you mean "learning_rate"?',
-        'stage_one.trains: is "tops", but must be one of head, pooler, all or {top_layers: k}',
+        'stage_one.trainable: is "tops", but must be one of head, pooler, all or {top_layers: k}',
         'stage_one.loss.name: is "ldm", but must be one of cross_entropy, weighted_cross_entropy, ldam, focal, '
         'balanced_softmax, logit_adjustment; did you mean "ldam"?',
         "stage_one.epochs: uniform draws fractions, but this must be a whole number: say {randint: [low, high]}, high "
         "left out",
-        'stage_two.trains.top_layer: unknown field; did you mean "top_layers"?',
+        'stage_two.trainable.top_layer: unknown field; did you mean "top_layers"?',
         "stage_two.batch_size: is true, but must be a whole number > 0",
         'stage_two.epochs: is "3", but must be a whole number >= 0',
         "stage_two.loss.name: missing, but must be one of cross_entropy, weighted_cross_entropy, ldam, focal, "
@@ -231,7 +299,7 @@ resources: {stage_two: {workers: 0, gpus_per_worker: 1.5}}
 
 
 @pytest.mark.parametrize(
-    ("text", "mistake"),
+    ("text", "issue"),
     [
         ("seed: 1", "data: missing, but must be a mapping"),
         ("data: {}", "data.train: missing, but must be text"),
@@ -246,8 +314,8 @@ resources: {stage_two: {workers: 0, gpus_per_worker: 1.5}}
         ("data: {train: x}\nstage_one: {loss: {name: [1]}}", "stage_one.loss.name: is [1], but must be one of"),
         ("data: {train: x}\nstage_one: {loss: {name: ldam, max_margin: -1}}", "stage_one.loss.max_margin: is -1, but"),
         (
-            "data: {train: x}\nstage_two: {trains: {top_layers: 0}}",
-            "stage_two.trains.top_layers: is 0, but must be a whole",
+            "data: {train: x}\nstage_two: {trainable: {top_layers: 0}}",
+            "stage_two.trainable.top_layers: is 0, but must be a whole",
         ),
         (
             "data: {train: x}\nmodel: {head: 3}",
@@ -270,87 +338,87 @@ resources: {stage_two: {workers: 0, gpus_per_worker: 1.5}}
             "asha.reduction_factor: is 1, but must be a whole number >= 2",
         ),
         (
-            "data: {train: x}\nfinish: {classifier: crt}",
-            'finish.classifier: is "crt", but must be {kind: crt} or',
+            "data: {train: x}\npostprocess: {classifier: crt}",
+            'postprocess.classifier: is "crt", but must be {kind: crt} or',
         ),
         (
-            "data: {train: x}\nfinish: {classifier: {kind: tau_normalisation, tau: 11}}",
-            "finish.classifier.tau: is 11, but must be auto or a number >= 0 and <= 10",
+            "data: {train: x}\npostprocess: {classifier: {kind: tau_normalisation, tau: 11}}",
+            "postprocess.classifier.tau: is 11, but must be auto or a number >= 0 and <= 10",
         ),
         (
-            "data: {train: x}\nfinish: {decision: {tau: 1}}",
-            "finish.decision.kind: missing, but must be one of thresholds",
+            "data: {train: x}\npostprocess: {decision: {tau: 1}}",
+            "postprocess.decision.kind: missing, but must be one of thresholds",
         ),
-        ("data: {train: x}\nfinish: {temperature: {choice: [true]}}", "finish.temperature: cannot be swept"),
+        ("data: {train: x}\npostprocess: {temperature: {choice: [true]}}", "postprocess.temperature: cannot be swept"),
     ],
 )
-def test_one_mistake_is_told_once_and_plainly(load: Any, text: str, mistake: str) -> None:
-    (found,) = mistakes(load, text)
-    assert found.startswith(mistake)
-    assert "pydantic" not in found
+def test_one_error_is_reported_once_and_plainly(load: Any, text: str, issue: str) -> None:
+    (message,) = issues(load, text)
+    assert message.startswith(issue)
+    assert "pydantic" not in message
 
 
-def test_a_combination_that_makes_no_trial_is_named_with_its_candidate(load: Any) -> None:
+def test_a_combination_that_makes_no_trial_is_named_with_its_trial(load: Any) -> None:
     text = f"{FIXED}data: {{train: x}}\nsearch: grid\n"
     text += "stage_one: {epochs: {grid: [1, 0]}}\nstage_two: {epochs: {grid: [1, 0]}}"
-    (found,) = mistakes(load, text)
-    assert found.startswith("stage_one.epochs and stage_two.epochs are both 0")
-    assert found.endswith("(candidate c003: stage_one.epochs = 0, stage_two.epochs = 0)")
+    (message,) = issues(load, text)
+    assert message.startswith("stage_one.epochs and stage_two.epochs are both 0")
+    assert message.endswith("(trial t003: stage_one.epochs = 0, stage_two.epochs = 0)")
 
 
 @pytest.mark.parametrize(
-    ("stage_one", "fields", "mistake"),
+    ("stage_one", "fields", "issue"),
     [
-        ("", "num_candidates: 2", "num_candidates: is 2, but no field is swept, so that all would be the same"),
+        ("", "num_trials: 2", "num_trials: is 2, but no field is swept, so that all would be the same"),
         (
             "epochs: {choice: [1, 2, 2]}",
-            "num_candidates: 3",
-            "num_candidates: is 3, but only 2 different candidates can",
+            "num_trials: 3",
+            "num_trials: is 3, but only 2 different trials can",
         ),
         (
             "epochs: {grid: [1, 2]}",
-            "{search: grid, num_candidates: 3}",
-            "num_candidates: is 3, but the grid has 2 points",
+            "{search: grid, num_trials: 3}",
+            "num_trials: is 3, but the grid has 2 points",
         ),
         ("epochs: {grid: [1, 1]}", "search: grid", "stage_one.epochs: names a value twice"),
-        ("", "num_candidates: 10001", "num_candidates: is 10001, but must be a whole number > 0 and <= 10000 or null"),
+        ("", "num_trials: 10001", "num_trials: is 10001, but must be a whole number > 0 and <= 10000 or null"),
     ],
 )
-def test_candidates_that_cannot_all_differ_are_refused(load: Any, stage_one: str, fields: str, mistake: str) -> None:
+def test_trials_that_cannot_all_differ_are_refused(load: Any, stage_one: str, fields: str, issue: str) -> None:
     tree = {
         "method": "two_stage/paper",
         "data": {"train": "x"},
         "stage_one": yaml.safe_load(f"{{{stage_one}}}"),
         **yaml.safe_load(fields),
     }
-    (found,) = mistakes(load, yaml.safe_dump(tree))
-    assert found.startswith(mistake)
+    (message,) = issues(load, yaml.safe_dump(tree))
+    assert message.startswith(issue)
 
 
 def test_a_grid_beyond_all_measure_is_refused_before_it_is_made(load: Any) -> None:
     fields = ("epochs", "batch_size", "learning_rate", "weight_decay", "max_grad_norm")
     grid = {field: {"grid": list(range(1, 101))} for field in fields}
-    (found,) = mistakes(
+    (message,) = issues(
         load, yaml.safe_dump({"method": "two_stage/paper", "data": {"train": "x"}, "search": "grid", "stage_two": grid})
     )
-    assert found == "num_candidates: the grid has 10000000000 points, but must have at most 10000"
+    assert message == "num_trials: the grid has 10000000000 points, but must have at most 10000"
 
 
-def test_the_number_of_candidates_follows_from_the_space(load: Any) -> None:
+def test_the_number_of_trials_follows_from_the_space(load: Any) -> None:
     data = FIXED + "data: {train: x}\n"
     continuum = load(data + "stage_one: {learning_rate: {uniform: [1e-5, 1]}}")
     few = load(data + "stage_one: {epochs: {randint: [1, 4]}}")
     grid = load(data + "search: grid\nstage_one: {epochs: {grid: [1, 2, 3]}, batch_size: {grid: [8, 16]}}")
-    assert [sweep.config.num_candidates for sweep in (continuum, few, grid)] == [8, 3, 6]
-    assert [len(sweep.candidates()) for sweep in (continuum, few, grid)] == [8, 3, 6]
+    assert [sweep.config.num_trials for sweep in (continuum, few, grid)] == [8, 3, 6]
+    assert [len(sweep.trials()) for sweep in (continuum, few, grid)] == [8, 3, 6]
 
 
 def test_asha_without_a_rung_is_noted_and_a_bracket_without_one_refused(load: Any) -> None:
     # 9 epochs, grace 1, factor 3: bracket 0 has rungs at 1, 3, 9, bracket 1 at 3, 9, bracket 2 at 9, bracket 3 none.
     text = "data: {{train: x}}\nstage_one: {{epochs: {{choice: [1, 9]}}}}\nasha: {{grace_epochs: {}, brackets: {}}}"
     assert load(text.format(1, 3)).notes == []
-    (found,) = mistakes(load, text.format(1, 4))
-    assert found.startswith(
+    (message,) = issues(load, text.format(1, 4))
+    assert message.startswith(
         "asha.brackets: is 4, but must be at most 3: the first rung of bracket 3 (from 0) lies beyond"
     )
     (note,) = load(text.format(10, 1)).notes
@@ -358,70 +426,78 @@ def test_asha_without_a_rung_is_noted_and_a_bracket_without_one_refused(load: An
     assert load("data: {train: x}\nmethod: vanilla\nasha: null\nstage_two: {epochs: {choice: [1, 2]}}").notes == []
 
 
-TOURNAMENT = (
-    "{method: two_stage/paper, data: {train: x}, num_candidates: 4, stage_one: {learning_rate: {uniform: [1e-5, 1]}}, "
+TWO_PHASE = (
+    "{method: two_stage/paper, data: {train: x}, num_trials: 4, stage_one: {learning_rate: {uniform: [1e-5, 1]}}, "
 )
 
 
 @pytest.mark.parametrize(
-    ("fields", "mistake"),
+    ("fields", "issue"),
     [
         (
-            "round_two: {settings: 2}",
-            "round_two.settings: is 2, but only 1 different settings of stage two can be drawn",
+            "stage_two_search: {settings: 2}",
+            "stage_two_search.settings: is 2, but only 1 different settings of stage two can be drawn",
         ),
         (
-            "stage_two: {epochs: {choice: [1, 2]}}, round_two: {settings: 3}",
-            "round_two.settings: is 3, but only 2 different settings of stage two can be drawn: say 2, or sweep more",
-        ),
-        ("round_two: {settings: 1001}", "round_two.settings: is 1001, but must be a whole number > 0 and <= 1000"),
-        (
-            "round_two: {asha: {}}",
-            "round_two: needs a tournament: say promote: K, or leave round_two out",
+            "stage_two: {epochs: {choice: [1, 2]}}, stage_two_search: {settings: 3}",
+            "stage_two_search.settings: is 3, but only 2 different settings of stage two can be drawn: say 2, or "
+            "sweep more",
         ),
         (
-            "stage_two: {epochs: 3}, round_two: {asha: {brackets: 3}}",
-            "round_two.asha.brackets: is 3, but must be at most 2: the first rung of bracket 2 (from 0) lies beyond "
-            "stage_two's 3 epochs",
+            "stage_two_search: {settings: 1001}",
+            "stage_two_search.settings: is 1001, but must be a whole number > 0 and <= 1000",
+        ),
+        (
+            "stage_two_search: {asha: {}}",
+            "stage_two_search: needs a two-phase sweep: say promote: K, or leave stage_two_search out",
+        ),
+        (
+            "stage_two: {epochs: 3}, stage_two_search: {asha: {brackets: 3}}",
+            "stage_two_search.asha.brackets: is 3, but must be at most 2: the first rung of bracket 2 (from 0) lies "
+            "beyond stage_two's 3 epochs",
         ),
     ],
 )
-def test_a_second_round_that_cannot_be_is_refused(load: Any, fields: str, mistake: str) -> None:
-    promote = "all" if mistake.startswith("round_two: needs") else "2"
-    (found,) = mistakes(load, f"{TOURNAMENT}{fields}, promote: {promote}}}")
-    assert found.startswith(mistake)
+def test_a_phase_two_that_cannot_be_is_refused(load: Any, fields: str, issue: str) -> None:
+    promote = "all" if issue.startswith("stage_two_search: needs") else "2"
+    (message,) = issues(load, f"{TWO_PHASE}{fields}, promote: {promote}}}")
+    assert message.startswith(issue)
 
 
 def test_an_asha_of_stage_two_without_a_rung_is_noted(load: Any) -> None:
-    (note,) = load(TOURNAMENT + "promote: 2, stage_two: {epochs: 2}, round_two: {asha: {grace_epochs: 3}}}").notes
-    assert note == "round_two.asha prunes nothing: its first rung comes after epoch 3 of stage two, which has 2"
+    (note,) = load(TWO_PHASE + "promote: 2, stage_two: {epochs: 2}, stage_two_search: {asha: {grace_epochs: 3}}}").notes
+    assert note == "stage_two_search.asha prunes nothing: its first rung comes after epoch 3 of stage two, which has 2"
 
 
-def test_a_grid_of_stage_two_is_of_round_two_where_it_has_several_settings(load: Any) -> None:
+def test_a_grid_of_stage_two_belongs_to_phase_two_if_it_has_several_settings(load: Any) -> None:
     text = (
         "{method: two_stage/paper, data: {train: x}, search: grid, promote: 1, stage_one: {epochs: {grid: [1, 2]}}, "
         "stage_two: {epochs: {grid: [3, 4, 5]}}"
     )
-    assert len(load(text + "}").candidates()) == 6
-    sweep = load(text + ", round_two: {settings: 3}}")
-    assert [dict(one.values) for one in sweep.candidates()] == [{"stage_one.epochs": 1}, {"stage_one.epochs": 2}]
-    offspring = sweep.offspring("c001", 1, {"stage_one.epochs": 2})
-    assert [(one.trial.stage_one.epochs, one.trial.stage_two.epochs) for one in offspring] == [(2, 3), (2, 4), (2, 5)]
-    (found,) = mistakes(load, text + ", round_two: {settings: 2}}")
-    assert found.startswith("round_two.settings: is 2, but must be 3, the points of stage two's grid, or 1")
-    (found,) = mistakes(load, text.replace("3, 4, 5", "3, 4, 4") + ", round_two: {settings: 2}}")
-    assert found.startswith("stage_two.epochs: names a value twice")
+    assert len(load(text + "}").trials()) == 6
+    sweep = load(text + ", stage_two_search: {settings: 3}}")
+    assert [dict(trial.values) for trial in sweep.trials()] == [{"stage_one.epochs": 1}, {"stage_one.epochs": 2}]
+    expanded = sweep.expand_promoted("t001", {"stage_one.epochs": 2})
+    assert [(trial.config.stage_one.epochs, trial.config.stage_two.epochs) for trial in expanded] == [
+        (2, 3),
+        (2, 4),
+        (2, 5),
+    ]
+    (message,) = issues(load, text + ", stage_two_search: {settings: 2}}")
+    assert message.startswith("stage_two_search.settings: is 2, but must be 3, the points of stage two's grid, or 1")
+    (message,) = issues(load, text.replace("3, 4, 5", "3, 4, 4") + ", stage_two_search: {settings: 2}}")
+    assert message.startswith("stage_two.epochs: names a value twice")
 
 
 def test_asha_cannot_ask_before_stage_one_has_been_evaluated(load: Any) -> None:
     text = "data: {{train: x}}\nstage_one: {{epochs: 3, evaluations_per_epoch: {}}}\nasha: {{grace_epochs: {}}}"
-    assert mistakes(load, text.format(1, 0.3)) == [
+    assert issues(load, text.format(1, 0.3)) == [
         "asha.grace_epochs: is 0.3, but must be at least 1: stage_one.evaluations_per_epoch is 1; set that to 4, or "
         "raise this"
     ]
-    # One of the candidates is enough; what is fine to three decimals is fine.
-    (found,) = mistakes(load, text.format("{choice: [4, 3, 8]}", 0.3))
-    assert found.startswith(
+    # One of the trials is enough; what is fine to three decimals is fine.
+    (message,) = issues(load, text.format("{choice: [4, 3, 8]}", 0.3))
+    assert message.startswith(
         "asha.grace_epochs: is 0.3, but must be at least 0.333: stage_one.evaluations_per_epoch is 3;"
     )
     for evaluations, grace in ((3, 0.333), (4, 0.25), ("{choice: [4, 8]}", 0.25), (1, 1.5), (1000, 0.001)):
@@ -440,8 +516,8 @@ def test_grace_epochs_that_are_whole_stay_whole(load: Any) -> None:
     text = (
         "{data: {train: x}, stage_one: {epochs: 2, evaluations_per_epoch: 2}, asha: {grace_epochs: 0.5, brackets: 3}}"
     )
-    (found,) = mistakes(load, text)
-    assert found.startswith("asha.brackets: is 3, but must be at most 2:")
+    (message,) = issues(load, text)
+    assert message.startswith("asha.brackets: is 3, but must be at most 2:")
 
 
 def test_what_has_no_effect_or_another_than_meant_is_noted(load: Any) -> None:
@@ -450,11 +526,11 @@ def test_what_has_no_effect_or_another_than_meant_is_noted(load: Any) -> None:
     early = FIXED + "data: {train: x}\nstage_one: {epochs: {choice: [1, 2]}, evaluations_per_epoch: 2, patience: 4}"
     assert load(early).notes == ["stage_one.patience changes nothing: it is 4, and stage one is evaluated 4 times"]
     assert load(early, "stage_one.patience=3").notes == []
-    decayed = "data: {train: x}\nstage_one: {trains: head, layer_decay: 0.9, epochs: {choice: [1, 2]}}"
+    decayed = "data: {train: x}\nstage_one: {trainable: head, layer_decay: 0.9, epochs: {choice: [1, 2]}}"
     assert load(FIXED + decayed).notes == [
         "stage_one.layer_decay changes nothing: no encoder layer trains in stage one"
     ]
-    assert load(FIXED + decayed, "stage_one.trains.top_layers=1").notes == []
+    assert load(FIXED + decayed, "stage_one.trainable.top_layers=1").notes == []
     gpus = load(SMALL, "resources.stage_two={workers: 2, gpus_per_worker: 0.5}").notes
     assert len(gpus) == 1
     assert "gloo" in gpus[0]
@@ -465,7 +541,7 @@ def test_overrides_reach_fields_subtrees_and_into_distributions(load: Any) -> No
         SMALL,
         "stage_one.learning_rate.uniform=[1e-4, 1e-3]",  # another distribution takes the place of the file's
         "stage_two.loss={name: ldam, scale: 2}",
-        "stage_two.trains.top_layers=2",  # a mapping takes the place of the preset's word
+        "stage_two.trainable.top_layers=2",  # a mapping takes the place of the preset's word
         "asha.grace_epochs=2",
         "wandb.tags=[a, b]",
         "data.validation=1e-1",
@@ -473,10 +549,16 @@ def test_overrides_reach_fields_subtrees_and_into_distributions(load: Any) -> No
         "max_concurrent=2",
     ).config
     assert config.stage_one["learning_rate"] == {"uniform": [1e-4, 1e-3]}
-    assert config.stage_two["loss"] == {"name": "ldam", "max_margin": 0.5, "scale": 2, "beta": 0.9999, "defer": 0.0}
-    assert config.stage_two["trains"] == {"top_layers": 2}
+    assert config.stage_two["loss"] == {
+        "name": "ldam",
+        "max_margin": 0.5,
+        "scale": 2,
+        "beta": 0.9999,
+        "reweight_after": 0.0,
+    }
+    assert config.stage_two["trainable"] == {"top_layers": 2}
     assert config.asha == AshaConfig(grace_epochs=2)
-    assert config.wandb.tags == ["a", "b"]
+    assert config.wandb.tags == ("a", "b")
     assert (config.data["validation"], config.data["test"]) == (0.1, "0.3.csv")
     assert config.max_concurrent == 2
 
@@ -484,30 +566,32 @@ def test_overrides_reach_fields_subtrees_and_into_distributions(load: Any) -> No
 def test_a_branch_of_a_swept_subtree_takes_the_distributions_place(load: Any) -> None:
     text = "data: {train: x}\nstage_one: {loss: {choice: [{name: ldam}, {name: cross_entropy}]}}"
     loss = load(text, "stage_one.loss.name=weighted_cross_entropy").config.stage_one["loss"]
-    assert loss == {"name": "weighted_cross_entropy", "beta": 0.9999, "defer": 0.0, "label_smoothing": 0.0}
+    assert loss == {"name": "weighted_cross_entropy", "beta": 0.9999, "reweight_after": 0.0, "label_smoothing": 0.0}
 
 
 def test_overrides_and_file_are_reported_together(load: Any) -> None:
     overrides = ("nonsense", "stage_one.epochs=[1", "stage_one.learning_rat=1", "foo.bar=1", "stage_two.epochs=")
-    found = mistakes(load, SMALL + "wandb: {mode: offine}", *overrides)
-    assert found == [
+    messages = issues(load, SMALL + "wandb: {mode: offine}", *overrides)
+    assert messages == [
         "--set 'nonsense' must be written as dotted.field=value, such as stage_one.epochs=2",
         "--set 'stage_one.epochs=[1': the value cannot be read as YAML: line 1, column 3: while parsing a flow "
         "sequence, expected ',' or ']', but got '<stream end>'",
         'stage_one.learning_rat: unknown field; did you mean "learning_rate"?',
         'wandb.mode: is "offine", but must be one of offline, online, disabled; did you mean "offline"?',
-        found[4],
+        messages[4],
         "stage_two.epochs: is null, but must be a whole number >= 0",
     ]
-    assert found[4].startswith("foo: unknown field; valid are name, ")
+    assert messages[4].startswith("foo: unknown field; valid are name, ")
 
 
 @pytest.mark.parametrize(
     "odd", ["a#b", "a # b", "a: b", "[1", "{x", "a=b", "'q", '"', "5", "null", "true", "é 日本", "*a", "", " x "]
 )
 def test_text_arrives_verbatim_wherever_a_field_takes_text(load: Any, odd: str) -> None:
-    config = load(SMALL, f"data.train={odd}", f"data.label={odd}", f"model.name={odd}", f"wandb.entity={odd}").config
-    assert (config.data["train"], config.data["label"], config.model["name"], config.wandb.entity) == (odd,) * 4
+    config = load(
+        SMALL, f"data.train={odd}", f"data.label_column={odd}", f"model.name={odd}", f"wandb.entity={odd}"
+    ).config
+    assert (config.data["train"], config.data["label_column"], config.model["name"], config.wandb.entity) == (odd,) * 4
     if odd:
         assert load(SMALL, storage=odd).config.storage == odd
         assert load(SMALL, f"storage={odd}").config.storage == odd
@@ -516,19 +600,30 @@ def test_text_arrives_verbatim_wherever_a_field_takes_text(load: Any, odd: str) 
 @given(text=st.text(st.characters(exclude_characters="\0")))
 @in_one_folder
 def test_any_path_arrives_verbatim_and_survives_the_round_trip(load: Any, text: str) -> None:
-    sweep = load("data: {train: rows.csv}", f"data.train={text}", f"data.text={text}")
-    assert sweep.config.data["train"] == sweep.config.data["text"] == text
+    sweep = load("data: {train: rows.csv}", f"data.train={text}", f"data.text_column={text}")
+    assert sweep.config.data["train"] == sweep.config.data["text_column"] == text
     assert load(to_yaml(sweep)) == sweep
 
 
-def test_a_name_is_made_of_an_odd_file_name(tmp_path: Path) -> None:
+def test_an_odd_file_name_gives_a_valid_name(tmp_path: Path) -> None:
     path = tmp_path / ".my sweep, ü.yaml"
     path.write_text(SMALL)
     assert re.fullmatch(r"my-sweep--\d{8}-\d{6}", str(load_sweep(path).config.name))
 
 
 SECTIONS = ["data", "model", "stage_one", "stage_two", "asha", "resources", "wandb", "search", "seed", "name"]
-FIELDS = ["train", "validation", "imbalance", "head", "trains", "loss", "epochs", "learning_rate", "tags", "brackets"]
+FIELDS = [
+    "train",
+    "validation",
+    "imbalance",
+    "head",
+    "trainable",
+    "loss",
+    "epochs",
+    "learning_rate",
+    "tags",
+    "brackets",
+]
 INNER = ["kind", "ratio", "name", "scale", "top_layers", "loguniform", "uniform", "randint", "choice", "grid", "x"]
 NAMES = st.sampled_from(SECTIONS + FIELDS + INNER)
 VALUES = st.recursive(
@@ -552,9 +647,9 @@ STAGE = st.fixed_dictionaries(
     optional={
         "learning_rate": mostly(1e-4, {"loguniform": [1e-5, 1e-2]}, {"choice": [1e-5, 1e-4]}),
         "epochs": mostly(0, 2, {"randint": [0, 3]}, {"choice": [1, 2]}, {"grid": [0, 1]}),
-        "trains": mostly("all", {"top_layers": 2}, {"choice": ["head", {"top_layers": 1}]}),
+        "trainable": mostly("all", {"top_layers": 2}, {"choice": ["head", {"top_layers": 1}]}),
         "loss": mostly({"name": "ldam"}, {"scale": 2.0}, {"name": {"choice": ["ldam", "cross_entropy"]}}),
-        "warmup": mostly(0, 0.1, {"uniform": [0, 0.5]}),
+        "warmup_fraction": mostly(0, 0.1, {"uniform": [0, 0.5]}),
     },
 )
 NEARLY = st.fixed_dictionaries(
@@ -562,7 +657,7 @@ NEARLY = st.fixed_dictionaries(
     optional={
         "method": mostly(*METHODS),
         "search": mostly("random", "random", "grid"),
-        "num_candidates": mostly(None, 1, 3),
+        "num_trials": mostly(None, 1, 3),
         "asha": mostly(None, {"grace_epochs": 2}, {"brackets": 2}),
         "stage_one": STAGE,
         "stage_two": STAGE,
@@ -577,12 +672,12 @@ OVERRIDE = st.none() | st.sampled_from(["asha=null", "seed=3"]) | st.builds("{}.
 @hypothesis_settings(in_one_folder, max_examples=100)
 def test_whatever_is_written_is_a_sweep_or_a_clear_error(load: Any, document: str, override: Any) -> None:
     overrides = [] if override is None else [override]
-    mistakes: list[str] = []
+    issues: list[str] = []
     try:
         sweep = load(document, *overrides)
     except SweepConfigError as error:
-        mistakes = error.mistakes
+        issues = error.issues
     else:
-        assert len(sweep.candidates()) == sweep.config.num_candidates
+        assert len(sweep.trials()) == sweep.config.num_trials
         assert load(to_yaml(sweep)) == sweep
-    assert not any("pydantic" in mistake or "\n" in mistake for mistake in mistakes)
+    assert not any("pydantic" in issue or "\n" in issue for issue in issues)

@@ -103,14 +103,14 @@ def test_two_aliases_of_one_anchor_are_two_values() -> None:
         (b"name: caf\xe9", "byte 9 is not UTF-8"),
     ],
 )
-def test_a_file_that_is_no_sweep_is_one_mistake(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_no_sweep_is_one_issue(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_bytes(content)
     with pytest.raises(SweepConfigError) as raised:
         read_sweep_file(path)
-    assert len(raised.value.mistakes) == 1
-    assert message in raised.value.mistakes[0]
-    assert str(raised.value).startswith(f"{path}: 1 mistake\n")
+    assert len(raised.value.issues) == 1
+    assert message in raised.value.issues[0]
+    assert str(raised.value).startswith(f"{path}: 1 error\n")
 
 
 def test_a_missing_file_a_folder_and_an_impossible_name_are_told_apart(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_missing_file_a_folder_and_an_impossible_name_are_told_apart(tmp_path:
     for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "a\0b"):
         with pytest.raises(SweepConfigError) as raised:
             read_sweep_file(path)
-        messages.append(raised.value.mistakes[0])
+        messages.append(raised.value.issues[0])
     assert messages[0] == "there is no such file"
     assert "folder" in messages[1]
     assert messages[2].startswith("cannot be read")
@@ -132,7 +132,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path: Path) -> None
 
 def test_an_override_is_split_at_its_first_equals_sign() -> None:
     assert split_override("data.train=a=b=c.csv") == (("data", "train"), "a=b=c.csv")
-    assert split_override("data.text=") == (("data", "text"), "")
+    assert split_override("data.text_column=") == (("data", "text_column"), "")
 
 
 @pytest.mark.parametrize("override", ["", "data.train", "=x", ".a=x", "a..b=x", "a.=x"])

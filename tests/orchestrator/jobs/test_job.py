@@ -1,4 +1,4 @@
-"""A sweep or a comparison as a job: command, files, environment and id, and what is refused before anything is sent."""
+"""A sweep or a comparison as a job: command, files, environment and id, and input that is refused early."""
 
 import shlex
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def job(folder: Path, *overrides: str, storage: str | None = "/shared/runs", **defined: Any) -> Job:
-    """Of ``rare.yaml`` as it is called in its folder; ``defined`` are fields of the cluster's definition, if any."""
+    """The job of ``rare.yaml`` in its folder; ``defined`` are fields of the cluster's definition, if any."""
     return job_of_file(Path("rare.yaml"), overrides, storage, definition(**defined) if defined else None, folder)
 
 
@@ -46,23 +46,23 @@ def refusal(action: Callable[[], object]) -> str:
 
 def test_from_a_checkout_the_code_comes_with_the_upload(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    made = job_of_file(Path("orchestrator/sweeps/demo.yaml"), ["name=x", "seed=1"], "s3://b/runs/", None, ROOT)
-    assert shlex.split(made.command) == [
+    sent = job_of_file(Path("orchestrator/sweeps/demo.yaml"), ["name=x", "seed=1"], "s3://b/runs/", None, ROOT)
+    assert shlex.split(sent.command) == [
         "python", "-m", "tailsweep", "run", "orchestrator/sweeps/demo.yaml", "--set", "name=x", "--set", "seed=1",
         "--storage", "s3://b/runs/",
     ]  # fmt: skip
-    assert made.runtime_env["working_dir"] == str(ROOT)
-    assert "py_modules" not in made.runtime_env
-    assert (made.metadata, made.notes) == ({RUN: "x", RUN_DIRECTORY: "s3://b/runs/x"}, [])
+    assert sent.runtime_env["working_dir"] == str(ROOT)
+    assert "py_modules" not in sent.runtime_env
+    assert (sent.metadata, sent.notes) == ({RUN: "x", RUN_DIRECTORY: "s3://b/runs/x"}, [])
 
 
 def test_from_a_folder_of_ones_own_the_code_goes_along(folder: Path):
-    made = job(folder)
-    (package,) = map(Path, made.runtime_env["py_modules"])
+    sent = job(folder)
+    (package,) = map(Path, sent.runtime_env["py_modules"])
     assert package.name == "tailsweep"
-    assert [upload.folder for upload in made.uploads] == [folder, package]
-    assert {"__main__.py", "orchestrator/cli/main.py", "clusters/definition.py"} <= made.uploads[1].sizes.keys()
-    assert not [name for name in made.uploads[1].sizes if "__pycache__" in name]
+    assert [upload.folder for upload in sent.uploads] == [folder, package]
+    assert {"__main__.py", "orchestrator/cli/main.py", "clusters/definition.py"} <= sent.uploads[1].sizes.keys()
+    assert not [name for name in sent.uploads[1].sizes if "__pycache__" in name]
 
 
 def test_a_package_of_the_users_own_with_our_name_is_refused(folder: Path):
@@ -80,22 +80,22 @@ def test_where_the_cluster_has_the_code_it_does_not_go_along(folder: Path, defin
 
 @pytest.mark.parametrize("installer", ["pip", "uv"])
 def test_packages_of_the_definition_are_the_jobs_environment(folder: Path, installer: str):
-    made = job(folder, environment={installer: ["optuna>=4"]})
-    assert made.runtime_env[installer] == ["optuna>=4"]
-    assert "py_modules" in made.runtime_env
+    sent = job(folder, environment={installer: ["optuna>=4"]})
+    assert sent.runtime_env[installer] == ["optuna>=4"]
+    assert "py_modules" in sent.runtime_env
 
 
-COMPARISON = {"methods": ["vanilla", "lp_ft"], "budget": {"candidates": 1}, **SWEEP}
+COMPARISON = {"methods": ["vanilla", "lp_ft"], "budget": {"trials": 1}, **SWEEP}
 
 
 def test_a_comparison_is_a_job_too(folder: Path):
     (folder / "rare.yaml").write_text(yaml.safe_dump(COMPARISON))
-    made = job(folder, "seeds=[7]", storage=None, image="x")
-    assert shlex.split(made.command) == [
+    sent = job(folder, "seeds=[7]", storage=None, image="x")
+    assert shlex.split(sent.command) == [
         "python", "-m", "tailsweep", "compare", "rare.yaml", "--set", "seeds=[7]", "--set", "name=rare",
         "--storage", "/of/the/cluster",
     ]  # fmt: skip
-    assert made.metadata == {RUN: "rare", RUN_DIRECTORY: "/of/the/cluster/rare"}
+    assert sent.metadata == {RUN: "rare", RUN_DIRECTORY: "/of/the/cluster/rare"}
 
 
 def test_what_a_comparisons_methods_read_must_be_in_the_upload_and_each_note_is_said_once(folder: Path):
@@ -113,10 +113,10 @@ def test_what_a_comparisons_methods_read_must_be_in_the_upload_and_each_note_is_
 
 def test_a_sweep_without_a_name_gets_the_same_one_here_and_there(folder: Path):
     (folder / "rare.yaml").write_text(yaml.safe_dump({**SWEEP, "name": None}))
-    made = job(folder)
-    assert made.run.startswith("rare-20")
-    assert f"name={made.run}" in shlex.split(made.command)
-    assert made.run_directory == f"/shared/runs/{made.run}"
+    sent = job(folder)
+    assert sent.run.startswith("rare-20")
+    assert f"name={sent.run}" in shlex.split(sent.command)
+    assert sent.run_directory == f"/shared/runs/{sent.run}"
 
 
 @pytest.mark.parametrize(
@@ -131,28 +131,28 @@ def test_a_sweep_without_a_name_gets_the_same_one_here_and_there(folder: Path):
 def test_storage_is_the_arguments_then_the_clusters(
     folder: Path, overrides: list[str], storage: str | None, expected: str
 ):
-    made = job(folder, *overrides, storage=storage, image="x")
-    assert made.run_directory == f"{expected}/rare"
-    assert shlex.split(made.command)[-2:] == ["--storage", expected]
+    sent = job(folder, *overrides, storage=storage, image="x")
+    assert sent.run_directory == f"{expected}/rare"
+    assert shlex.split(sent.command)[-2:] == ["--storage", expected]
 
 
 def test_relative_storage_is_refused(folder: Path):
-    told = refusal(lambda: job(folder, storage=None))  # "runs", the default
-    assert told.startswith('storage is "runs", a folder relative to this one: on the cluster')
-    assert "--storage" in told
+    message = refusal(lambda: job(folder, storage=None))  # "runs", the default
+    assert message.startswith('storage is "runs", a folder relative to this one: on the cluster')
+    assert "--storage" in message
 
 
-def test_every_mistake_of_the_sweep_is_told_before_anything_is_sent(folder: Path):
-    told = refusal(lambda: job(folder, "stage_two.epoch=3", "num_candidates=0"))
-    assert "2 mistakes" in told
-    assert 'did you mean "epochs"?' in told
+def test_all_errors_of_the_sweep_are_reported_before_anything_is_sent(folder: Path):
+    message = refusal(lambda: job(folder, "stage_two.epoch=3", "num_trials=0"))
+    assert "2 errors" in message
+    assert 'did you mean "epochs"?' in message
 
 
 def test_a_sweep_outside_of_the_upload_is_refused(folder: Path, tmp_path_factory: pytest.TempPathFactory):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "rare.yaml"
     elsewhere.write_text(yaml.safe_dump(SWEEP))
-    told = refusal(lambda: job_of_file(elsewhere, [], "/shared", None, folder))
-    assert f"{elsewhere} lies outside of {folder}, the folder that is uploaded: go to a folder above it" in told
+    message = refusal(lambda: job_of_file(elsewhere, [], "/shared", None, folder))
+    assert f"{elsewhere} lies outside of {folder}, the folder that is uploaded: go to a folder above it" in message
     (folder / ".rayignore").write_text("rare.yaml\n")
     assert "rare.yaml is kept out (by .gitignore or .rayignore) of" in refusal(lambda: job(folder))
 
@@ -170,12 +170,12 @@ def test_a_file_that_the_job_would_not_find_is_refused(folder: Path, override: s
     (folder / "tiny/weights.bin").write_bytes(b"x")
     (folder / "more.csv").write_text("text,label\n")
     (folder / ".rayignore").write_text(ignored + "\n")
-    assert expected in refusal(lambda: job(folder, override, "stage_one.rows=original"))
+    assert expected in refusal(lambda: job(folder, override, "stage_one.sampling=original"))
 
 
 def test_paths_from_the_root_are_the_nodes_own(folder: Path):
-    made = job(folder, f"data.train={folder}/rows.csv")
-    assert made.notes == [
+    sent = job(folder, f"data.train={folder}/rows.csv")
+    assert sent.notes == [
         f'data.train is "{folder}/rows.csv": the nodes\' own, which each must have at this path',
         "storage is /shared/runs: a folder that all nodes must share",
     ]
@@ -185,10 +185,10 @@ def test_paths_from_the_root_are_the_nodes_own(folder: Path):
 
 
 def test_what_a_job_cannot_carry_is_said(folder: Path):
-    told = job(folder, storage=None, secrets={"HF_TOKEN": None}, time_limit_hours=2).notes
-    assert told == [
+    message = job(folder, storage=None, secrets={"HF_TOKEN": None}, time_limit_hours=2).notes
+    assert message == [
         "HF_TOKEN: a job carries no keys, the nodes' environment must hold them",
-        "time_limit_hours: Ray's job server keeps no time; `max_seconds` in the sweep file does",
+        "time_limit_hours: Ray's job server has no time limit; set `max_wallclock_seconds` in the sweep file",
     ]
 
 
@@ -204,20 +204,20 @@ def test_what_a_job_cannot_carry_is_said(folder: Path):
     ],
 )
 def test_keys_are_refused_and_not_repeated(folder: Path, overrides: list[str], defined: dict[str, Any]):
-    told = refusal(lambda: job(folder, *overrides, storage=None if overrides else "/shared", **defined))
-    assert "hunter2" not in told
-    assert "key or a password" in told or "keys and passwords are never settings" in told
+    message = refusal(lambda: job(folder, *overrides, storage=None if overrides else "/shared", **defined))
+    assert "hunter2" not in message
+    assert "key or a password" in message or "keys and passwords are never settings" in message
 
 
 def test_packages_from_an_index_are_no_keys(folder: Path):
     job(folder, environment={"pip": ["--index-url https://host/simple", "own @ https://host/own-1.whl", "torch==2.6"]})
 
 
-def test_a_run_is_gone_on_with_by_where_it_is(folder: Path):
-    made = job_of_resume("s3://bucket/runs/rare/", definition(environment={"pip": ["optuna"]}), folder)
-    assert made.command == "python -m tailsweep resume s3://bucket/runs/rare"
-    assert (made.run, made.metadata[RUN_DIRECTORY]) == ("rare", "s3://bucket/runs/rare")
-    assert made.runtime_env["pip"] == ["optuna"]
+def test_a_run_is_resumed_by_its_location(folder: Path):
+    sent = job_of_resume("s3://bucket/runs/rare/", definition(environment={"pip": ["optuna"]}), folder)
+    assert sent.command == "python -m tailsweep resume s3://bucket/runs/rare"
+    assert (sent.run, sent.metadata[RUN_DIRECTORY]) == ("rare", "s3://bucket/runs/rare")
+    assert sent.runtime_env["pip"] == ["optuna"]
 
 
 @pytest.mark.parametrize(
@@ -225,9 +225,9 @@ def test_a_run_is_gone_on_with_by_where_it_is(folder: Path):
     [("runs/rare", 'RUN is "runs/rare", a folder relative to this one'), ("s3://a:hunter2@b/rare", "holds a key")],
 )
 def test_a_run_that_the_cluster_does_not_reach_is_refused(folder: Path, location: str, expected: str):
-    told = refusal(lambda: job_of_resume(location, None, folder))
-    assert expected in told
-    assert "hunter2" not in told
+    message = refusal(lambda: job_of_resume(location, None, folder))
+    assert expected in message
+    assert "hunter2" not in message
 
 
 @dataclass
@@ -246,15 +246,15 @@ def test_ids_are_the_runs_name_and_count_on_after_jobs_that_have_ended():
 
 def test_a_run_is_not_worked_on_by_two_jobs():
     jobs = [Listed("rare", JobStatus.FAILED, {RUN: "rare"}), Listed("rare-2", JobStatus.RUNNING, {RUN: "rare"})]
-    told = refusal(lambda: free_id("rare", jobs))
-    assert told.startswith("job rare-2 is RUNNING already and works on rare: see `tailsweep cluster status rare-2`")
-    assert "`tailsweep cluster stop rare-2`" in told
+    message = refusal(lambda: free_id("rare", jobs))
+    assert message.startswith("job rare-2 is RUNNING already and works on rare: see `tailsweep cluster status rare-2`")
+    assert "`tailsweep cluster stop rare-2`" in message
     assert free_id("rare-2", [Listed("rare-2", JobStatus.SUCCEEDED)]) == "rare-2-2"
 
 
 def test_a_job_that_somebody_submitted_by_hand_under_that_id_counts():
-    told = refusal(lambda: free_id("rare", [Listed("rare", JobStatus.PENDING, None)]))
-    assert "job rare is PENDING already" in told
+    message = refusal(lambda: free_id("rare", [Listed("rare", JobStatus.PENDING, None)]))
+    assert "job rare is PENDING already" in message
 
 
 def test_a_run_whose_name_ends_in_a_number_is_another():

@@ -1,4 +1,4 @@
-"""W&B asked for and not to be had: nobody there, nobody answering, a wrong key, none, and a server that vanishes.
+"""W&B asked for and not to be had: no one there, no one answering, a wrong key, none, and a server that vanishes.
 
 The server is a small one of this file's: it answers what W&B 0.31 asks of its own, and keeps what it is sent.
 """
@@ -23,6 +23,8 @@ from support.wandb_files import read_runs
 from tailsweep.orchestrator.config.sweep import WandbConfig
 from tailsweep.orchestrator.monitoring import wandb_tracker
 from tailsweep.orchestrator.monitoring.wandb_tracker import Tracker, sync_command
+
+pytestmark = [pytest.mark.thorough, pytest.mark.xdist_group("wandb_offline")]
 
 KEY = "5e" * 20
 STREAM = re.compile(r"/files/me/tailsweep/(?P<run>[^/]+)/file_stream")
@@ -99,8 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def nobody() -> Iterator[str]:
-    """A port on which nobody listens."""
+def closed_port() -> Iterator[str]:
+    """A port on which no one listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -155,93 +157,97 @@ def steps(server: Server) -> dict[str, list[int]]:
     return {run: [lines[i]["_step"] for i in sorted(lines)] for run, lines in server.history.items()}
 
 
-@pytest.mark.parametrize(("where", "key"), [(nobody, KEY), (deaf, KEY), (with_another_key, KEY), (nobody, None)])
+@pytest.mark.parametrize(
+    ("where", "key"), [(closed_port, KEY), (deaf, KEY), (with_another_key, KEY), (closed_port, None)]
+)
 def test_without_wandb_a_sweep_says_so_once_and_keeps_all_for_later(
-    where: Callable[[], Any], key: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    messages_logged: list[str],
+    where: Callable[[], Any],
+    key: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    said: list[str] = []
     if key is not None:
         monkeypatch.setenv("WANDB_API_KEY", key)
     with where() as url:
         monkeypatch.setenv("WANDB_BASE_URL", url)
         began = time.monotonic()
-        tracker = Tracker(WandbConfig(mode="online"), "s", tmp_path, said.append)
-        for candidate in ("c000", "c001", "c002"):
-            tracker.start(candidate, {"seed": 0}, [])
-            tracker.log(candidate, report(1))
-            tracker.finish(candidate, {"state": "completed"})
+        tracker = Tracker(WandbConfig(mode="online"), "s", tmp_path)
+        for trial in ("t000", "t001", "t002"):
+            tracker.start(trial, {"seed": 0}, [])
+            tracker.log(trial, report(1))
+            tracker.finish(trial, {"state": "completed"})
         tracker.close()
         assert time.monotonic() - began < 10
     assert tracker.mode == "offline"
-    assert len(said) == 1
-    assert said[0].startswith("W&B cannot be used: ")
-    assert ("export WANDB_API_KEY" in said[0]) == (key is None)
-    assert KEY not in said[0]
-    assert {run: logged.steps for run, logged in read_runs(tmp_path).items()} == {f"s-c00{i}": [0] for i in range(3)}
+    assert len(messages_logged) == 1
+    assert messages_logged[0].startswith("W&B cannot be used: ")
+    assert ("export WANDB_API_KEY" in messages_logged[0]) == (key is None)
+    assert KEY not in messages_logged[0]
+    assert {run: logged.steps for run, logged in read_runs(tmp_path).items()} == {f"s-t00{i}": [0] for i in range(3)}
     server = Server()
     synced(tmp_path, server)
-    assert steps(server) == {f"s-c00{i}": [0] for i in range(3)}
+    assert steps(server) == {f"s-t00{i}": [0] for i in range(3)}
 
 
 def test_a_server_that_vanishes_costs_seconds_and_nothing_that_was_logged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    messages_logged: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
     server = Server()
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(wandb_tracker, "FINISH_SECONDS", 2.0)
-    tracker = Tracker(WandbConfig(mode="online"), "s", tmp_path, said.append)
-    for candidate in ("c000", "c001", "c002", "c003"):
-        tracker.start(candidate, {}, [])
-        tracker.log(candidate, report(1))
-    tracker.finish("c000", {"state": "completed"})
-    assert (said, tracker.mode) == ([], "online")
-    assert steps(server)["s-c000"] == [0]
+    tracker = Tracker(WandbConfig(mode="online"), "s", tmp_path)
+    for trial in ("t000", "t001", "t002", "t003"):
+        tracker.start(trial, {}, [])
+        tracker.log(trial, report(1))
+    tracker.finish("t000", {"state": "completed"})
+    assert (messages_logged, tracker.mode) == ([], "online")
+    assert steps(server)["s-t000"] == [0]
 
     server.vanish()
     began = time.monotonic()
-    for candidate in ("c001", "c002", "c003"):
-        tracker.log(candidate, report(2))
-    tracker.finish("c001", {"state": "pruned"})  # waits, and W&B is given up
+    for trial in ("t001", "t002", "t003"):
+        tracker.log(trial, report(2))
+    tracker.finish("t001", {"state": "pruned"})  # waits, and W&B is given up
     given_up = time.monotonic()
-    tracker.finish("c002", {"state": "completed"})
+    tracker.finish("t002", {"state": "completed"})
     assert time.monotonic() - given_up < 1
-    tracker.start("c004", {}, [report(1)])
-    tracker.log("c004", report(2))
-    tracker.finish("c004", {"state": "completed"})
-    tracker.close()  # c003 is interrupted
+    tracker.start("t004", {}, [report(1)])
+    tracker.log("t004", report(2))
+    tracker.finish("t004", {"state": "completed"})
+    tracker.close()  # t003 is interrupted
     assert time.monotonic() - began < 12
-    assert len(said) == 1
+    assert len(messages_logged) == 1
     logged = read_runs(tmp_path)
-    assert {run: of_run.steps for run, of_run in logged.items()} == {
-        "s-c000": [0],
-        **{f"s-c00{i}": [0, 1] for i in range(1, 5)},
+    assert {run: logged_run.steps for run, logged_run in logged.items()} == {
+        "s-t000": [0],
+        **{f"s-t00{i}": [0, 1] for i in range(1, 5)},
     }
-    assert [logged[f"s-c00{i}"].summary.get("state") for i in range(5)] == [
+    assert [logged[f"s-t00{i}"].summary.get("state") for i in range(5)] == [
         "completed", "pruned", "completed", None, "completed",
     ]  # fmt: skip
 
     later = Server()
     synced(tmp_path, later)
-    assert steps(later) == {f"s-c00{i}": [0, 1] for i in range(1, 5)}  # c000 is at W&B already
+    assert steps(later) == {f"s-t00{i}": [0, 1] for i in range(1, 5)}  # t000 is at W&B already
 
 
-def test_a_sweep_gone_on_with_online_uploads_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a candidate that goes on, the folder written offline goes: else it would be uploaded a second time."""
+def test_a_sweep_resumed_online_uploads_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a trial that continues, the folder written offline goes: else it would be uploaded a second time."""
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    with nobody() as url:
+    with closed_port() as url:
         monkeypatch.setenv("WANDB_BASE_URL", url)
-        tracker = Tracker(WandbConfig(mode="online"), "s", tmp_path, lambda text: None)
-        tracker.start("c000", {}, [])
-        tracker.log("c000", report(1))
+        tracker = Tracker(WandbConfig(mode="online"), "s", tmp_path)
+        tracker.start("t000", {}, [])
+        tracker.log("t000", report(1))
         tracker.close()
     server = Server()
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     tracker = Tracker(WandbConfig(mode="online"), "s", tmp_path)
-    tracker.start("c000", {}, [report(1)])
-    tracker.log("c000", report(2))
-    tracker.finish("c000", {"state": "completed"})
+    tracker.start("t000", {}, [report(1)])
+    tracker.log("t000", report(2))
+    tracker.finish("t000", {"state": "completed"})
     tracker.close()
-    assert steps(server) == {"s-c000": [0, 1]}
-    assert len(read_runs(tmp_path)["s-c000"].folders) == 1
+    assert steps(server) == {"s-t000": [0, 1]}
+    assert len(read_runs(tmp_path)["s-t000"].folders) == 1

@@ -23,6 +23,8 @@ from tailsweep.orchestrator.monitoring.wandb_tracker import (
     sync_command,
 )
 
+pytestmark = [pytest.mark.thorough, pytest.mark.xdist_group("wandb_tracker")]
+
 SECRET = "hush-3f1c5e7a9b"
 SWEEP = "a-sweep.1"
 W_AND_BS_OWN = {"_step", "_runtime", "_timestamp"}
@@ -31,7 +33,7 @@ W_AND_BS_OWN = {"_step", "_runtime", "_timestamp"}
 def report(stage: str, epoch: int, **more: Any) -> dict[str, Any]:
     """A history row with awkward numbers: full precision, an integral float, tiny, negative, and a missing score."""
     return {
-        "candidate": "c00x",
+        "trial": "c00x",
         "stage": stage,
         "epoch": epoch,
         "train/loss": 1 / 3 / epoch,
@@ -48,23 +50,25 @@ def report(stage: str, epoch: int, **more: Any) -> dict[str, Any]:
 
 
 HISTORIES = {
-    "c000": [report("stage_one", 1), report("stage_one", 2), report("stage_two", 1), report("stage_two", 2)],
-    "c001": [report("stage_one", 1)],
-    "c002": [report("stage_one", 1), report("stage_one", 2), report("stage_two", 1)],
-    "c003": [report("stage_one", 1)],
+    "t000": [report("stage_one", 1), report("stage_one", 2), report("stage_two", 1), report("stage_two", 2)],
+    "t001": [report("stage_one", 1)],
+    "t002": [report("stage_one", 1), report("stage_one", 2), report("stage_two", 1)],
+    "t003": [report("stage_one", 1)],
 }
 SUMMARIES: dict[str, dict[str, Any]] = {
-    "c000": {"state": "completed", "reason": "all its epochs are done", "rung": 1, "best/validation/macro_f1": 0.4},
-    "c001": {"state": "pruned", "reason": "below the 0.52 that rung 0 asked for", "rung": 0},
-    "c002": {"state": "completed", "reason": "all its epochs are done", "rung": None, "best/validation/macro_f1": 0.3},
-    "c003": {"state": "failed", "reason": "TrainingDiverged: the loss is nan", "rung": None},
+    "t000": {"state": "completed", "reason": "all its epochs are done", "rung": 1, "best/validation/macro_f1": 0.4},
+    "t001": {"state": "pruned", "reason": "below the 0.52 that rung 0 asked for", "rung": 0},
+    "t002": {"state": "completed", "reason": "all its epochs are done", "rung": None, "best/validation/macro_f1": 0.3},
+    "t003": {"state": "failed", "reason": "TrainingDiverged: the loss is nan", "rung": None},
 }
 TRIAL = {
     "data": {"train": "rows.csv", "validation": 0.15, "imbalance": None},
-    "stage_one": {"trains": {"top_layers": 1}, "learning_rate": 0.0003165704071668803, "epochs": 2},
+    "stage_one": {"trainable": {"top_layers": 1}, "learning_rate": 0.0003165704071668803, "epochs": 2},
     "seed": 0,
 }
-SETTINGS = settings_of(TRIAL, {"stage_one.learning_rate": 0.0003165704071668803, "stage_one.trains": {"top_layers": 1}})
+SETTINGS = settings_of(
+    TRIAL, {"stage_one.learning_rate": 0.0003165704071668803, "stage_one.trainable": {"top_layers": 1}}
+)
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ class Tracked:
     folder: Path
     runs: dict[str, LoggedRun]
 
-    def of(self, candidate: str) -> LoggedRun:
-        return self.runs[run_id(SWEEP, candidate)]
+    def logged(self, trial: str) -> LoggedRun:
+        return self.runs[run_id(SWEEP, trial)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,7 +92,7 @@ def w_and_b_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> Tracked:
-    """The W&B files of a sweep that was interrupted once: c002 had two reports then, and went on after."""
+    """The W&B files of a sweep that was interrupted once: t002 had two reports then, and continued after."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TAILSWEEP_TEST_TOKEN", SECRET)
@@ -97,48 +101,48 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Tracked:
         patch.setattr(sys, "argv", ["tailsweep", "run", f"--token={SECRET}"])
         wandb.teardown()  # a service started before would know nothing of these
         first, second = (Tracker(WandbConfig(tags=["imbalance"]), SWEEP, folder) for _ in range(2))
-        for name in ("c000", "c001", "c002"):  # three at once
+        for name in ("t000", "t001", "t002"):  # three at once
             first.start(name, SETTINGS, [])
-        for row in HISTORIES["c000"][:3]:
-            first.log("c000", row)
-            first.start("c000", SETTINGS, HISTORIES["c000"])  # a restarted trial: its run is open, nothing happens
-        first.log("c000", HISTORIES["c000"][3])
-        first.finish("c000", SUMMARIES["c000"])
-        first.log("c001", HISTORIES["c001"][0])
-        first.finish("c001", SUMMARIES["c001"])
-        for row in HISTORIES["c002"][:2]:
-            first.log("c002", row)
+        for row in HISTORIES["t000"][:3]:
+            first.log("t000", row)
+            first.start("t000", SETTINGS, HISTORIES["t000"])  # a restarted trial: its run is open, nothing happens
+        first.log("t000", HISTORIES["t000"][3])
+        first.finish("t000", SUMMARIES["t000"])
+        first.log("t001", HISTORIES["t001"][0])
+        first.finish("t001", SUMMARIES["t001"])
+        for row in HISTORIES["t002"][:2]:
+            first.log("t002", row)
         first.close()
 
-        second.start("c003", SETTINGS, [])
-        second.log("c003", HISTORIES["c003"][0])
-        second.finish("c003", SUMMARIES["c003"])
-        second.start("c002", SETTINGS, HISTORIES["c002"][:2])
-        second.log("c002", HISTORIES["c002"][2])
-        second.finish("c002", SUMMARIES["c002"])
-        second.finish("c999", {"state": "failed"})  # never opened: nothing to close
-        second.finish_sweep({"stage_one.epochs": 2}, {"chosen": "c000", "test/macro_f1": 0.75, "test/recall_few": None})
+        second.start("t003", SETTINGS, [])
+        second.log("t003", HISTORIES["t003"][0])
+        second.finish("t003", SUMMARIES["t003"])
+        second.start("t002", SETTINGS, HISTORIES["t002"][:2])
+        second.log("t002", HISTORIES["t002"][2])
+        second.finish("t002", SUMMARIES["t002"])
+        second.finish("t999", {"state": "failed"})  # never opened: nothing to close
+        second.finish_sweep({"stage_one.epochs": 2}, {"chosen": "t000", "test/macro_f1": 0.75, "test/recall_few": None})
         second.close()
         wandb.teardown()
     return Tracked(folder, read_runs(folder))
 
 
-def test_there_is_one_run_per_candidate_and_one_for_the_sweep(tracked: Tracked) -> None:
-    assert set(tracked.runs) == {f"a-sweep.1-{name}" for name in ("c000", "c001", "c002", "c003", "sweep")}
+def test_there_is_one_run_per_trial_and_one_for_the_sweep(tracked: Tracked) -> None:
+    assert set(tracked.runs) == {f"a-sweep.1-{name}" for name in ("t000", "t001", "t002", "t003", "sweep")}
     for name in HISTORIES:
-        run = tracked.of(name)
-        assert (run.project, run.group, run.job_type) == ("tailsweep", SWEEP, "candidate")
+        run = tracked.logged(name)
+        assert (run.project, run.group, run.job_type) == ("tailsweep", SWEEP, "trial")
         assert (run.name, run.tags) == (f"{SWEEP}/{name}", ["imbalance"])
 
 
-@pytest.mark.parametrize("candidate", HISTORIES)
-def test_every_value_reported_is_there_once_and_no_other(tracked: Tracked, candidate: str) -> None:
-    """c000 was completed, c001 pruned, c002 interrupted and gone on with, c003 failed."""
-    run, history = tracked.of(candidate), HISTORIES[candidate]
+@pytest.mark.parametrize("trial", HISTORIES)
+def test_every_value_reported_is_there_once_and_no_other(tracked: Tracked, trial: str) -> None:
+    """t000 was completed, t001 pruned, t002 interrupted and resumed, t003 failed."""
+    run, history = tracked.logged(trial), HISTORIES[trial]
     assert run.steps == list(range(len(history)))
     for row, logged in zip(history, run.history, strict=True):
         stage = row["stage"]
-        unsaid = {"candidate", "stage", "stage_one_epoch"}
+        unsaid = {"trial", "stage", "stage_one_epoch"}
         expected = {f"{stage}/{key}": value for key, value in row.items() if key not in unsaid and value is not None}
         assert {key: value for key, value in logged.items() if key not in W_AND_BS_OWN} == expected
         assert set(logged) >= W_AND_BS_OWN
@@ -146,31 +150,31 @@ def test_every_value_reported_is_there_once_and_no_other(tracked: Tracked, candi
 
 def test_each_stage_is_drawn_over_its_own_epochs(tracked: Tracked) -> None:
     for name in HISTORIES:
-        assert tracked.of(name).step_axes == {"stage_one/*": "stage_one/epoch", "stage_two/*": "stage_two/epoch"}
+        assert tracked.logged(name).step_axes == {"stage_one/*": "stage_one/epoch", "stage_two/*": "stage_two/epoch"}
 
 
 def test_config_is_the_trials_under_dotted_names_and_what_was_swept(tracked: Tracked) -> None:
     for name in HISTORIES:
-        config = tracked.of(name).config
+        config = tracked.logged(name).config
         assert {key: value for key, value in config.items() if key != "_wandb"} == {
             "data.train": "rows.csv",
             "data.validation": 0.15,
             "data.imbalance": None,
-            "stage_one.trains.top_layers": 1,
+            "stage_one.trainable.top_layers": 1,
             "stage_one.learning_rate": 0.0003165704071668803,
             "stage_one.epochs": 2,
             "seed": 0,
-            "swept": {"stage_one.learning_rate": 0.0003165704071668803, "stage_one.trains": {"top_layers": 1}},
+            "swept": {"stage_one.learning_rate": 0.0003165704071668803, "stage_one.trainable": {"top_layers": 1}},
         }
 
 
-@pytest.mark.parametrize("candidate", HISTORIES)
-def test_summary_tells_state_reason_and_rung_beside_the_last_values(tracked: Tracked, candidate: str) -> None:
-    summary = tracked.of(candidate).summary
+@pytest.mark.parametrize("trial", HISTORIES)
+def test_summary_has_state_reason_and_rung_next_to_the_last_values(tracked: Tracked, trial: str) -> None:
+    summary = tracked.logged(trial).summary
     last: dict[str, Any] = {}
-    for row in tracked.of(candidate).history:
+    for row in tracked.logged(trial).history:
         last |= row
-    said = {key: value for key, value in SUMMARIES[candidate].items() if value is not None}
+    said = {key: value for key, value in SUMMARIES[trial].items() if value is not None}
     assert {key: value for key, value in summary.items() if not key.startswith("_")} == {
         **{key: value for key, value in last.items() if not key.startswith("_")},
         **said,
@@ -178,16 +182,16 @@ def test_summary_tells_state_reason_and_rung_beside_the_last_values(tracked: Tra
 
 
 def test_exit_codes_tell_failure_from_an_end_of_any_other_kind(tracked: Tracked) -> None:
-    codes = {name: tracked.of(name).exit_codes for name in HISTORIES}
-    assert codes == {"c000": [0], "c001": [0], "c002": [0], "c003": [1]}
+    codes = {name: tracked.logged(name).exit_codes for name in HISTORIES}
+    assert codes == {"t000": [0], "t001": [0], "t002": [0], "t003": [1]}
 
 
-def test_the_sweeps_run_names_the_chosen_candidate_and_its_test_scores(tracked: Tracked) -> None:
-    run = tracked.of("sweep")
+def test_the_sweeps_run_names_the_chosen_trial_and_its_test_scores(tracked: Tracked) -> None:
+    run = tracked.logged("sweep")
     assert (run.group, run.job_type, run.name) == (SWEEP, "sweep", f"{SWEEP}/sweep")
     assert run.config["stage_one.epochs"] == 2
     assert {key: value for key, value in run.summary.items() if not key.startswith("_")} == {
-        "chosen": "c000",
+        "chosen": "t000",
         "test/macro_f1": 0.75,
     }
     assert run.history == []
@@ -225,24 +229,24 @@ from pathlib import Path
 from tailsweep.orchestrator.config.sweep import WandbConfig
 from tailsweep.orchestrator.monitoring.wandb_tracker import Tracker
 tracker = Tracker(WandbConfig(), "killed", Path(sys.argv[1]))
-tracker.start("c000", {}, [])
+tracker.start("t000", {}, [])
 for epoch in (1, 2):
-    tracker.log("c000", {"stage": "stage_one", "epoch": epoch, "train/loss": 1.0})
+    tracker.log("t000", {"stage": "stage_one", "epoch": epoch, "train/loss": 1.0})
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_after_a_kill_the_run_gone_on_with_holds_every_step_once(tmp_path: Path) -> None:
+def test_after_a_kill_the_resumed_run_has_every_step_once(tmp_path: Path) -> None:
     """W&B had not written the two reports when the process died, but the sweep's history had them."""
     died = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr
-    assert read_runs(tmp_path) == {} or len(read_runs(tmp_path)["killed-c000"].history) < 2
+    assert read_runs(tmp_path) == {} or len(read_runs(tmp_path)["killed-t000"].history) < 2
     history = [{"stage": "stage_one", "epoch": epoch, "train/loss": 1.0} for epoch in (1, 2)]
     tracker = Tracker(WandbConfig(), "killed", tmp_path)
-    tracker.start("c000", {}, history)
-    tracker.log("c000", {"stage": "stage_two", "epoch": 1, "train/loss": 0.5})
+    tracker.start("t000", {}, history)
+    tracker.log("t000", {"stage": "stage_two", "epoch": 1, "train/loss": 0.5})
     tracker.close()
-    run = read_runs(tmp_path)["killed-c000"]
+    run = read_runs(tmp_path)["killed-t000"]
     assert run.steps == [0, 1, 2]
     assert [row.get("stage_one/epoch", row.get("stage_two/epoch")) for row in run.history] == [1, 2, 1]
     assert run.exit_codes == [1]
@@ -255,8 +259,8 @@ import psutil
 from tailsweep.orchestrator.config.sweep import WandbConfig
 from tailsweep.orchestrator.monitoring.wandb_tracker import Tracker
 tracker = Tracker(WandbConfig(), "ended", Path(sys.argv[1]))
-tracker.start("c000", {}, [])
-tracker.log("c000", {"stage": "stage_one", "epoch": 1, "train/loss": 1.0})
+tracker.start("t000", {}, [])
+tracker.log("t000", {"stage": "stage_one", "epoch": 1, "train/loss": 1.0})
 of_wandb = psutil.Process().children(recursive=True)
 for process in of_wandb:
     process.terminate()
@@ -273,46 +277,46 @@ def test_where_a_job_is_ended_with_all_its_processes_closing_does_not_fail(tmp_p
     assert (ended.returncode, closed) == (0, "closed"), ended.stderr
     assert said.startswith("W&B's own process was ended (")
     assert said.endswith("its files may lack the last steps; `tailsweep resume` makes them whole")
-    (folder,) = (tmp_path / "wandb").glob("*run-*-ended-c000")
+    (folder,) = (tmp_path / "wandb").glob("*run-*-ended-t000")
     assert folder.name.startswith("offline-run-")
 
 
-def test_going_on_leaves_the_runs_of_other_candidates_alone(tmp_path: Path) -> None:
-    for name in ("c001", "c0010"):
+def test_resuming_does_not_change_the_runs_of_other_trials(tmp_path: Path) -> None:
+    for name in ("t001", "c0010"):
         tracker = Tracker(WandbConfig(), "demo", tmp_path)
         tracker.start(name, {}, [])
         tracker.close()
     before = set((tmp_path / "wandb").glob("offline-run-*-demo-c0010"))
     assert len(before) == 1
     tracker = Tracker(WandbConfig(), "demo", tmp_path)
-    tracker.start("c001", {}, [])
+    tracker.start("t001", {}, [])
     tracker.close()
     assert set((tmp_path / "wandb").glob("offline-run-*-demo-c0010")) == before
-    assert set(read_runs(tmp_path)) == {"demo-c001", "demo-c0010"}
-    assert len(read_runs(tmp_path)["demo-c001"].folders) == 1
+    assert set(read_runs(tmp_path)) == {"demo-t001", "demo-c0010"}
+    assert len(read_runs(tmp_path)["demo-t001"].folders) == 1
 
 
 def test_disabled_writes_nothing(tmp_path: Path) -> None:
     tracker = Tracker(WandbConfig(mode="disabled"), SWEEP, tmp_path)
-    tracker.start("c000", SETTINGS, [report("stage_one", 1)])
-    tracker.log("c000", report("stage_one", 2))
-    tracker.finish("c000", SUMMARIES["c000"])
-    tracker.start("c001", SETTINGS, [])
-    tracker.finish_sweep({}, {"chosen": "c000"})
+    tracker.start("t000", SETTINGS, [report("stage_one", 1)])
+    tracker.log("t000", report("stage_one", 2))
+    tracker.finish("t000", SUMMARIES["t000"])
+    tracker.start("t001", SETTINGS, [])
+    tracker.finish_sweep({}, {"chosen": "t000"})
     tracker.close()
     assert list(tmp_path.rglob("*")) == []
 
 
 def test_what_is_logged_is_named_by_its_stage_and_a_missing_score_is_left_out() -> None:
-    row = {"candidate": "c000", "stage": "stage_two", "epoch": 3, "validation/mcc": 0.0, "validation/recall_few": None}
+    row = {"trial": "t000", "stage": "stage_two", "epoch": 3, "validation/mcc": 0.0, "validation/recall_few": None}
     assert logged_values(row) == {"stage_two/epoch": 3, "stage_two/validation/mcc": 0.0}
 
 
 @pytest.mark.parametrize(
-    ("sweep", "candidate", "expected"), [("demo-2026", "c000", "demo-2026-c000"), ("a b/c:d", "c1", "a-b-c-d-c1")]
+    ("sweep", "trial", "expected"), [("demo-2026", "t000", "demo-2026-t000"), ("a b/c:d", "c1", "a-b-c-d-c1")]
 )
-def test_run_ids_are_fixed_and_hold_no_character_wandb_refuses(sweep: str, candidate: str, expected: str) -> None:
-    assert run_id(sweep, candidate) == expected
+def test_run_ids_are_fixed_and_hold_no_character_wandb_refuses(sweep: str, trial: str, expected: str) -> None:
+    assert run_id(sweep, trial) == expected
 
 
 def test_flatten_goes_into_mappings_only() -> None:

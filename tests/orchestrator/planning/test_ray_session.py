@@ -14,9 +14,9 @@ from tailsweep.trainables.errors import DataError, StorageError
 
 
 def nodes(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float]) -> None:
-    found: list[dict[str, Any]] = [{"Alive": True, "Resources": {"memory": 1e9, **node}} for node in resources]
+    alive: list[dict[str, Any]] = [{"Alive": True, "Resources": {"memory": 1e9, **node}} for node in resources]
     dead = {"Alive": False, "Resources": {"CPU": 1000.0, "GPU": 1000.0}}
-    monkeypatch.setattr(ray, "nodes", lambda: [*found, dead])
+    monkeypatch.setattr(ray, "nodes", lambda: [*alive, dead])
 
 
 def placement(workers: int = 1, cpus: float = 1, gpus: float = 0, fewest: int | None = None) -> Placement:
@@ -65,7 +65,7 @@ def test_nodes_without_a_gpu_hold_no_trial_that_needs_one(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "message"),
     [
         (placement(gpus=1), "asks for 1 worker(s) of 1 CPU and 1 GPU each"),
         (placement(cpus=5), "but the cluster's 2 node(s) hold 0 of these (the largest has 4 CPU and 0 GPU)"),
@@ -73,12 +73,12 @@ def test_nodes_without_a_gpu_hold_no_trial_that_needs_one(monkeypatch: pytest.Mo
     ],
 )
 def test_what_no_node_can_give_is_refused_with_what_there_is(
-    monkeypatch: pytest.MonkeyPatch, asked: Placement, told: str
+    monkeypatch: pytest.MonkeyPatch, asked: Placement, message: str
 ) -> None:
     nodes(monkeypatch, {"CPU": 4}, {"CPU": 2})
     with pytest.raises(ClusterError) as raised:
         trial_slots(asked)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert str(raised.value).endswith("ask for less, or add nodes")
 
 
@@ -99,8 +99,8 @@ def test_a_cluster_that_grows_holds_what_it_can_grow_to(monkeypatch: pytest.Monk
     nodes(monkeypatch, {"CPU": 0})  # the head alone, which trains nothing
     with pytest.raises(ClusterError):
         trial_slots(placement(gpus=1))
-    of_size = {"cpus": 8, "memory_gb": 32.0}
-    groups = [Group(name="gpu", nodes=1, gpus=2, **of_size), Group(name="spot", nodes={"min": 0, "max": 3}, **of_size)]
+    size = {"cpus": 8, "memory_gb": 32.0}
+    groups = [Group(name="gpu", nodes=1, gpus=2, **size), Group(name="spot", nodes={"min": 0, "max": 3}, **size)]
     monkeypatch.setenv(GROWTH_VARIABLE, growth(groups))
     assert trial_slots(placement(gpus=1)) == 2
     assert trial_slots(placement(cpus=4)) == 8

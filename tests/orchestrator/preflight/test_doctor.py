@@ -16,13 +16,14 @@ from tailsweep.orchestrator.cli.main import main
 from tailsweep.orchestrator.config.sweep import load_sweep
 from tailsweep.orchestrator.monitoring.wandb_account import WandbAccount, wandb_account
 from tailsweep.orchestrator.planning.disk_usage import CheckpointBytes, Forecast, checkpoint_bytes, forecast
-from tailsweep.orchestrator.planning.preparation import prepare_trials
+from tailsweep.orchestrator.planning.environment import Environment
+from tailsweep.orchestrator.planning.plan import plan_resumed_sweep, plan_sweep
 from tailsweep.orchestrator.preflight.checks import disk_check, model_check, request_check, wandb_check
 from tailsweep.orchestrator.preflight.doctor import table
-from tailsweep.orchestrator.preflight.needs import needs_of, needs_of_run
-from tailsweep.orchestrator.preflight.node_probe import Room, look_for_sweep, missing_model
-from tailsweep.orchestrator.runs.candidates import Outcome, Records, record_of
+from tailsweep.orchestrator.preflight.needs import folder_of_runs, needs_of
+from tailsweep.orchestrator.preflight.node_probe import Room, inspect_for_sweep, missing_model
 from tailsweep.orchestrator.runs.directory import RunDirectory
+from tailsweep.orchestrator.runs.trials import Outcome, Records, record_of
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.distributed.train_run import Placement
 from tailsweep.trainables.models.classifier import build_classifier
@@ -33,7 +34,7 @@ from tailsweep.trainables.training.optimizer import adamw
 GB = 10**9
 
 
-def told(check: Check) -> list[str]:
+def messages_of(check: Check) -> list[str]:
     return [f"{finding.severity}: {finding}" for finding in check.findings]
 
 
@@ -55,33 +56,33 @@ def known(least: float, most: float) -> Forecast:
         (9e9, [room(1e9, 2e9)], ["error: 10.0.0.2: the cache /cache has 1.0 GB free, but the sweep's rows and features "
                                  "take 2.0 GB more; make room by `tailsweep cache remove`"], known(1e9, 8e9)),
         (5e9, [room(9e9)], ["warning: runs has 5.0 GB free, but checkpoints may take up to 8.0 GB"], known(1e9, 8e9)),
-        (5e8, [room(9e9)], ["error: runs has 0.5 GB free, but even one candidate needs 1.0 GB there"], known(1e9, 8e9)),
+        (5e8, [room(9e9)], ["error: runs has 0.5 GB free, but even one trial needs 1.0 GB there"], known(1e9, 8e9)),
     ],
 )  # fmt: skip
-def test_a_disk_too_small_is_told(
+def test_a_disk_too_small_is_reported(
     free: float, rooms: list[tuple[str, Room]], expected: list[str], needed: Forecast | None
 ):
-    lines = told(disk_check("runs", int(free), rooms, needed))
+    lines = messages_of(disk_check("runs", int(free), rooms, needed))
     assert len(lines) == len(expected)
     assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True)), lines
 
 
 def test_a_forecast_is_of_the_numbers_that_a_checkpoint_holds(tiny_model: Callable[..., Path], tmp_path: Path):
     """One within each stage, written by the code that writes them, against what is read back."""
-    trial = TrialConfig.model_validate(
+    trial_config = TrialConfig.model_validate(
         {
             "data": {"train": "rows.csv"},
             "model": {"name": str(tiny_model("bert"))},
-            "stage_one": {"trains": {"top_layers": 1}, "learning_rate": 1e-3, "epochs": 1},
-            "stage_two": {"trains": "all", "learning_rate": 1e-3, "epochs": 1},
+            "stage_one": {"trainable": {"top_layers": 1}, "learning_rate": 1e-3, "epochs": 1},
+            "stage_two": {"trainable": "all", "learning_rate": 1e-3, "epochs": 1},
         }
     )
-    model = build_classifier(trial.model, ("a", "b"), seed=0)
-    sizes = checkpoint_bytes(model, trial)
+    model = build_classifier(trial_config.model, ("a", "b"), seed=0)
+    sizes = checkpoint_bytes(model, trial_config)
     written = {}
     for stage in ("stage_one", "stage_two"):
-        set_trainable(model, getattr(trial, stage).trains)
-        optimizer = adamw(model, getattr(trial, stage))
+        set_trainable(model, getattr(trial_config, stage).trainable)
+        optimizer = adamw(model, getattr(trial_config, stage))
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         for parameter in model.parameters():
             parameter.grad = parameter.detach().clone() if parameter.requires_grad else None
@@ -101,48 +102,48 @@ def test_a_forecast_is_of_the_numbers_that_a_checkpoint_holds(tiny_model: Callab
     )
 
 
-def test_a_tournaments_forecast_counts_stage_two_of_the_promoted_only(small_sweep: Callable[..., Path]):
+def test_a_two_phases_forecast_counts_stage_two_of_the_promoted_only(small_sweep: Callable[..., Path]):
     sizes = CheckpointBytes(stage_one=10, completed=1000, running=2000, model=300)
-    inline = load_sweep(small_sweep()).config
-    tournament = load_sweep(small_sweep(promote=2)).config
-    assert forecast(inline, 20, {"t": 1}, {"f": 2}, sizes).storage_most == 3 + 20 * 1000 + 2000 + 300
-    assert forecast(tournament, 20, {"t": 1}, {"f": 2}, sizes).storage_most == 3 + 20 * 10 + 2 * 1000 + 2000 + 300
-    assert forecast(inline, 20, {"t": 1}, {"f": 2}, sizes).storage_least == 3 + 2000 + 300
+    single_phase = load_sweep(small_sweep()).config
+    two_phase = load_sweep(small_sweep(promote=2)).config
+    assert forecast(single_phase, 20, {"t": 1}, {"f": 2}, sizes).storage_most == 3 + 20 * 1000 + 2000 + 300
+    assert forecast(two_phase, 20, {"t": 1}, {"f": 2}, sizes).storage_most == 3 + 20 * 10 + 2 * 1000 + 2000 + 300
+    assert forecast(single_phase, 20, {"t": 1}, {"f": 2}, sizes).storage_least == 3 + 2000 + 300
 
 
 def test_what_a_sweep_prepared_is_not_lacking_here(
     small_sweep: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("TAILSWEEP_CACHE", str(tmp_path / "cache"))  # another test may have made the same features
-    sweep = load_sweep(small_sweep(stage_one={"trains": "head", "learning_rate": 1e-3, "epochs": 1}, search="random"))
-    trials = [candidate.trial.model_dump(mode="json") for candidate in sweep.candidates()]
-    needs = needs_of(
-        sweep, trials, prepare_trials(trials, sweep.config.metric, sweep.config.features, lambda text: None)
+    sweep = load_sweep(
+        small_sweep(stage_one={"trainable": "head", "learning_rate": 1e-3, "epochs": 1}, search="random")
     )
+    needs = needs_of(plan_sweep(sweep))
     assert needs.forecast is not None
     (tokens,), (features,) = needs.forecast.tokens.values(), needs.forecast.features.values()
     assert min(tokens, features) > 0
-    (here,) = look_for_sweep("n", needs.forecast.tokens, needs.forecast.features, None, {})["rooms"]
+    (here,) = inspect_for_sweep("n", needs.forecast.tokens, needs.forecast.features, None, {})["rooms"]
     assert here["lacking"] == features
-    cache, elsewhere = look_for_sweep("n", {"other": 7}, needs.forecast.features, str(tmp_path), {})["rooms"]
+    cache, elsewhere = inspect_for_sweep("n", {"other": 7}, needs.forecast.features, str(tmp_path), {})["rooms"]
     assert (cache["lacking"], elsewhere["lacking"], elsewhere["folder"]) == (7, features, str(tmp_path))
 
 
-def test_a_run_is_gone_on_with_where_it_lies_and_not_where_it_was_begun(
-    small_sweep: Callable[..., Path], tmp_path: Path
-):
+def test_a_run_resumes_where_it_lies_and_not_where_it_began(small_sweep: Callable[..., Path], tmp_path: Path):
     """Its sweep file says `runs`, of the folder that it was started in. What is published already is not to come."""
     sweep = load_sweep(small_sweep())
-    records = Records([record_of(candidate) for candidate in sweep.candidates()])
-    records.outcomes["c000"] = Outcome("c000", "completed", "", 1.0)
+    records = Records([record_of(trial) for trial in sweep.trials()])
+    records.outcomes["t000"] = Outcome("t000", "completed", "", 1.0)
+    recorded = {"python": "3", "platform": "", "packages": {}, "git_commit": None, "nodes": []}
+    recorded |= {"data": {}, "features": {}, "inputs_key": {}}
     sizes = {"stage_one": 10, "completed": 1000, "running": 2000, "model": 300}
     run = RunDirectory(str(tmp_path / "moved" / "small"))
-    needs = needs_of_run(run, sweep, records, {"features": {}, "checkpoint_bytes": sizes})
+    environment = Environment.model_validate(recorded | {"checkpoint_bytes": sizes})
+    needs = needs_of(plan_resumed_sweep(sweep, records, environment), folder_of_runs(run))
     assert sweep.config.storage == "runs"
     assert needs.storage == str(tmp_path / "moved")
     assert needs.forecast == Forecast({}, {}, 2000 + 300, 2000 + 300 + 2 * 1000)
-    of_earlier_version = needs_of_run(run, sweep, records, {"features": {}})
-    assert of_earlier_version.forecast == Forecast({}, {}, 0, 0)
+    earlier_version = needs_of(plan_resumed_sweep(sweep, records, Environment.model_validate(recorded)))
+    assert earlier_version.forecast == Forecast({}, {}, 0, 0)
 
 
 def test_a_model_is_there_with_its_configuration_and_weights(tiny_model: Callable[..., Path], tmp_path: Path):
@@ -153,7 +154,7 @@ def test_a_model_is_there_with_its_configuration_and_weights(tiny_model: Callabl
     assert missing_model("no/such-model", "no_such_package") == (
         "it is not in the hub's cache there, and HF_HUB_OFFLINE is set"
     )
-    (line,) = told(model_check({"10.0.0.1": {}, "10.0.0.2": {"no/such-model": "it is not there"}}))
+    (line,) = messages_of(model_check({"10.0.0.1": {}, "10.0.0.2": {"no/such-model": "it is not there"}}))
     assert line.startswith("error: 10.0.0.2: model.name: no/such-model: it is not there; give a folder")
 
 
@@ -163,18 +164,18 @@ def asked(workers: int = 1, gpus: float = 0) -> Placement:
 
 def test_a_request_larger_than_the_cluster_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4, "GPU": 2}}])
-    (line,) = told(request_check([("stage_one", asked()), ("stage_two", asked(workers=5))]))
+    (line,) = messages_of(request_check([("stage_one", asked()), ("stage_two", asked(workers=5))]))
     assert line.startswith("error: resources.stage_two asks for 5 worker(s) of 1 CPU and 0 GPU each")
     assert line.endswith("; ask for less, or add nodes")
-    assert request_check([("stage_two", asked(workers=2, gpus=1))]).passed == "1 candidate(s) at once in stage_two"
+    assert request_check([("stage_two", asked(workers=2, gpus=1))]).passed == "1 trial(s) at once in stage_two"
 
 
 def test_workers_that_share_a_gpu_go_by_gloo_and_that_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4, "GPU": 1}}])
-    (line,) = told(request_check([("stage_two", asked(workers=2, gpus=0.5))]))
+    (line,) = messages_of(request_check([("stage_two", asked(workers=2, gpus=0.5))]))
     assert line.startswith("note: resources.stage_two: 2 workers have 0.5 of a GPU each")
     assert "gloo" in line
-    assert told(request_check([("stage_two", asked(gpus=0.5))])) == []
+    assert messages_of(request_check([("stage_two", asked(gpus=0.5))])) == []
 
 
 class Server(BaseHTTPRequestHandler):
@@ -195,7 +196,7 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def wandb_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """Its host and port; nobody has a key for it yet."""
+    """Its host and port; no one has a key for it yet."""
     for variable in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     server = HTTPServer(("127.0.0.1", 0), Server)
@@ -217,7 +218,7 @@ def test_a_key_is_tried_at_the_server_and_never_shown(
     monkeypatch.setenv("WANDB_API_KEY", "wrong" * 8)
     refused = wandb_account()
     assert refused.problem == "the key is refused"
-    (line,) = told(wandb_check("online", refused))
+    (line,) = messages_of(wandb_check("online", refused))
     assert "wrong" not in line
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
     assert "does not answer" in (wandb_account().problem or "")
@@ -232,10 +233,10 @@ def test_a_key_is_tried_at_the_server_and_never_shown(
     ],
 )  # fmt: skip
 def test_without_wandb_a_sweep_may_start(account: WandbAccount, expected: list[str]):
-    lines = told(wandb_check("online", account))
+    lines = messages_of(wandb_check("online", account))
     assert [line.split(":")[0] for line in lines] == ["warning"] * len(expected)
     assert all(text in line and "offline" in line for text, line in zip(expected, lines, strict=True)), lines
-    assert told(wandb_check("offline", None)) == []
+    assert messages_of(wandb_check("offline", None)) == []
 
 
 def test_the_table_has_a_line_for_each_thing():

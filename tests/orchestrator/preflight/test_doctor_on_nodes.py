@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.processes import free_port, run
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("doctor_on_nodes")]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def said(
     small_sweep: Callable[..., Path], folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
     """By situation: what was said and with which exit status."""
-    head = {"trains": "head", "learning_rate": {"grid": [1e-2, 1e-3]}, "epochs": 1}
+    head = {"trainable": "head", "learning_rate": {"grid": [1e-2, 1e-3]}, "epochs": 1}
     sweep = small_sweep(asha=None, stage_one=head, resources={"stage_two": {"gpus_per_worker": 1}})
     program = Path(__file__).resolve().parents[2] / "support" / "doctor_on_two_nodes.py"
     # All of them without a token: nodes and clients settle for themselves at their first look whether there is one.
@@ -39,20 +39,20 @@ def said(
 def findings(document: dict[str, Any]) -> dict[str, list[tuple[str, list[str], str]]]:
     """Of every check that has any: severity, nodes, what."""
     return {
-        check["name"]: [(found["severity"], found["where"], found["what"]) for found in check["findings"]]
+        check["name"]: [(finding["severity"], finding["where"], finding["message"]) for finding in check["findings"]]
         for check in document["checks"]
         if check["findings"]
     }
 
 
-def test_what_one_node_has_otherwise_is_told_of_that_node(said: dict[str, dict[str, Any]]):
+def test_a_difference_of_one_node_is_reported_for_that_node(said: dict[str, dict[str, Any]]):
     document = json.loads(said["whole"]["out"])
     first, second = sorted(document["nodes"], key=lambda node: node["gpus"])
-    found = findings(document)
-    assert (said["whole"]["status"], document["ok"]) == (0, True), found
+    results = findings(document)
+    assert (said["whole"]["status"], document["ok"]) == (0, True), results
     numpy = f"numpy is 1.2.3, but {np.__version__} here"
     gpus = "Ray declares 1 GPU(s) of this node, but there is none: what asks for one runs on the CPU"
-    assert found == {
+    assert results == {
         "versions": [("warning", [second["name"]], numpy)],
         "GPUs": [("warning", [second["name"]], gpus)],
     }
@@ -64,10 +64,10 @@ def test_what_one_node_has_otherwise_is_told_of_that_node(said: dict[str, dict[s
 def test_storage_that_is_not_shared_is_an_error_of_every_node_that_lacks_it(said: dict[str, dict[str, Any]]):
     """`mock://` lies in the memory of each process that opens it."""
     document = json.loads(said["not shared"]["out"])
-    ((severity, where, what),) = findings(document)["storage"]
+    ((severity, where, message),) = findings(document)["storage"]
     assert (said["not shared"]["status"], document["ok"]) == (2, False)
     assert (severity, where) == ("error", [node["name"] for node in document["nodes"]])
-    assert what.startswith("mock://memory/runs is not the driver's")
+    assert message.startswith("mock://memory/runs is not the driver's")
 
 
 def test_run_refuses_in_one_line_and_says_the_warnings(said: dict[str, dict[str, Any]]):
@@ -87,10 +87,10 @@ def test_a_node_that_does_not_answer_is_a_finding_and_no_hang(said: dict[str, di
     assert said["silent"]["status"] == 2
     assert (stopped["answered"], stopped["gpus_seen"]) == (False, None)
     # A machine that is busy enough may keep the other one silent, too.
-    ((severity, where, what),) = findings(document)["nodes"]
-    assert (severity, stopped["name"] in where, what) == ("error", True, "no answer within 8 s")
+    ((severity, where, message),) = findings(document)["nodes"]
+    assert (severity, stopped["name"] in where, message) == ("error", True, "no answer within 8 s")
 
 
-def test_nothing_is_left_where_was_looked(said: dict[str, dict[str, Any]], folder: Path):
+def test_the_checks_leave_no_files(said: dict[str, dict[str, Any]], folder: Path):
     assert said
     assert [path.name for path in folder.iterdir()] == ["second"]

@@ -1,6 +1,7 @@
 """Tune's callback driven by hand: what is written, in which order, and what becomes of every kind of end."""
 
 import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import cloudpickle
 import pytest
 from rich.console import Console
+from tailsweep.orchestrator.config.schema import SweepConfig
 from tailsweep.orchestrator.monitoring.console import Progress
-from tailsweep.orchestrator.runner.callback import Bookkeeping, SameFailures, StopWhenAsked, settled
-from tailsweep.orchestrator.runs.candidates import CandidateRecord, Outcome, Records
+from tailsweep.orchestrator.monitoring.log_output import terminal_output
+from tailsweep.orchestrator.runner.callback import ConsecutiveFailures, StopWhenAsked, SweepCallback, settled
 from tailsweep.orchestrator.runs.directory import RunDirectory
-from tailsweep.orchestrator.runs.records import read_records, write_candidates
+from tailsweep.orchestrator.runs.records import read_records, write_trials
+from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord, TrialState
 from tailsweep.orchestrator.search.asha import Rungs, StageASHA
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import StorageError
@@ -21,29 +24,30 @@ from tailsweep.trainables.storage import retry
 METRIC = "validation/macro_f1"
 TRIAL = {"stage_one": {"epochs": 2}, "stage_two": {"epochs": 1}}
 DIED = "its process died (killed, or its node lost)"
-NAMES = ("c000", "c001", "c002")
+CONFIG = SweepConfig.model_construct(metric=METRIC, max_consecutive_failures=5)
+NAMES = ("t000", "t001", "t002")
 
 
 class TrackerDouble:
-    """Remembers what it is told, and how many reports were on disk at that moment."""
+    """Records its calls, and how many reports were on disk at each."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
-        self.told: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
         self.open: set[str] = set()
 
-    def start(self, candidate: str, settings: dict[str, Any], history: list[dict[str, Any]]) -> None:
-        if candidate not in self.open:
-            self.open.add(candidate)
-            self.told.append(("start", candidate, len(history)))
+    def start(self, trial: str, settings: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        if trial not in self.open:
+            self.open.add(trial)
+            self.calls.append(("start", trial, len(history)))
 
-    def log(self, candidate: str, report: dict[str, Any]) -> None:
-        self.told.append(("log", candidate, len(self.run.list("state/history"))))
+    def log(self, trial: str, report: dict[str, Any]) -> None:
+        self.calls.append(("log", trial, len(self.run.list("state/history"))))
 
-    def finish(self, candidate: str, summary: dict[str, Any]) -> None:
-        self.open.remove(candidate)
-        on_disk = self.run.exists(f"state/outcomes/{candidate}.json")
-        self.told.append(("finish", candidate, on_disk, summary))
+    def finish(self, trial: str, summary: dict[str, Any]) -> None:
+        self.open.remove(trial)
+        on_disk = self.run.exists(f"state/outcomes/{trial}.json")
+        self.calls.append(("postprocess", trial, on_disk, summary))
 
 
 class Sweep:
@@ -55,18 +59,17 @@ class Sweep:
         self.scheduler = StageASHA({report_keys.STAGE_ONE: Rungs(1, 2, 2)}, METRIC)
         self.scheduler.replay(self.records.history)
         self.tracker = TrackerDouble(run)
-        self.printed = io.StringIO()
-        self.progress = Progress(dict.fromkeys(NAMES, (2, 1)), METRIC, Console(file=self.printed))
+        self.progress = Progress(dict.fromkeys(NAMES, (2, 1)), METRIC, Console(file=io.StringIO()))
         tracker: Any = self.tracker
-        self.callback = Bookkeeping(run, self.records, self.scheduler, METRIC, tracker, self.progress)
+        self.callback = SweepCallback(run, self.records, self.scheduler, tracker, self.progress, CONFIG)
 
     def start(self, name: str) -> None:
-        self.callback.on_trial_start(0, [], self.trial(name))
+        self.callback.on_trial_start(0, [], self.trial_config(name))
 
     def say(self, name: str, words: dict[str, str]) -> None:
         """What is not scores."""
-        assert self.scheduler.on_trial_result(None, self.trial(name), words) == "CONTINUE"
-        self.callback.on_trial_result(0, [], self.trial(name), words)
+        assert self.scheduler.on_trial_result(None, self.trial_config(name), words) == "CONTINUE"
+        self.callback.on_trial_result(0, [], self.trial_config(name), words)
 
     def report(self, name: str, stage: str, epoch: int, score: float, **words: str) -> str:
         result: dict[str, Any] = {
@@ -83,24 +86,24 @@ class Sweep:
             "training_iteration": 7,
             "hostname": "node",
             "pid": 1,
-            "config": {"of": {"candidate": name}},
+            "config": {"trial": {"name": name}},
             "date": "now",
         }
-        decision = self.scheduler.on_trial_result(None, self.trial(name), result | tunes_own)
-        self.callback.on_trial_result(0, [], self.trial(name), result | tunes_own)
+        decision = self.scheduler.on_trial_result(None, self.trial_config(name), result | tunes_own)
+        self.callback.on_trial_result(0, [], self.trial_config(name), result | tunes_own)
         return decision
 
     def complete(self, name: str) -> None:
-        self.callback.on_trial_complete(0, [], self.trial(name))
+        self.callback.on_trial_complete(0, [], self.trial_config(name))
 
     def fail(self, name: str, error_file: str | None) -> None:
-        self.callback.on_trial_error(0, [], self.trial(name, error_file))
+        self.callback.on_trial_error(0, [], self.trial_config(name, error_file))
 
     @staticmethod
-    def trial(name: str, error_file: str | None = None, retries_left: bool = False) -> Any:
+    def trial_config(name: str, error_file: str | None = None, retries_left: bool = False) -> Any:
         return SimpleNamespace(
             trial_id=name,
-            config={"of": {"candidate": name}},
+            config={"trial": {"name": name}},
             error_file=error_file,
             should_recover=lambda: retries_left,
         )
@@ -110,7 +113,7 @@ class Sweep:
 def run(tmp_path: Path) -> RunDirectory:
     run = RunDirectory(str(tmp_path / "demo"))
     run.create()
-    write_candidates(run, [CandidateRecord(name, {"seed": number}, TRIAL) for number, name in enumerate(NAMES)])
+    write_trials(run, [TrialRecord(name, {"seed": number}, TRIAL) for number, name in enumerate(NAMES)])
     return run
 
 
@@ -119,78 +122,86 @@ def sweep(run: RunDirectory) -> Sweep:
     return Sweep(run)
 
 
-def test_a_report_is_on_disk_before_anybody_is_told(sweep: Sweep, run: RunDirectory) -> None:
-    sweep.start("c000")
-    sweep.report("c000", "stage_one", 1, 0.5)
-    sweep.report("c000", "stage_one", 2, 0.6)
-    assert sweep.tracker.told == [("start", "c000", 0), ("log", "c000", 1), ("log", "c000", 2)]
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
+    with terminal_output():
+        yield lambda: capsys.readouterr().out
+
+
+def test_a_report_is_on_disk_before_the_tracker_is_called(
+    printed: Callable[[], str], sweep: Sweep, run: RunDirectory
+) -> None:
+    sweep.start("t000")
+    sweep.report("t000", "stage_one", 1, 0.5)
+    sweep.report("t000", "stage_one", 2, 0.6)
+    assert sweep.tracker.calls == [("start", "t000", 0), ("log", "t000", 1), ("log", "t000", 2)]
     assert sweep.progress.rungs == [(1, 1), (2, 1)]
-    assert "c000  stage_one epoch 2/2" in sweep.printed.getvalue()
+    assert "t000  stage_one epoch 2/2" in printed()
 
 
 def test_history_holds_what_a_trial_reports_and_nothing_of_tunes(sweep: Sweep, run: RunDirectory) -> None:
-    sweep.start("c000")
-    sweep.report("c000", "stage_one", 1, 0.5)
-    sweep.report("c000", "stage_two", 1, 0.6)
+    sweep.start("t000")
+    sweep.report("t000", "stage_one", 1, 0.5)
+    sweep.report("t000", "stage_two", 1, 0.6)
     assert read_records(run).history == [
         {
-            "candidate": "c000", "stage": "stage_one", "epoch": 1, "train/loss": 0.5, METRIC: 0.5, "seconds": 2.0,
+            "trial": "t000", "stage": "stage_one", "epoch": 1, "train/loss": 0.5, METRIC: 0.5, "seconds": 2.0,
             "stage_one_epoch": 1,
         },
-        {"candidate": "c000", "stage": "stage_two", "epoch": 1, "train/loss": 0.5, METRIC: 0.6, "seconds": 2.0},
+        {"trial": "t000", "stage": "stage_two", "epoch": 1, "train/loss": 0.5, METRIC: 0.6, "seconds": 2.0},
     ]  # fmt: skip
 
 
-def test_a_candidate_whose_epochs_are_done_is_completed(sweep: Sweep, run: RunDirectory) -> None:
-    sweep.start("c000")
+def test_a_trial_whose_epochs_are_done_is_completed(sweep: Sweep, run: RunDirectory) -> None:
+    sweep.start("t000")
     for stage, epoch, score in (("stage_one", 1, 0.9), ("stage_one", 2, 0.8), ("stage_two", 1, 0.4)):
-        sweep.report("c000", stage, epoch, score)
-    sweep.complete("c000")
-    outcome = read_records(run).outcomes["c000"]
+        sweep.report("t000", stage, epoch, score)
+    sweep.complete("t000")
+    outcome = read_records(run).outcomes["t000"]
     assert (outcome.state, outcome.reason) == ("completed", "all its epochs are done")
     assert 0 <= outcome.seconds < 5
     summary = {"state": "completed", "reason": outcome.reason, "rung": 1, f"best/{METRIC}": 0.4}
-    assert sweep.tracker.told[-1] == ("finish", "c000", True, summary)
-    assert sweep.progress.best == ("c000", 0.4)
+    assert sweep.tracker.calls[-1] == ("postprocess", "t000", True, summary)
+    assert sweep.progress.best == ("t000", 0.4)
 
 
-def test_a_pruned_candidate_is_told_with_its_rung_and_cutoff(sweep: Sweep, run: RunDirectory) -> None:
-    for name in ("c000", "c001"):
+def test_a_pruned_trial_is_reported_with_its_rung_and_cutoff(sweep: Sweep, run: RunDirectory) -> None:
+    for name in ("t000", "t001"):
         sweep.start(name)
-    assert sweep.report("c000", "stage_one", 1, 0.5) == "CONTINUE"
-    assert sweep.report("c001", "stage_one", 1, 0.25) == "STOP"
-    sweep.complete("c001")
-    outcome = read_records(run).outcomes["c001"]
+    assert sweep.report("t000", "stage_one", 1, 0.5) == "CONTINUE"
+    assert sweep.report("t001", "stage_one", 1, 0.25) == "STOP"
+    sweep.complete("t001")
+    outcome = read_records(run).outcomes["t001"]
     assert outcome.state == "pruned"
     assert outcome.reason == (
         "validation/macro_f1 0.2500 after epoch 1 of stage one is below the 0.5000 that rung 0 asked for"
     )
     summary = {"state": "pruned", "reason": outcome.reason, "rung": 0, f"best/{METRIC}": 0.25}
-    assert sweep.tracker.told[-1] == ("finish", "c001", True, summary)
+    assert sweep.tracker.calls[-1] == ("postprocess", "t001", True, summary)
     assert sweep.progress.best is None
-    assert "c000" not in read_records(run).outcomes
+    assert "t000" not in read_records(run).outcomes
 
 
-def test_an_interrupted_candidate_gets_no_outcome(sweep: Sweep, run: RunDirectory) -> None:
-    sweep.start("c000")
-    sweep.start("c001")
-    sweep.report("c000", "stage_one", 1, 0.5)
-    for name in ("c000", "c001"):  # Tune ends its trials when it is interrupted
+def test_an_interrupted_trial_gets_no_outcome(sweep: Sweep, run: RunDirectory) -> None:
+    sweep.start("t000")
+    sweep.start("t001")
+    sweep.report("t000", "stage_one", 1, 0.5)
+    for name in ("t000", "t001"):  # Tune ends its trials when it is interrupted
         sweep.complete(name)
     assert read_records(run).outcomes == {}
-    assert not [told for told in sweep.tracker.told if told[0] == "finish"]
-    assert sweep.progress.states["c000"] == "pending"
+    assert not [call for call in sweep.tracker.calls if call[0] == "postprocess"]
+    assert sweep.progress.states["t000"] == "pending"
 
 
 def test_without_pruning_nothing_is_asked_of_a_scheduler(run: RunDirectory) -> None:
     sweep = Sweep(run)
     sweep.callback.scheduler = None
-    sweep.start("c000")
+    sweep.start("t000")
     for stage, epoch in (("stage_one", 1), ("stage_one", 2), ("stage_two", 1)):
-        sweep.report("c000", stage, epoch, 0.5)
-    sweep.complete("c000")
-    assert read_records(run).outcomes["c000"].state == "completed"
-    assert sweep.tracker.told[-1][3]["rung"] is None
+        sweep.report("t000", stage, epoch, 0.5)
+    sweep.complete("t000")
+    assert read_records(run).outcomes["t000"].state == "completed"
+    assert sweep.tracker.calls[-1][3]["rung"] is None
     assert sweep.progress.rungs == ()
 
 
@@ -207,33 +218,33 @@ def traceback_of(error: str) -> str:
     ],
 )  # fmt: skip
 def test_the_reason_of_a_process_s_end_is_what_tune_wrote_last(
-    sweep: Sweep, run: RunDirectory, tmp_path: Path, error: str, reason: str
+    printed: Callable[[], str], sweep: Sweep, run: RunDirectory, tmp_path: Path, error: str, reason: str
 ) -> None:
     (tmp_path / "error.txt").write_text(traceback_of(error), encoding="utf-8")
-    sweep.start("c000")
-    sweep.fail("c000", str(tmp_path / "error.txt"))
-    outcome = read_records(run).outcomes["c000"]
+    sweep.start("t000")
+    sweep.fail("t000", str(tmp_path / "error.txt"))
+    outcome = read_records(run).outcomes["t000"]
     assert (outcome.state, outcome.reason) == ("failed", reason)
-    assert sweep.tracker.told[-1][:3] == ("finish", "c000", True)
-    assert f"c000  failed: {reason}" in sweep.printed.getvalue()
+    assert sweep.tracker.calls[-1][:3] == ("postprocess", "t000", True)
+    assert f"t000  failed: {reason}" in printed()
 
 
 @pytest.mark.parametrize("error_file", [None, "/nowhere/error.txt"])
 def test_a_death_without_a_word_is_a_failure_too(sweep: Sweep, run: RunDirectory, error_file: str | None) -> None:
-    sweep.start("c000")
-    sweep.report("c000", "stage_one", 1, 0.5)
-    sweep.fail("c000", error_file)
-    outcome = read_records(run).outcomes["c000"]
+    sweep.start("t000")
+    sweep.report("t000", "stage_one", 1, 0.5)
+    sweep.fail("t000", error_file)
+    outcome = read_records(run).outcomes["t000"]
     assert (outcome.state, outcome.reason) == ("failed", DIED)
 
 
-def test_a_candidate_that_tune_gives_up_before_its_last_retry_is_not_at_its_end(
-    sweep: Sweep, run: RunDirectory
+def test_a_trial_that_tune_gives_up_before_its_last_retry_is_not_at_its_end(
+    printed: Callable[[], str], sweep: Sweep, run: RunDirectory
 ) -> None:
-    sweep.callback.on_trial_error(0, [], sweep.trial("c000", retries_left=True))
-    assert sweep.callback.given_up == {"c000": DIED}
+    sweep.callback.on_trial_error(0, [], sweep.trial_config("t000", retries_left=True))
+    assert sweep.callback.given_up == {"t000": DIED}
     assert read_records(run).outcomes == {}
-    assert f"c000  {DIED} before it had begun; is started again" in sweep.printed.getvalue()
+    assert f"t000  {DIED} before it had begun; is started again" in printed()
 
 
 @pytest.mark.parametrize(("last", "state"), [("3f", "pending"), ("4a", "failed")])
@@ -243,71 +254,71 @@ def test_one_death_that_tune_counts_twice_is_no_last_retry(
     died = "ray.exceptions.ActorDiedError: The actor died unexpectedly.\n\tactor_id: "
     text = "".join(traceback_of(died + actor) for actor in ("01", "3f", last))
     (tmp_path / "error.txt").write_text(text, encoding="utf-8")
-    sweep.fail("c000", str(tmp_path / "error.txt"))
-    assert sweep.callback.given_up == ({"c000": DIED} if state == "pending" else {})
-    assert sweep.progress.states["c000"] == state
-    assert ("c000" in read_records(run).outcomes) == (state == "failed")
+    sweep.fail("t000", str(tmp_path / "error.txt"))
+    assert sweep.callback.given_up == ({"t000": DIED} if state == "pending" else {})
+    assert sweep.progress.states["t000"] == state
+    assert ("t000" in read_records(run).outcomes) == (state == "failed")
 
 
-def test_a_resumed_candidate_goes_on_with_its_reports_and_its_seconds(sweep: Sweep, run: RunDirectory) -> None:
-    sweep.start("c000")
-    sweep.report("c000", "stage_one", 1, 0.5)
-    sweep.report("c000", "stage_one", 2, 0.5)
+def test_a_resumed_trial_resumes_its_reports_and_its_seconds(sweep: Sweep, run: RunDirectory) -> None:
+    sweep.start("t000")
+    sweep.report("t000", "stage_one", 1, 0.5)
+    sweep.report("t000", "stage_one", 2, 0.5)
     resumed = Sweep(run)  # the process was killed: nothing but the run directory is left
-    resumed.start("c000")
-    assert resumed.tracker.told == [("start", "c000", 2)]
-    resumed.report("c000", "stage_two", 1, 0.5)
-    assert resumed.tracker.told[-1] == ("log", "c000", 3)
-    resumed.complete("c000")
-    outcome = read_records(run).outcomes["c000"]
+    resumed.start("t000")
+    assert resumed.tracker.calls == [("start", "t000", 2)]
+    resumed.report("t000", "stage_two", 1, 0.5)
+    assert resumed.tracker.calls[-1] == ("log", "t000", 3)
+    resumed.complete("t000")
+    outcome = read_records(run).outcomes["t000"]
     assert outcome.state == "completed"
     assert 4.0 <= outcome.seconds < 9.0, "the 2 + 2 seconds of the reports before, and the time since"
 
 
 def test_an_end_that_a_killed_sweep_could_not_write_is_written_on_resume(sweep: Sweep, run: RunDirectory) -> None:
-    sweep.start("c000")
+    sweep.start("t000")
     for stage, epoch in (("stage_one", 1), ("stage_one", 2), ("stage_two", 1)):
-        sweep.report("c000", stage, epoch, 0.5)
+        sweep.report("t000", stage, epoch, 0.5)
     resumed = Sweep(run)
-    verdict = settled(resumed.records, resumed.scheduler, METRIC, "c000")
+    verdict = settled(resumed.records, resumed.scheduler, METRIC, "t000")
     assert verdict == ("completed", "all its epochs are done")
-    resumed.callback.end("c000", *verdict)
-    assert read_records(run).outcomes["c000"] == Outcome("c000", *verdict, seconds=6.0)
+    resumed.callback.end("t000", *verdict)
+    assert read_records(run).outcomes["t000"] == Outcome("t000", *verdict, seconds=6.0)
     # Its W&B run was cut off as well: it is made whole before it is closed.
-    assert [told[:3] for told in resumed.tracker.told] == [("start", "c000", 3), ("finish", "c000", True)]
+    assert [call[:3] for call in resumed.tracker.calls] == [("start", "t000", 3), ("postprocess", "t000", True)]
 
 
-def test_a_candidate_with_a_parent_begins_with_its_stage_one(sweep: Sweep, run: RunDirectory) -> None:
+def test_a_trial_with_a_parent_begins_with_its_stage_one(sweep: Sweep, run: RunDirectory) -> None:
     sweep.scheduler.rungs[report_keys.STAGE_TWO] = Rungs(1, 2, 2)
-    sweep.start("c000")
+    sweep.start("t000")
     for epoch in (1, 2):
-        sweep.report("c000", "stage_one", epoch, 0.5)
-    for name in ("c000.1", "c000.2"):
-        sweep.callback.draw(CandidateRecord(name, {}, TRIAL | {"stage_two": {"epochs": 2}}, "c000"))
-    sweep.callback.end("c000", "promoted", "goes on as c000.1, c000.2")
-    for name, score in (("c000.1", 0.7), ("c000.2", 0.6)):
+        sweep.report("t000", "stage_one", epoch, 0.5)
+    for name in ("t000.1", "t000.2"):
+        sweep.callback.draw(TrialRecord(name, {}, TRIAL | {"stage_two": {"epochs": 2}}, "t000"))
+    sweep.callback.end("t000", TrialState.PROMOTED, "continues as t000.1, t000.2")
+    for name, score in (("t000.1", 0.7), ("t000.2", 0.6)):
         sweep.start(name)
-        assert sweep.tracker.told[-1] == ("start", name, 2)
+        assert sweep.tracker.calls[-1] == ("start", name, 2)
         sweep.report(name, "stage_two", 1, score)
         sweep.complete(name)
     outcomes = read_records(run).outcomes
-    assert set(outcomes) == {"c000", "c000.2"}
-    assert outcomes["c000.2"].state == "pruned"
-    assert outcomes["c000.2"].reason.endswith(
+    assert set(outcomes) == {"t000", "t000.2"}
+    assert outcomes["t000.2"].state == "pruned"
+    assert outcomes["t000.2"].reason.endswith(
         "0.6000 after epoch 1 of stage two is below the 0.7000 that rung 0 asked for"
     )
-    assert outcomes["c000.2"].seconds >= outcomes["c000"].seconds
+    assert outcomes["t000.2"].seconds >= outcomes["t000"].seconds
 
 
-def test_a_candidate_that_ended_before_is_counted_and_not_ended_again(sweep: Sweep, run: RunDirectory) -> None:
-    sweep.start("c000")
+def test_a_trial_that_ended_before_is_counted_and_not_ended_again(sweep: Sweep, run: RunDirectory) -> None:
+    sweep.start("t000")
     for stage, epoch, score in (("stage_one", 1, 0.9), ("stage_one", 2, 0.9), ("stage_two", 1, 0.4)):
-        sweep.report("c000", stage, epoch, score)
-    sweep.complete("c000")
+        sweep.report("t000", stage, epoch, score)
+    sweep.complete("t000")
     resumed = Sweep(run)
-    resumed.callback.recall(resumed.records.outcomes["c000"])
-    assert resumed.progress.summary() == "2 pending, 1 completed; best c000 0.4000"
-    assert resumed.tracker.told == []
+    resumed.callback.recall(resumed.records.outcomes["t000"])
+    assert resumed.progress.summary() == "2 pending, 1 completed; best t000 0.4000"
+    assert resumed.tracker.calls == []
 
 
 @pytest.mark.parametrize(
@@ -322,26 +333,24 @@ def test_a_candidate_that_ended_before_is_counted_and_not_ended_again(sweep: Swe
     ],
 )
 def test_what_follows_from_a_history(reports: list[tuple[str, int, float]], verdict: str | None) -> None:
-    rows = [("c001", "stage_one", 1, 0.4), ("c001", "stage_one", 2, 0.4), *(("c000", *report) for report in reports)]
+    rows = [("t001", "stage_one", 1, 0.4), ("t001", "stage_one", 2, 0.4), *(("t000", *report) for report in reports)]
     history = [
-        {"candidate": name, "stage": stage, "epoch": epoch, METRIC: score, "seconds": 1.0}
+        {"trial": name, "stage": stage, "epoch": epoch, METRIC: score, "seconds": 1.0}
         | ({"stage_one_epoch": epoch} if stage == "stage_one" else {})
         for name, stage, epoch, score in rows
     ]
     scheduler = StageASHA({report_keys.STAGE_ONE: Rungs(1, 2, 2)}, METRIC)
     scheduler.replay(history)
-    records = Records([CandidateRecord(name, {}, TRIAL) for name in NAMES], history)
-    found = settled(records, scheduler, METRIC, "c000")
-    assert (None if found is None else found[0]) == verdict
+    records = Records([TrialRecord(name, {}, TRIAL) for name in NAMES], history)
+    verdict_now = settled(records, scheduler, METRIC, "t000")
+    assert (None if verdict_now is None else verdict_now[0]) == verdict
 
 
-def test_a_single_stage_candidate_is_complete_after_its_only_stage() -> None:
-    history = [
-        {"candidate": "c000", "stage": "stage_one", "epoch": 1, METRIC: 0.5, "seconds": 1.0, "stage_one_epoch": 1}
-    ]
+def test_a_single_stage_trial_is_complete_after_its_only_stage() -> None:
+    history = [{"trial": "t000", "stage": "stage_one", "epoch": 1, METRIC: 0.5, "seconds": 1.0, "stage_one_epoch": 1}]
     only_one = {"stage_one": {"epochs": 1}, "stage_two": {"epochs": 0}}
-    records = Records([CandidateRecord("c000", {}, only_one)], history)
-    assert settled(records, None, METRIC, "c000") == ("completed", "all its epochs are done")
+    records = Records([TrialRecord("t000", {}, only_one)], history)
+    assert settled(records, None, METRIC, "t000") == ("completed", "all its epochs are done")
 
 
 @pytest.mark.parametrize(
@@ -359,20 +368,20 @@ def test_a_single_stage_candidate_is_complete_after_its_only_stage() -> None:
         ),
     ],
 )
-def test_a_candidate_whose_last_stage_ended_early_is_completed_and_says_so(
+def test_a_trial_whose_last_stage_ended_early_is_completed_and_says_so(
     scores: dict[str, list[float]], reason: str | None
 ) -> None:
     history = [
-        {"candidate": "c000", "stage": stage, "epoch": epoch, METRIC: score, "seconds": 1.0}
-        for stage, of_stage in scores.items()
-        for epoch, score in enumerate(of_stage, start=1)
+        {"trial": "t000", "stage": stage, "epoch": epoch, METRIC: score, "seconds": 1.0}
+        for stage, stage_scores in scores.items()
+        for epoch, score in enumerate(stage_scores, start=1)
     ]
-    trial = {"stage_one": {"epochs": 9, "patience": 2}, "stage_two": {"epochs": 5, "patience": 1}}
-    records = Records([CandidateRecord("c000", {}, trial)], history)
+    trial_config = {"stage_one": {"epochs": 9, "patience": 2}, "stage_two": {"epochs": 5, "patience": 1}}
+    records = Records([TrialRecord("t000", {}, trial_config)], history)
     # The rung after epoch 4, where 0.9 has been reached, asks nothing of one that ended before it.
     scheduler = StageASHA({report_keys.STAGE_ONE: Rungs(4, 9, 2)}, METRIC)
-    scheduler.replay([{"candidate": "c001", "stage": "stage_one", "epoch": 4, METRIC: 0.9}, *history])
-    assert settled(records, scheduler, METRIC, "c000") == (None if reason is None else ("completed", reason))
+    scheduler.replay([{"trial": "t001", "stage": "stage_one", "epoch": 4, METRIC: 0.9}, *history])
+    assert settled(records, scheduler, METRIC, "t000") == (None if reason is None else ("completed", reason))
 
 
 def test_pickling_the_callback_gives_nothing_away(sweep: Sweep) -> None:
@@ -383,38 +392,40 @@ def test_pickling_the_callback_gives_nothing_away(sweep: Sweep) -> None:
     assert len(pickled) < 200
 
 
-def test_a_report_made_again_is_heard_once(sweep: Sweep, run: RunDirectory) -> None:
+def test_a_repeated_report_is_recorded_once(sweep: Sweep, run: RunDirectory) -> None:
     """As a trial makes it that was started again."""
-    sweep.start("c000")
-    sweep.report("c000", "stage_one", 1, 0.5)
-    sweep.report("c000", "stage_one", 1, 0.5)
+    sweep.start("t000")
+    sweep.report("t000", "stage_one", 1, 0.5)
+    sweep.report("t000", "stage_one", 1, 0.5)
     assert len(read_records(run).history) == 1
-    assert [told[0] for told in sweep.tracker.told] == ["start", "log"]
+    assert [call[0] for call in sweep.tracker.calls] == ["start", "log"]
 
 
-def test_a_candidate_that_says_it_cannot_go_on_has_failed(sweep: Sweep, run: RunDirectory) -> None:
-    sweep.start("c000")
-    sweep.report("c000", "stage_one", 1, 0.5)
-    sweep.say("c000", {report_keys.NOTICE: "out of memory; goes on with steps in more micro-batches"})
-    sweep.say("c000", {report_keys.FAILURE: "TrainingDiverged: the loss is nan"})
-    sweep.complete("c000")
-    outcome = read_records(run).outcomes["c000"]
+def test_a_trial_that_says_it_cannot_continue_has_failed(
+    printed: Callable[[], str], sweep: Sweep, run: RunDirectory
+) -> None:
+    sweep.start("t000")
+    sweep.report("t000", "stage_one", 1, 0.5)
+    sweep.say("t000", {report_keys.NOTICE: "out of memory; resumes steps in more micro-batches"})
+    sweep.say("t000", {report_keys.FAILURE: "TrainingDiverged: the loss is nan"})
+    sweep.complete("t000")
+    outcome = read_records(run).outcomes["t000"]
     assert (outcome.state, outcome.reason) == ("failed", "TrainingDiverged: the loss is nan")
-    assert "c000  out of memory; goes on with" in sweep.printed.getvalue()
+    assert "t000  out of memory; resumes" in printed()
     assert len(read_records(run).history) == 1
 
 
-def test_words_are_no_part_of_the_history(sweep: Sweep, run: RunDirectory) -> None:
+def test_words_are_no_part_of_the_history(printed: Callable[[], str], sweep: Sweep, run: RunDirectory) -> None:
     """A notice may come with a report."""
-    sweep.start("c000")
-    sweep.report("c000", "stage_one", 1, 0.5, **{report_keys.NOTICE: "damaged, and passed over: stage_one_epoch_002"})
+    sweep.start("t000")
+    sweep.report("t000", "stage_one", 1, 0.5, **{report_keys.NOTICE: "damaged, and passed over: stage_one_epoch_002"})
     (row,) = read_records(run).history
     assert report_keys.NOTICE not in row
-    assert "passed over" in sweep.printed.getvalue()
+    assert "passed over" in printed()
 
 
 def test_failures_of_one_cause_in_a_row_stop_the_sweep_and_others_do_not() -> None:
-    same = SameFailures(3)
+    same = ConsecutiveFailures(3)
     assert same.told("failed", "ValueError: row 17 of 30 has no label") is None
     assert same.told("failed", "ValueError: row 4 of 30 has no label") is None
     assert same.told("pruned", "below the rung") is None
@@ -422,7 +433,7 @@ def test_failures_of_one_cause_in_a_row_stop_the_sweep_and_others_do_not() -> No
     assert same.told("failed", "TypeError: else") is None
     assert same.told("failed", "TypeError: else") is None
     assert same.told("failed", "TypeError: else") == (
-        "3 candidates in a row failed of one cause, the last with: TypeError: else"
+        "3 trials in a row failed of one cause, the last with: TypeError: else"
     )
 
 
@@ -436,26 +447,26 @@ def test_a_sweep_is_asked_to_stop_after_so_many_failures(sweep: Sweep) -> None:
         sweep.complete(name)
     assert stopper.stop_all()
     assert not stopper("any trial", {})
-    assert sweep.callback.stopped == "3 candidates in a row failed of one cause, the last with: CUDA error 7"
+    assert sweep.callback.stopped == "3 trials in a row failed of one cause, the last with: CUDA error 7"
 
 
 def test_what_storage_refuses_for_good_stops_the_sweep_and_loses_nothing(
     sweep: Sweep, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "DELAYS_S", (0.01,))
-    sweep.start("c000")
-    sweep.report("c000", "stage_one", 1, 0.5)
+    monkeypatch.setattr(retry, "RETRY_DELAYS_S", (0.01,))
+    sweep.start("t000")
+    sweep.report("t000", "stage_one", 1, 0.5)
     folder = Path(run.path, "state/history")
     folder.rename(folder.with_name("aside"))
     folder.write_text("")  # a file where the folder was: root, too, can write nothing below it
-    sweep.report("c000", "stage_one", 2, 0.5)
+    sweep.report("t000", "stage_one", 2, 0.5)
     assert isinstance(sweep.callback.storage_error, StorageError)
     assert StopWhenAsked(sweep.callback).stop_all()
-    sweep.complete("c000")  # as Tune says of all that it stops
+    sweep.complete("t000")  # as Tune says of all that it stops
     folder.unlink()
     folder.with_name("aside").rename(folder)
     resumed = Sweep(run)
     assert [row[report_keys.EPOCH] for row in resumed.records.history] == [1]
-    resumed.start("c000")
-    resumed.report("c000", "stage_one", 2, 0.5)  # the trial goes on from its checkpoint, which has this report
+    resumed.start("t000")
+    resumed.report("t000", "stage_one", 2, 0.5)  # the trial continues from its checkpoint, which has this report
     assert [row[report_keys.EPOCH] for row in read_records(run).history] == [1, 2]

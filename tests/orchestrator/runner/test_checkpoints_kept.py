@@ -1,4 +1,4 @@
-"""Which checkpoints a sweep keeps and which it goes on from, where some were written within an epoch. Starts no Ray."""
+"""Which checkpoints a sweep keeps and which it continues from, where some were written within an epoch."""
 
 import json
 from dataclasses import replace
@@ -7,18 +7,21 @@ from typing import Any, cast
 
 import pytest
 from tailsweep.orchestrator.config.sweep import load_sweep
-from tailsweep.orchestrator.runner.run_sweep import _drop_spent_checkpoints
-from tailsweep.orchestrator.runner.tune_run import Playing, _of_tune
-from tailsweep.orchestrator.runs.candidates import CandidateRecord, Outcome, Records, made_of
+from tailsweep.orchestrator.planning.environment import Environment
+from tailsweep.orchestrator.planning.plan import plan_unprepared
+from tailsweep.orchestrator.planning.preparation import TrialInputs
+from tailsweep.orchestrator.runner.run_sweep import drop_spent_checkpoints
+from tailsweep.orchestrator.runner.tune_run import Phase, TuneRunner
 from tailsweep.orchestrator.runs.directory import CHECKPOINTS_FOLDER, RunDirectory
-from tailsweep.trainables.distributed.tune_trainables import FirstRoundRuntime
+from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord, inputs_key
+from tailsweep.trainables.distributed.tune_trainables import StageOneRuntime
 from tailsweep.trainables.training.checkpoint import checkpoint_name
 
 METRIC = "validation/macro_f1"
 
 
 def report(stage: str, epoch: float, score: float = 0.5) -> dict[str, Any]:
-    return {"candidate": "c000", "stage": stage, "epoch": epoch, METRIC: score, "seconds": 1.0}
+    return {"trial": "t000", "stage": stage, "epoch": epoch, METRIC: score, "seconds": 1.0}
 
 
 @pytest.fixture
@@ -29,17 +32,17 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def folders(run: RunDirectory, *places: tuple[str, float]) -> Path:
-    """A candidate's folder of checkpoints, with these in it."""
-    folder = Path(run.path) / CHECKPOINTS_FOLDER / "c000"
+    """A trial's folder of checkpoints, with these in it."""
+    folder = Path(run.path) / CHECKPOINTS_FOLDER / "t000"
     for stage, epoch in places:
         (folder / checkpoint_name(stage, epoch)).mkdir(parents=True)
     return folder
 
 
-def test_a_first_round_keeps_the_latest_checkpoint(run: RunDirectory, tmp_path: Path) -> None:
+def test_phase_one_keeps_the_latest_checkpoint(run: RunDirectory, tmp_path: Path) -> None:
     kept = folders(run)
     epochs = (1 / 3, 2 / 3, 1, 4 / 3)
-    runtime = FirstRoundRuntime(str(kept), {("stage_one", epoch) for epoch in epochs})  # heard: Tune is not told
+    runtime = StageOneRuntime(str(kept), {("stage_one", epoch) for epoch in epochs})  # recorded: not reported to Tune
     for epoch in epochs:
         name = checkpoint_name("stage_one", epoch)
         (tmp_path / name).mkdir()
@@ -49,31 +52,36 @@ def test_a_first_round_keeps_the_latest_checkpoint(run: RunDirectory, tmp_path: 
         assert json.loads((kept / name / "progress.json").read_text()) == epoch
 
 
-def test_a_candidate_is_told_where_its_checkpoints_lie_and_what_was_heard(run: RunDirectory, tmp_path: Path) -> None:
+def test_the_config_of_a_trial_names_its_checkpoints_and_recorded_reports(run: RunDirectory, tmp_path: Path) -> None:
     path = tmp_path / "small.yaml"
     path.write_text(
-        "{name: small, num_candidates: 2, promote: 1, data: {train: rows.csv}, "
+        "{name: small, num_trials: 2, promote: 1, data: {train: rows.csv}, "
         "stage_one: {evaluations_per_epoch: 3, learning_rate: {loguniform: [1e-5, 1e-2]}}}"
     )
     sweep = load_sweep(path)
-    candidate = CandidateRecord("c000", {}, sweep.candidates()[0].trial.model_dump(mode="json"))
+    trial = TrialRecord("t000", {}, sweep.trials()[0].config.model_dump(mode="json"))
     history = [report("stage_one", epoch) for epoch in (1 / 3, 2 / 3, 1, 4 / 3)]
-    environment = {"made_of": {made_of(candidate.trial): {"data": "rows", "features": None}}}
-    nobody = cast(Any, None)
-    child = replace(candidate, name="c000.1", parent="c000")
-    playing = Playing(run, sweep, Records([candidate, child], history), environment, None, nobody, nobody)
-    told = json.loads(json.dumps(_of_tune(playing, "stage_one_run", {}, candidate)))
-    assert told["worker"]["checkpoints"] == [f"{run.path}/state/checkpoints/c000"]
-    of_parent = _of_tune(playing, "both_stages", {}, child)
-    assert of_parent["worker"]["checkpoints"] == [f"{run.path}/state/checkpoints/{name}" for name in ("c000.1", "c000")]
+    environment = Environment.model_construct(inputs_key={inputs_key(trial.config): TrialInputs("rows", None)})
+    no_callback = cast(Any, None)
+    child = replace(trial, name="t000.1", parent="t000")
+    records = Records([trial, child], history)
+    runner = TuneRunner(run, plan_unprepared(sweep), environment, records, None, no_callback)
+    config = json.loads(json.dumps(runner.tune_config(Phase.STAGE_ONE_RUN, {}, trial)))
+    assert config["worker"]["resume_from"] == [f"{run.path}/state/checkpoints/t000"]
+    child_config = runner.tune_config(Phase.BOTH_STAGES, {}, child)
+    assert child_config["worker"]["resume_from"] == [
+        f"{run.path}/state/checkpoints/{name}" for name in ("t000.1", "t000")
+    ]
     # The same floats after a journey, so that a report made again is known.
-    assert {tuple(place) for place in told["heard"]} == {("stage_one", epoch) for epoch in (1 / 3, 2 / 3, 1, 4 / 3)}
+    assert {tuple(place) for place in config["reported"]} == {
+        ("stage_one", epoch) for epoch in (1 / 3, 2 / 3, 1, 4 / 3)
+    }
 
 
-def test_of_a_completed_candidate_the_checkpoint_it_is_judged_by_is_left(run: RunDirectory) -> None:
+def test_of_a_completed_trial_the_checkpoint_it_is_judged_by_is_left(run: RunDirectory) -> None:
     history = [report("stage_one", 1, 0.9), report("stage_two", 2 / 3, 0.7), report("stage_two", 1, 0.6)]
-    outcome = Outcome("c000", "completed", "all its epochs are done", 3.0)
+    outcome = Outcome("t000", "completed", "all its epochs are done", 3.0)
     folder = folders(run, ("stage_two", 1 / 3), ("stage_two", 2 / 3), ("stage_two", 1))
-    records = Records([CandidateRecord("c000", {}, {})], history, {"c000": outcome})
-    _drop_spent_checkpoints(run, records, METRIC)
+    records = Records([TrialRecord("t000", {}, {})], history, {"t000": outcome})
+    drop_spent_checkpoints(run, records, METRIC)
     assert [path.name for path in folder.iterdir()] == ["stage_two_epoch_000.667"]

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
 SMALL, LARGE = "700k", "64m"
 
-# In a mount namespace of its own, so that nobody else sees the disk and it ends with the last process.
+# In a mount namespace of its own, so that no one else sees the disk and it ends with the last process.
 ON_A_SMALL_DISK = f"""
 mount -t tmpfs -o size={SMALL} tmpfs "$1" || exit 99
 shift
@@ -33,7 +33,7 @@ def _may_mount(folder: Path) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def test_a_full_disk_stops_the_sweep_and_with_room_it_goes_on(
+def test_a_full_disk_stops_the_sweep_and_with_room_it_continues(
     small_sweep: Callable[..., Path], tmp_path: Path, ray_temp: str
 ):
     disk, kept = tmp_path / "disk", tmp_path / "kept"
@@ -42,7 +42,7 @@ def test_a_full_disk_stops_the_sweep_and_with_room_it_goes_on(
         pytest.skip("the kernel lets this user mount nothing")
     sweep = small_sweep(
         asha=None, wandb={"mode": "disabled"}, stage_two={"learning_rate": 1e-3, "epochs": 3, "batch_size": 32},
-        stage_one={"trains": "all", "learning_rate": {"grid": [1e-3, 2e-3, 3e-3]}, "epochs": 3},
+        stage_one={"trainable": "all", "learning_rate": {"grid": [1e-3, 2e-3, 3e-3]}, "epochs": 3},
     )  # fmt: skip
     status, printed = run(
         "unshare", "--mount", "bash", "-c", ON_A_SMALL_DISK, "small-disk", disk,
@@ -56,6 +56,6 @@ def test_a_full_disk_stops_the_sweep_and_with_room_it_goes_on(
     assert f"tailsweep resume {disk}/full" in first
     assert "Traceback" not in printed, printed
     assert printed.rstrip().endswith("second: 0")
-    states = [row["state"] for row in pq.read_table(kept / "results.parquet").to_pylist()]
+    states = [row["state"] for row in pq.read_table(kept / "trials.parquet").to_pylist()]
     assert states == ["completed"] * 3
     assert len(pq.read_table(kept / "history.parquet")) == 3 * 6

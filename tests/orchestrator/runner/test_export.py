@@ -15,13 +15,13 @@ from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from tailsweep.orchestrator.config.schema import FeaturesConfig
 from tailsweep.orchestrator.planning import preparation
-from tailsweep.orchestrator.runner.export import Chosen, export_best
+from tailsweep.orchestrator.runner.export import BestTrial, export_best
 from tailsweep.orchestrator.runs.directory import RunDirectory
 from tailsweep.trainables import report_keys
-from tailsweep.trainables.config.postprocess import FinishConfig
+from tailsweep.trainables.config.postprocess import PostprocessConfig
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData
-from tailsweep.trainables.execution.backends import live_road
+from tailsweep.trainables.execution.backends import live_execution
 from tailsweep.trainables.models.classifier import build_classifier, load_classifier
 from tailsweep.trainables.postprocess.calibration import expected_calibration_error
 from tailsweep.trainables.postprocess.last_layer import last_layer, layer_inputs
@@ -41,10 +41,10 @@ MLP = {"pooling": "mean", "kind": "mlp", "hidden": 5}
 def exported(
     tiny_model: TinyModel, rows_csv: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., tuple[Path, PreparedData, list[str]]]:
-    """``exported(head, finish)``: the folder ``best/`` of a sweep of one candidate."""
+    """``exported(head, finish)``: the folder ``best/`` of a sweep of one trial."""
 
-    def export(head: Any, finish: dict[str, Any]) -> tuple[Path, PreparedData, list[str]]:
-        trial = TrialConfig.model_validate(
+    def export(head: Any, postprocess: dict[str, Any]) -> tuple[Path, PreparedData, list[str]]:
+        trial_config = TrialConfig.model_validate(
             {
                 "data": {"train": str(rows_csv), "validation": 0.2, "test": 0.2, "max_length": 30},
                 "model": {"name": str(tiny_model("bert")), "head": head},
@@ -52,23 +52,23 @@ def exported(
                 "stage_two": {},
             }
         )
-        data = prepare(trial.data, trial.model.name, default_cache_dir())
+        data = prepare(trial_config.data, trial_config.model.name, default_cache_dir())
         run = tmp_path_factory.mktemp("run")
-        checkpoint = run / "state/checkpoints/c000/stage_two_epoch_001"
+        checkpoint = run / "state/checkpoints/t000/stage_two_epoch_001"
         checkpoint.mkdir(parents=True)
-        model = build_classifier(trial.model, data.label_names, seed=1)  # not the values that export starts from
+        model = build_classifier(trial_config.model, data.label_names, seed=1)  # not the values that export starts from
         _teach(model, data)
         trained = {name for name, _ in model.named_parameters()}
         save_checkpoint(checkpoint, Progress(report_keys.STAGE_TWO, 1), model, trained, None)
-        dump = FinishConfig.model_validate(finish).model_dump()
+        dump = PostprocessConfig.model_validate(postprocess).model_dump()
         said = export_best(
-            Chosen(
+            BestTrial(
                 location=str(run),
-                candidate="c000",
-                trial=trial.model_dump(mode="json"),
+                trial="t000",
+                config=trial_config.model_dump(mode="json"),
                 best=BEST,
                 data_key=data.key,
-                finish=dump,
+                postprocess=dump,
                 metric="validation/macro_f1",
             )
         )
@@ -81,7 +81,7 @@ def _teach(model: nn.Module, data: PreparedData) -> None:
     """Make its last layer a logistic regression on what it is given, too sure of itself and of the first class."""
     device = torch.device("cpu")
     _, layer = last_layer(model, data.train, device)
-    inputs = layer_inputs(layer, live_road(model, data, device, "fp32"), report_keys.TRAIN, len(data.train))
+    inputs = layer_inputs(layer, live_execution(model, data, device, "fp32"), report_keys.TRAIN, len(data.train))
     regression = LogisticRegression(max_iter=500).fit(inputs, data.train.labels)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(3 * regression.coef_))
@@ -112,9 +112,9 @@ def test_a_plain_pipeline_says_what_was_decided(exported: Callable[..., Any], te
     decided = (softmax(logits, axis=1) / thresholds).argmax(axis=1)
     assert (decided != logits.argmax(axis=1)).mean() > 0.1
     classify = transformers.pipeline("text-classification", str(folder), device="cpu")
-    found = classify(texts, truncation=True, top_k=None)
-    assert [scores[0]["label"] for scores in found] == [LABELS[index] for index in decided]
-    by_class = [[next(s["score"] for s in scores if s["label"] == label) for label in LABELS] for scores in found]
+    predictions = classify(texts, truncation=True, top_k=None)
+    assert [scores[0]["label"] for scores in predictions] == [LABELS[index] for index in decided]
+    by_class = [[next(s["score"] for s in scores if s["label"] == label) for label in LABELS] for scores in predictions]
     expected = softmax((logits - np.log(thresholds)) / temperature, axis=1)
     np.testing.assert_allclose(by_class, expected, atol=1e-5)
 
@@ -131,8 +131,8 @@ def test_the_test_scores_are_those_of_the_finished_model(exported: Callable[...,
     assert metrics["test/accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     error = expected_calibration_error(logits.numpy(), data.test.labels)
     assert metrics["test/ece"] == pytest.approx(error, abs=1e-4)
-    assert metrics["finish"] == json.loads((folder / "finish.json").read_text())["steps"]
-    assert [step["kind"] for step in metrics["finish"]] == ["lws", "thresholds", "temperature"]
+    assert metrics["postprocess"] == json.loads((folder / "finish.json").read_text())["steps"]
+    assert [step["kind"] for step in metrics["postprocess"]] == ["lws", "thresholds", "temperature"]
     card = (folder / "README.md").read_text()
     assert "## After training" in card
     assert "| thresholds | validation/macro_f1 |" in card
@@ -142,32 +142,37 @@ def test_the_test_scores_are_those_of_the_finished_model(exported: Callable[...,
 def test_by_default_nothing_is_done(exported: Callable[..., Any]) -> None:
     folder, data, _ = exported("native", {})
     assert not (folder / "finish.json").exists()
-    assert "finish" not in json.loads((folder / "metrics.json").read_text())
+    assert "postprocess" not in json.loads((folder / "metrics.json").read_text())
     assert "After training" not in (folder / "README.md").read_text()
     weights = load_file(folder / "model.safetensors")
-    (checkpoint,) = (folder.parent / "state/checkpoints/c000").iterdir()
+    (checkpoint,) = (folder.parent / "state/checkpoints/t000").iterdir()
     trained = load_file(checkpoint / "parameters.safetensors")
     assert all(torch.equal(weights[name], value) for name, value in trained.items())
     assert cast(Any, data).label_names == LABELS
 
 
-@pytest.mark.parametrize(("finish", "asked"), [({}, []), ({"temperature": True}, ["the model's last layer"])])
+@pytest.mark.parametrize(("postprocess", "asked"), [({}, []), ({"temperature": True}, ["the model's last layer"])])
 def test_a_model_that_cannot_take_it_is_refused_before_the_sweep(
-    finish: dict[str, Any], asked: list[str], tiny_model: TinyModel, rows_csv: Path, monkeypatch: pytest.MonkeyPatch
+    postprocess: dict[str, Any],
+    asked: list[str],
+    tiny_model: TinyModel,
+    rows_csv: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found: list[str] = []
-    monkeypatch.setattr(preparation, "last_layer", lambda *_: found.append("the model's last layer"))
+    calls: list[str] = []
+    monkeypatch.setattr(preparation, "last_layer", lambda *_: calls.append("the model's last layer"))
     data = {"train": str(rows_csv), "validation": 0.2, "test": 0.2, "max_length": 30}
     model = {"name": str(tiny_model("bert"))}
-    trial = TrialConfig.model_validate({"data": data, "model": model, "stage_one": {"epochs": 0}, "stage_two": {}})
+    trial_config = TrialConfig.model_validate(
+        {"data": data, "model": model, "stage_one": {"epochs": 0}, "stage_two": {}}
+    )
     preparation.prepare_trials(
-        [trial.model_dump(mode="json")],
+        [trial_config.model_dump(mode="json")],
         "validation/macro_f1",
         FeaturesConfig(),
-        lambda _: None,
-        FinishConfig.model_validate(finish),
+        PostprocessConfig.model_validate(postprocess),
     )
-    assert found == asked
+    assert calls == asked
 
 
 def test_the_metrics_are_written_last(exported: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Sweeps whose run directories lie in a bucket of an S3-compatible server: killed, cut off, gone on with, reported.
+"""Sweeps whose run directories lie in a bucket of an S3-compatible server: killed, cut off, resumed, reported.
 
 (What a bucket does to a run directory without a sweep: ``test_bucket.py``.)
 """
@@ -25,11 +25,11 @@ from support.resources_freed import assert_freed
 from support.sweep_without_ray import assert_same, without_ray
 from support.wandb_files import read_runs
 from tailsweep.orchestrator.cli.main import main
-from tailsweep.orchestrator.runs.lock import HOLDER_FILE, LEASE_S
+from tailsweep.orchestrator.runs.lock import LEASE_S, OWNER_FILE
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.storage import retry
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray_sweeps"), pytest.mark.timeout(900)]
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Killed:
 def killed(
     store: ObjectStore, small_sweep: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, ray_temp: str
 ) -> Killed:
-    """The sweep that ``finished`` ran undisturbed on a disk, killed when c000 is completed, and gone on with.
+    """The sweep that ``finished`` ran undisturbed on a disk, killed when t000 is completed, and resumed.
 
     The server's address comes from the environment, as its keys do.
     """
@@ -60,10 +60,10 @@ def killed(
         family = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        for left in still_running(family, 15):  # Ray's agents look for their raylet now and then only
-            left.kill()
+        for survivor in still_running(family, 15):  # Ray's agents look for their raylet now and then only
+            survivor.kill()
     outcomes = {name: store.read(name) for name in store.keys(f"{key}/state/outcomes/")}
-    _let_the_lease_lapse(store, f"{key}/{HOLDER_FILE}")
+    _let_the_lease_lapse(store, f"{key}/{OWNER_FILE}")
     status, printed = run(*tailsweep("resume", f"{location}/killed"), timeout=500, **environment)
     assert status == 0, printed
     return Killed(key, outcomes, printed, store.copied(f"{key}/", tmp_path_factory.mktemp("copy")))
@@ -76,60 +76,60 @@ def _wait_for_reports(store: ObjectStore, key: str, number: int, process: subpro
 
 def _let_the_lease_lapse(store: ObjectStore, key: str) -> None:
     """As by waiting for it."""
-    holder = json.loads(store.read(key))
-    holder["renewed"] -= LEASE_S
-    store.client.put_object(Bucket=BUCKET, Key=key, Body=json.dumps(holder).encode())
+    owner = json.loads(store.read(key))
+    owner["renewed"] -= LEASE_S
+    store.client.put_object(Bucket=BUCKET, Key=key, Body=json.dumps(owner).encode())
 
 
 def test_no_finished_work_is_done_twice(store: ObjectStore, killed: Killed) -> None:
-    assert f"{killed.key}/state/outcomes/c000.json" in killed.outcomes
+    assert f"{killed.key}/state/outcomes/t000.json" in killed.outcomes
     assert len(killed.outcomes) < 3
     assert {name: store.read(name) for name in killed.outcomes} == killed.outcomes
-    assert f"{3 - len(killed.outcomes)} of 3 candidates left" in killed.printed
+    assert f"{3 - len(killed.outcomes)} of 3 trials left" in killed.printed
 
 
 def test_its_values_are_those_of_the_same_sweep_on_a_disk(killed: Killed, finished: Path) -> None:
-    expected, found = (pq.read_table(of / "history.parquet").to_pylist() for of in (finished, killed.copy))
-    assert len(found) == len(expected)
-    for before, now in zip(expected, found, strict=True):
+    expected, actual = (pq.read_table(folder / "history.parquet").to_pylist() for folder in (finished, killed.copy))
+    assert len(actual) == len(expected)
+    for before, now in zip(expected, actual, strict=True):
         for key in before.keys() - {report_keys.SECONDS}:
             value = before[key]
             assert now[key] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value)
     ends = [
-        [(row["candidate"], row["state"], row["reason"]) for row in pq.read_table(of / "results.parquet").to_pylist()]
-        for of in (finished, killed.copy)
+        [(row["trial"], row["state"], row["reason"]) for row in pq.read_table(folder / "trials.parquet").to_pylist()]
+        for folder in (finished, killed.copy)
     ]
     assert ends[0] == ends[1]
-    scores = [json.loads((of / "best/metrics.json").read_text()) for of in (finished, killed.copy)]
+    scores = [json.loads((folder / "best/metrics.json").read_text()) for folder in (finished, killed.copy)]
     assert scores[0]["test/macro_f1"] == pytest.approx(scores[1]["test/macro_f1"], abs=1e-6)
 
 
 def test_what_lies_in_the_bucket_is_what_lies_on_a_disk(killed: Killed, finished: Path) -> None:
     def files(folder: Path) -> set[str]:
-        found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        return {name for name in found if not name.startswith(("wandb/", "state/lock"))}
+        names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        return {name for name in names if not name.startswith(("wandb/", "state/lock"))}
 
     assert files(killed.copy) == files(finished)
     runs = read_runs(killed.copy / "wandb")
-    assert {len(of.folders) for of in runs.values()} == {1}
+    assert {len(logged.folders) for logged in runs.values()} == {1}
     history = pq.read_table(killed.copy / "history.parquet").to_pylist()
-    for candidate in ("c000", "c001", "c002"):  # the kill took c000's with it
-        steps = sum(row["candidate"] == candidate for row in history)
-        assert runs[f"killed-{candidate}"].steps == list(range(steps))
-        assert runs[f"killed-{candidate}"].summary["state"]
+    for trial in ("t000", "t001", "t002"):  # the kill took t000's with it
+        steps = sum(row["trial"] == trial for row in history)
+        assert runs[f"killed-{trial}"].steps == list(range(steps))
+        assert runs[f"killed-{trial}"].summary["state"]
     assert "killed-sweep" in runs
 
 
 def test_it_is_reported_and_its_model_predicts_from_the_bucket(
     store: ObjectStore, killed: Killed, rows_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store.client.delete_object(Bucket=BUCKET, Key=f"{killed.key}/results.parquet")
+    store.client.delete_object(Bucket=BUCKET, Key=f"{killed.key}/trials.parquet")
     location = store.uri(f"{BUCKET}/my%20runs/killed")
     assert main(["report", location]) == 0
     printed = capsys.readouterr().out
-    assert "chosen by validation/macro_f1: c000" in printed
-    made = pq.read_table(io.BytesIO(store.read(f"{killed.key}/results.parquet"))).to_pylist()
-    assert made == pq.read_table(killed.copy / "results.parquet").to_pylist()
+    assert "chosen by validation/macro_f1: t000" in printed
+    restored = pq.read_table(io.BytesIO(store.read(f"{killed.key}/trials.parquet"))).to_pylist()
+    assert restored == pq.read_table(killed.copy / "trials.parquet").to_pylist()
     both = []
     for model in (store.uri(f"{BUCKET}/my%20runs/killed/best"), str(killed.copy / "best")):
         assert main(["predict", model, str(rows_csv), "--output", str(tmp_path / "predicted.csv")]) == 0
@@ -137,16 +137,16 @@ def test_it_is_reported_and_its_model_predicts_from_the_bucket(
     assert both[0] == both[1]
 
 
-def test_a_tournament_that_is_shut_out_stops_and_is_gone_on_with_once_it_is_let_in(
+def test_a_two_phase_sweep_without_access_stops_and_resumes_once_access_is_back(
     local_ray: None, store: ObjectStore, small_sweep: Callable[..., Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """As by keys that have expired; on features published in the bucket. The server's address is in the URI."""
-    monkeypatch.setattr(retry, "DELAYS_S", (0.2,))  # of this process; the workers wait as long as ever
+    monkeypatch.setattr(retry, "RETRY_DELAYS_S", (0.2,))  # of this process; the workers wait as long as ever
     stage = {"learning_rate": 1e-3, "epochs": 4, "batch_size": 8}
     sweep = small_sweep(
-        search="random", num_candidates=1, asha=None, promote=1, retries=0,
-        stage_one={**stage, "trains": {"top_layers": 1}, "loss": {"name": "cross_entropy"}}, stage_two=stage,
+        search="random", num_trials=1, asha=None, promote=1, retries=0,
+        stage_one={**stage, "trainable": {"top_layers": 1}, "loss": {"name": "cross_entropy"}}, stage_two=stage,
     )  # fmt: skip
     here = {path.name for path in Path.cwd().iterdir()}
     with _shut_after(store, "runs/cut-off/state/history/", reports=2):
@@ -154,22 +154,22 @@ def test_a_tournament_that_is_shut_out_stops_and_is_gone_on_with_once_it_is_let_
     location = store.uri(f"{BUCKET}/runs/cut-off")
     last = capsys.readouterr().out.rstrip().splitlines()[-1]
     assert last.startswith("storage refused s3://bucket/runs/cut-off/state/")
-    assert last.endswith(f"to go on: tailsweep resume '{location}'")
+    assert last.endswith(f"to continue: tailsweep resume '{location}'")
     assert_freed()
 
     assert main(["resume", location]) == 2  # nor could it give back its lease
     assert "is being worked on by process" in capsys.readouterr().err
-    _let_the_lease_lapse(store, f"runs/cut-off/{HOLDER_FILE}")
+    _let_the_lease_lapse(store, f"runs/cut-off/{OWNER_FILE}")
     assert main(["resume", location]) == 0
     assert_freed()
     run = store.copied("runs/cut-off/", tmp_path)
     history = pq.read_table(run / "history.parquet").to_pylist()
-    reports, _ = without_ray(run, "c000")
+    reports, _ = without_ray(run, "t000")
     assert_same(history, reports, 1e-6)
-    assert "cached" in history[0][report_keys.ROAD]
+    assert "cached" in history[0][report_keys.EXECUTION]
     assert not (run / "state/features").exists()
     kept = [
-        path.name for path in (run / "state/checkpoints/c000").iterdir() if path.name.startswith(report_keys.STAGES)
+        path.name for path in (run / "state/checkpoints/t000").iterdir() if path.name.startswith(report_keys.STAGES)
     ]
     assert len(kept) == 1
     assert {path.name for path in Path.cwd().iterdir()} == here
@@ -201,9 +201,9 @@ def _shut_after(store: ObjectStore, prefix: str, reports: int) -> Iterator[None]
 def test_doctor_finds_a_bucket_that_all_nodes_see_and_one_that_is_not_there(
     local_ray: None, store: ObjectStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = store.uri(f"{BUCKET}/doctor")
-    main(["doctor", "--storage", found])
-    assert f"{found} is written and read here" in capsys.readouterr().out
+    location = store.uri(f"{BUCKET}/doctor")
+    main(["doctor", "--storage", location])
+    assert f"{location} is written and read here" in capsys.readouterr().out
     assert store.keys("doctor") in ([], ["doctor/"])
     missing = store.uri("no-such-bucket/doctor")
     assert main(["doctor", "--storage", missing]) == 2

@@ -1,66 +1,72 @@
-"""Candidates that Tune gives up before they begin are played again, as often as there are retries."""
+"""Trials that Tune gives up before they begin are run again, as often as there are retries."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
-import pytest
-from tailsweep.orchestrator.runner import phases, tune_run
+from tailsweep.orchestrator.config.sweep import Sweep, SweepConfig
+from tailsweep.orchestrator.planning.plan import SweepPlan
+from tailsweep.orchestrator.runner.phases import SweepRunner
+from tailsweep.orchestrator.runner.tune_run import Phase, TuneRequest
+from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord
 
 DIED = "its process died"
+PLACEMENT = cast(Any, {})
 
 
-class Playing(SimpleNamespace):
-    """As far as a round of inline candidates looks into it; each is done in one play unless it is ``unlucky`` there."""
+class FakeTune:
+    """In place of Ray Tune: every trial completes in a run that does not give it up.
 
-    def __init__(self, unlucky: list[set[str]], stops_in_play: int | None = None) -> None:
-        outcomes: dict[str, tuple[str, str]] = {}
-        super().__init__(
-            candidates=[SimpleNamespace(name=f"c00{number}") for number in range(3)],
-            records=SimpleNamespace(outcomes=outcomes),
-            sweep=SimpleNamespace(config=SimpleNamespace(retries=2, metric="validation/macro_f1")),
-            bookkeeping=SimpleNamespace(given_up={}, stopped=None, end=lambda name, *how: outcomes.update({name: how})),
-            plays=[],
-        )
+    Args:
+        given_up: the trials that each run gives up.
+        stops_in: the number of the run in which the sweep is stopped.
+    """
 
-        def play_once(playing: Playing, a_round: str, candidates: list[Any], *_: Any) -> None:
-            names = {candidate.name for candidate in candidates}
-            if (play := len(playing.plays)) == stops_in_play:
-                playing.bookkeeping.stopped = "Ctrl-C"
-            playing.plays.append(names)
-            playing.bookkeeping.given_up.update(dict.fromkeys(unlucky[play], DIED))
-            outcomes.update(dict.fromkeys(names - unlucky[play], ("completed", "")))
+    def __init__(self, records: Records, given_up: list[set[str]], stops_in: int | None = None) -> None:
+        self.records = records
+        self.gives_up = given_up
+        self.stops_in = stops_in
+        self.callback = SimpleNamespace(given_up={}, stopped=None, end=self.end)
+        self.runs: list[set[str]] = []
 
-        self.play_once = play_once
+    def end(self, name: str, state: Any, reason: str) -> None:
+        self.records.outcomes[name] = Outcome(name, state, reason, 0.0)
 
-    @property
-    def unfinished(self) -> list[Any]:
-        return [candidate for candidate in self.candidates if candidate.name not in self.records.outcomes]
-
-
-@pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def play(playing: Playing) -> Playing:
-        monkeypatch.setattr(phases, "_play_once", playing.play_once)
-        tune_run._play(playing, "both_stages", playing.candidates, {}, {}, draw=False)
-        return playing
-
-    return play
+    def run(self, request: TuneRequest) -> None:
+        names = {trial.name for trial in request.trials}
+        number = len(self.runs)
+        if number == self.stops_in:
+            self.callback.stopped = "Ctrl-C"
+        self.runs.append(names)
+        self.callback.given_up.update(dict.fromkeys(self.gives_up[number], DIED))
+        for name in names - self.gives_up[number]:
+            self.end(name, "completed", "")
 
 
-def test_only_those_given_up_are_played_again(play: Any) -> None:
-    played = play(Playing([{"c000", "c002"}, {"c002"}, set()]))
-    assert played.plays == [{"c000", "c001", "c002"}, {"c000", "c002"}, {"c002"}]
-    assert {state for state, _ in played.records.outcomes.values()} == {"completed"}
+def run_phase(given_up: list[set[str]], stops_in: int | None = None) -> FakeTune:
+    records = Records([TrialRecord(f"t00{number}", {}, {}) for number in range(3)])
+    sweep = Sweep.resolved(SweepConfig.model_construct(retries=2, metric="validation/macro_f1"), "demo", 3)
+    tune = FakeTune(records, given_up, stops_in)
+    plan = SweepPlan(sweep, tuple(records.trials), (), None, None)
+    nothing = cast(Any, None)
+    runner = SweepRunner(nothing, plan, nothing, records, cast(Any, tune), nothing)
+    runner.run_phase(TuneRequest(Phase.BOTH_STAGES, records.trials, PLACEMENT))
+    return tune
 
 
-def test_who_is_given_up_to_the_last_play_has_failed(play: Any) -> None:
-    played = play(Playing([{"c001"}] * 3))
-    assert len(played.plays) == 3
-    assert played.records.outcomes["c001"] == ("failed", DIED)
-    assert [played.records.outcomes[name][0] for name in ("c000", "c002")] == ["completed"] * 2
+def test_only_those_given_up_are_run_again() -> None:
+    tune = run_phase([{"t000", "t002"}, {"t002"}, set()])
+    assert tune.runs == [{"t000", "t001", "t002"}, {"t000", "t002"}, {"t002"}]
+    assert {outcome.state for outcome in tune.records.outcomes.values()} == {"completed"}
 
 
-def test_a_sweep_that_is_to_stop_plays_nobody_again(play: Any) -> None:
-    played = play(Playing([{"c001"}], stops_in_play=0))
-    assert len(played.plays) == 1
-    assert "c001" not in played.records.outcomes, "it can be gone on with"
+def test_who_is_given_up_to_the_last_run_has_failed() -> None:
+    tune = run_phase([{"t001"}] * 3)
+    assert len(tune.runs) == 3
+    assert (tune.records.outcomes["t001"].state, tune.records.outcomes["t001"].reason) == ("failed", DIED)
+    assert [tune.records.outcomes[name].state for name in ("t000", "t002")] == ["completed"] * 2
+
+
+def test_a_sweep_that_is_to_stop_runs_no_trial_again() -> None:
+    tune = run_phase([{"t001"}], stops_in=0)
+    assert len(tune.runs) == 1
+    assert "t001" not in tune.records.outcomes, "it can be resumed"

@@ -17,7 +17,7 @@ from tailsweep.trainables import report_keys
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.xdist_group("ray"),
+    pytest.mark.xdist_group("ray_sweeps"),
     pytest.mark.timeout(600),
 ]  # a sweep, twice on a Ray of its own
 
@@ -26,14 +26,14 @@ pytestmark = [
 def resumed(
     finished: Path, small_sweep: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, ray_temp: str
 ) -> tuple[Path, dict[str, bytes]]:
-    """The run directory of the sweep that ``finished`` ran undisturbed, terminated in c000's stage one, resumed, killed
+    """The run directory of the sweep that ``finished`` ran undisturbed, terminated in t000's stage one, resumed, killed
     and resumed; the outcomes at the kill.
 
-    c000 is completed before the kill, c001 is in stage one then, c002 has not begun. The processes start a Ray of
-    their own beside the one of these tests: several Rays on a host must not take each other for their own.
+    t000 is completed before the kill, t001 is in stage one then, t002 has not begun. The processes start a Ray of
+    their own next to the one of these tests: several Rays on a host must not take each other for their own.
 
-    Its epochs take milliseconds, so that a busy machine would come too late to stop it in one: they are heard of a
-    second apart, and it is halted while another process is told that it is at work.
+    Its epochs take milliseconds, so that a busy machine would come too late to stop it in one: they are reported a
+    second apart, and it is halted while another process is refused because of it.
     """
     killed = tmp_path_factory.mktemp("runs") / "killed"
     surroundings = {"RAY_TMPDIR": ray_temp, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}
@@ -43,8 +43,8 @@ def resumed(
     process.terminate()
     printed, _ = process.communicate(timeout=90)
     assert process.returncode == 1, printed
-    assert printed.rstrip().endswith(f"interrupted; to go on: tailsweep resume {killed}")
-    assert num_reports(killed) < 4, "it went on for too long to tell"
+    assert printed.rstrip().endswith(f"interrupted; to continue: tailsweep resume {killed}")
+    assert num_reports(killed) < 4, "it continued for too long to tell"
 
     process = start(*tailsweep("resume", killed), **surroundings)
     try:
@@ -64,20 +64,20 @@ def resumed(
         process.kill()
     assert not training, f"left over after kill -9: {training}"
     outcomes = {path.name: path.read_bytes() for path in (killed / "state/outcomes").iterdir()}
-    assert set(outcomes) == {"c000.json"}
+    assert set(outcomes) == {"t000.json"}
     status, printed = run(*tailsweep("resume", killed), RAY_TMPDIR=ray_temp)
     assert status == 0, printed
-    assert "2 of 3 candidates left" in printed
+    assert "2 of 3 trials left" in printed
     return killed, outcomes
 
 
-def test_a_finished_candidate_stays_finished(resumed: tuple[Path, dict[str, bytes]]):
+def test_a_finished_trial_stays_finished(resumed: tuple[Path, dict[str, bytes]]):
     killed, outcomes = resumed
     assert {name: (killed / "state/outcomes" / name).read_bytes() for name in outcomes} == outcomes
 
 
 def test_the_same_seed_gives_the_same_sweep_also_over_a_kill(finished: Path, resumed: tuple[Path, dict[str, bytes]]):
-    """With one candidate at a time: the same epochs in the same order, values to 1e-6, states and reasons, rungs."""
+    """With one trial at a time: the same epochs in the same order, values to 1e-6, states and reasons, rungs."""
     killed, _ = resumed
     expected, after = (pq.read_table(folder / "history.parquet").to_pylist() for folder in (finished, killed))
     assert len(after) == len(expected)
@@ -86,24 +86,21 @@ def test_the_same_seed_gives_the_same_sweep_also_over_a_kill(finished: Path, res
             value = before[key]
             assert now[key] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value)
     ends = [
-        [
-            (row["candidate"], row["state"], row["reason"])
-            for row in pq.read_table(folder / "results.parquet").to_pylist()
-        ]
+        [(row["trial"], row["state"], row["reason"]) for row in pq.read_table(folder / "trials.parquet").to_pylist()]
         for folder in (finished, killed)
     ]
     assert ends[0] == ends[1]
 
 
-def test_wandb_has_every_step_of_the_resumed_candidate_once(resumed: tuple[Path, dict[str, bytes]]):
+def test_wandb_has_every_step_of_the_resumed_trial_once(resumed: tuple[Path, dict[str, bytes]]):
     killed, _ = resumed
     history = pq.read_table(killed / "history.parquet").to_pylist()
     logged = read_runs(killed / "wandb")
-    for candidate in ("c000", "c001", "c002"):
-        reports = [row for row in history if row["candidate"] == candidate]
-        run_of_candidate = logged[f"killed-{candidate}"]
-        assert run_of_candidate.steps == list(range(len(reports)))
-        for row, report in zip(run_of_candidate.history, reports, strict=True):
+    for trial in ("t000", "t001", "t002"):
+        reports = [row for row in history if row["trial"] == trial]
+        run_of_trial = logged[f"killed-{trial}"]
+        assert run_of_trial.steps == list(range(len(reports)))
+        for row, report in zip(run_of_trial.history, reports, strict=True):
             for key in ("train/loss", "validation/macro_f1"):
                 assert row[f"{report[report_keys.STAGE]}/{key}"] == report[key]
 

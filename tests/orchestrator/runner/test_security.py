@@ -15,8 +15,8 @@ import torch
 from tailsweep.orchestrator.cli.main import main
 from tailsweep.orchestrator.config.errors import SweepConfigError
 from tailsweep.orchestrator.config.sweep import load_sweep
-from tailsweep.orchestrator.runs.directory import RunDirectory, RunDirectoryError, refuse_ways_out
-from tailsweep.orchestrator.runs.records import _sealed, read_records
+from tailsweep.orchestrator.runs.directory import RunDirectory, RunDirectoryError, reject_escaping_symlinks
+from tailsweep.orchestrator.runs.records import read_records, with_checksum
 from tailsweep.trainables.config.data import BackTranslation
 from tailsweep.trainables.config.trial import HeadConfig, ModelConfig, TrialConfig
 from tailsweep.trainables.data.tokenized import fetch_prepared
@@ -25,6 +25,8 @@ from tailsweep.trainables.errors import DataError, InputError, ModelError
 from tailsweep.trainables.execution.feature_plan import FeaturePlan
 from tailsweep.trainables.models.classifier import build_classifier, load_classifier
 from tailsweep.trainables.preparation import prepare
+
+pytestmark = pytest.mark.xdist_group("ray_sweeps")
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = "hush-7c1d" * 5
@@ -66,7 +68,7 @@ def plant(folder: Path, bomb: Bomb, but_not_in: tuple[str, ...]) -> int:
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)  # where it is the first to ask for the finished run
-def test_planted_pickles_stay_unread_by_every_verb(
+def test_planted_pickles_stay_unread_by_every_command(
     finished: Path, rows_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A finished run, made to have an epoch left, so that `resume` has Tune and Train take up what is there."""
@@ -91,17 +93,17 @@ def test_planted_pickles_stay_unread_by_every_verb(
     assert main(["report", str(run)]) == 0
     assert main(["cache", "remove", "--all"]) == 0
     assert not trace.exists()
-    rows = pq.read_table(run / "results.parquet").to_pylist()
+    rows = pq.read_table(run / "trials.parquet").to_pylist()
     assert [row["state"] for row in rows] == ["completed", "pruned", "failed"]
     assert rows[0]["stage_two_epochs"] == 2
 
 
 def _leave_an_epoch_to_do(run: Path) -> None:
-    """Of c000: its outcome and last report were never written."""
-    (run / "state/outcomes/c000.json").unlink()
+    """Of t000: its outcome and last report were never written."""
+    (run / "state/outcomes/t000.json").unlink()
     reports = sorted((run / "state/history").iterdir())
-    of_c000 = [path for path in reports if json.loads(path.read_text())["candidate"] == "c000"]
-    (last, *_) = of_c000[3:]
+    first_reports = [path for path in reports if json.loads(path.read_text())["trial"] == "t000"]
+    (last, *_) = first_reports[3:]
     last.unlink()
     for number, path in enumerate(sorted((run / "state/history").iterdir())):
         path.rename(path.with_name(f"{number:08d}.json"))
@@ -168,7 +170,7 @@ def with_code(tiny_model: Callable[..., Path], tmp_path: Path) -> tuple[Path, Pa
 
 
 @pytest.fixture
-def nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_questions_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Left to itself, transformers asks on the terminal whether to run the code, and waits."""
     asked: list[tuple[object, ...]] = []
     monkeypatch.setattr("builtins.input", lambda *prompt: asked.append(prompt) or "n")
@@ -176,17 +178,17 @@ def nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not asked
 
 
-@pytest.mark.usefixtures("nobody_is_asked")
+@pytest.mark.usefixtures("no_questions_asked")
 def test_code_that_a_model_brings_is_not_run(with_code: tuple[Path, Path], rows_csv: Path, tmp_path: Path) -> None:
     folder, trace = with_code
-    trial = TrialConfig.model_validate(
+    trial_config = TrialConfig.model_validate(
         {"data": {"train": str(rows_csv)}, "stage_one": {}, "stage_two": {}, "model": {"name": str(folder)}}
     )
     for head in ("native", HeadConfig()):
         with pytest.raises(ModelError, match=r"(?s)code of its own.*trust_remote_code: true"):
             build_classifier(ModelConfig(name=str(folder), head=head), ("a", "b"), 0)
     for load in (
-        lambda: prepare(trial.data, str(folder), tmp_path / "cache"),
+        lambda: prepare(trial_config.data, str(folder), tmp_path / "cache"),
         lambda: load_classifier(folder),
         lambda: _translate(folder, tmp_path),
     ):
@@ -195,7 +197,7 @@ def test_code_that_a_model_brings_is_not_run(with_code: tuple[Path, Path], rows_
     assert not trace.exists()
 
 
-@pytest.mark.usefixtures("nobody_is_asked")
+@pytest.mark.usefixtures("no_questions_asked")
 def test_code_is_run_of_a_model_that_is_trusted_by_name(
     with_code: tuple[Path, Path], rows_csv: Path, tmp_path: Path
 ) -> None:
@@ -210,13 +212,13 @@ def _translate(folder: Path, tmp_path: Path) -> None:
     config = BackTranslation.model_validate(
         {"kind": "back_translation", "pivots": [{"to": str(folder), "back": str(folder)}]}
     )
-    with back_translations(config, tmp_path, lambda text: None) as copies:
+    with back_translations(config, tmp_path) as copies:
         copies([("A text.", 0)])
 
 
 # --- ways out of a run directory
 
-OUTSIDE = ["../../outside", "/etc", "..", ".", "c000/../..", "c000\n", "C000", ""]
+OUTSIDE = ["../../outside", "/etc", "..", ".", "t000/../..", "t000\n", "T000", ""]
 
 
 @pytest.fixture
@@ -227,17 +229,17 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-@pytest.mark.parametrize("where", ["candidate", "parent", "outcome", "history", "stage"])
+@pytest.mark.parametrize("where", ["trial", "parent", "outcome", "history", "stage"])
 def test_records_that_name_a_path_are_refused(name: str, where: str, run: RunDirectory) -> None:
-    candidate = {"name": "c000", "values": {}, "trial": {}, "parent": None}
-    row = {"candidate": "c000", "stage": "stage_one", "epoch": 1}
-    outcome = {"candidate": "c000", "state": "pruned", "reason": "", "seconds": 1.0}
-    candidate |= {"name": name} if where == "candidate" else {"parent": name} if where == "parent" else {}
-    row |= {"candidate": name} if where == "history" else {"stage": name} if where == "stage" else {}
-    outcome |= {"candidate": name} if where == "outcome" else {}
-    run.write_text("state/candidates.json", json.dumps([_sealed(candidate)]))
-    run.write_text("state/history/00000000.json", json.dumps(_sealed(row)))
-    run.write_text("state/outcomes/c000.json", json.dumps(_sealed(outcome)))
+    trial = {"name": "t000", "values": {}, "config": {}, "parent": None}
+    row = {"trial": "t000", "stage": "stage_one", "epoch": 1}
+    outcome = {"trial": "t000", "state": "pruned", "reason": "", "seconds": 1.0}
+    trial |= {"name": name} if where == "trial" else {"parent": name} if where == "parent" else {}
+    row |= {"trial": name} if where == "history" else {"stage": name} if where == "stage" else {}
+    outcome |= {"trial": name} if where == "outcome" else {}
+    run.write_text("state/trials.json", json.dumps([with_checksum(trial)]))
+    run.write_text("state/history/00000000.json", json.dumps(with_checksum(row)))
+    run.write_text("state/outcomes/t000.json", json.dumps(with_checksum(outcome)))
     with pytest.raises(RunDirectoryError, match="the records"):
         read_records(run)
 
@@ -245,24 +247,24 @@ def test_records_that_name_a_path_are_refused(name: str, where: str, run: RunDir
 def test_trains_own_list_of_checkpoints_is_not_gone_by(run: RunDirectory) -> None:
     """Ray Train reads and deletes what its list names, wherever that is: of several checkpoints all but the best."""
     listed = {"checkpoint_results": [{"checkpoint_dir_name": "../../outside", "metrics": {}}]}
-    run.write_text("state/checkpoints/c000/checkpoint_manager_snapshot.json", json.dumps(listed))
+    run.write_text("state/checkpoints/t000/checkpoint_manager_snapshot.json", json.dumps(listed))
     for _ in range(2):  # also where there is none
-        _forget_checkpoints(run.uri("state/checkpoints/c000"))
-        assert not run.exists("state/checkpoints/c000/checkpoint_manager_snapshot.json")
-    _forget_checkpoints(run.uri("state/checkpoints/c001"))
+        _forget_checkpoints(run.uri("state/checkpoints/t000"))
+        assert not run.exists("state/checkpoints/t000/checkpoint_manager_snapshot.json")
+    _forget_checkpoints(run.uri("state/checkpoints/t001"))
 
 
 def test_a_link_that_leads_out_of_a_run_directory_is_refused(run: RunDirectory, tmp_path: Path) -> None:
     assert run.local is not None
     (tmp_path / "outside").mkdir()
     (run.local / "state/checkpoints").mkdir()
-    inside = run.local / "state/checkpoints/c000"
+    inside = run.local / "state/checkpoints/t000"
     inside.symlink_to(run.local / "state")
-    refuse_ways_out(run)
+    reject_escaping_symlinks(run)
     inside.unlink()
     inside.symlink_to(tmp_path / "outside")
     with pytest.raises(RunDirectoryError, match="is a link that leads out"):
-        refuse_ways_out(run)
+        reject_escaping_symlinks(run)
 
 
 @pytest.mark.parametrize("key", ["../../outside", "/tmp/outside", "0" * 63, "0" * 63 + "/", "A" * 64])
@@ -271,7 +273,7 @@ def test_a_key_that_is_a_path_names_nothing_in_the_cache(key: str, tmp_path: Pat
     with pytest.raises(DataError, match="is no key of rows or features"):
         fetch_prepared(key, str(tmp_path / "published"), tmp_path / "cache")
     with pytest.raises(DataError, match="is no key of rows or features"):
-        FeaturePlan.load({"key": key, "cut": {}, "counts": [1, 1]})
+        FeaturePlan.load({"key": key, "split_point": {}, "counts": [1, 1]})
     assert not (tmp_path / "cache").exists()
 
 
@@ -330,11 +332,11 @@ def test_a_key_among_settings_is_refused_and_not_repeated(
     file: str, overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "sweep.yaml"
-    sets = [part for one in overrides for part in ("--set", one.replace("VALUE", KEY))]
-    for verb, methods in (("run", ""), ("compare", "" if file.startswith("methods") else "methods: [vanilla]")):
+    sets = [part for override in overrides for part in ("--set", override.replace("VALUE", KEY))]
+    for command, methods in (("run", ""), ("compare", "" if file.startswith("methods") else "methods: [vanilla]")):
         data = "" if file.startswith("data") else "data: {train: x.csv}"
         path.write_text("\n".join([data, methods, file.replace("VALUE", KEY)]))
-        assert main([verb, str(path), *sets]) == 2
+        assert main([command, str(path), *sets]) == 2
         said = capsys.readouterr()
         assert KEY not in said.out + said.err
         assert "export WANDB_API_KEY" in said.err
@@ -370,8 +372,8 @@ def test_what_only_sounds_like_a_key_is_not_refused_as_one(
 ) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(f"data: {{train: x.csv}}\n{file}\n")
-    for verb in ("run", "compare"):
-        assert main([verb, str(path), "--set", "data.no_such_field=1"]) == 2
+    for command in ("run", "compare"):
+        assert main([command, str(path), "--set", "data.no_such_field=1"]) == 2
         said = capsys.readouterr().err
         assert "no_such_field: unknown" in said or "methods" in said
         assert "keys and passwords" not in said

@@ -1,4 +1,4 @@
-"""Half an hour of bad luck: a tournament's first round of 300 candidates, its processes killed every few seconds."""
+"""Half an hour of bad luck: a two_phase's phase one of 300 trials, its processes killed every few seconds."""
 
 import os
 import random
@@ -22,7 +22,7 @@ from tailsweep.trainables import report_keys
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
-CANDIDATES = 300
+TRIALS = 300
 METRIC = "validation/macro_f1"
 
 
@@ -31,12 +31,12 @@ def sweep_of(small_sweep: Callable[..., Path]) -> Callable[..., Path]:
     def write(**fields: object) -> Path:
         return small_sweep(
             search="random",
-            num_candidates=CANDIDATES,
+            num_trials=TRIALS,
             promote=1,
             retries=1000,
             max_concurrent=2,
             stage_one={
-                "trains": {"top_layers": 1},
+                "trainable": {"top_layers": 1},
                 "learning_rate": {"loguniform": [1e-6, 1e-1]},
                 "epochs": 4,
                 "batch_size": 8,
@@ -50,7 +50,7 @@ def sweep_of(small_sweep: Callable[..., Path]) -> Callable[..., Path]:
 
 
 def disturbed(sweep: Path, run: Path, ray_temp: str) -> Counter[str]:
-    """The sweep to its end, under kills of its candidates' processes and of itself; how many of each."""
+    """The sweep to its end, under kills of its trials' processes and of itself; how many of each."""
     luck = random.Random(0)
     deaths: Counter[str] = Counter()
     command = tailsweep("run", sweep, "--storage", run.parent, "--set", f"name={run.name}")
@@ -65,7 +65,7 @@ def disturbed(sweep: Path, run: Path, ray_temp: str) -> Counter[str]:
                 deaths["sweep"] += 1
                 break
             outcomes = len(list((run / "state/outcomes").glob("*.json")))
-            if outcomes == CANDIDATES - 1 and luck.random() < 0.7:
+            if outcomes == TRIALS - 1 and luck.random() < 0.7:
                 continue  # the promoted one's Ray Train run takes longer to start than luck would leave it
             with suppress(psutil.NoSuchProcess):  # it has just ended by itself
                 if alive := processes(TRIAL, process.pid):
@@ -80,9 +80,9 @@ def disturbed(sweep: Path, run: Path, ray_temp: str) -> Counter[str]:
 
 def values(run: Path) -> dict[tuple[str, str, float], float]:
     history = pq.read_table(run / "history.parquet").to_pylist()
-    found = {(row["candidate"], row[report_keys.STAGE], row[report_keys.EPOCH]): row[METRIC] for row in history}
-    assert len(found) == len(history), "a report is there twice"
-    return found
+    scores = {(row["trial"], row[report_keys.STAGE], row[report_keys.EPOCH]): row[METRIC] for row in history}
+    assert len(scores) == len(history), "a report is there twice"
+    return scores
 
 
 def test_without_pruning_every_value_is_that_of_an_undisturbed_sweep(
@@ -95,36 +95,36 @@ def test_without_pruning_every_value_is_that_of_an_undisturbed_sweep(
     deaths = disturbed(sweep, tmp_path / "storm", ray_temp)
     calm, storm = values(tmp_path / "calm"), values(tmp_path / "storm")
     assert calm.keys() == storm.keys()
-    assert len(calm) == 4 * CANDIDATES + 1
+    assert len(calm) == 4 * TRIALS + 1
     assert max(abs(calm[place] - storm[place]) for place in calm) <= 1e-6
     assert deaths["trial"] >= 5, deaths
     print(f"{len(calm)} values equal after {dict(deaths)} kills")
     shutil.rmtree(tmp_path / "calm")
 
 
-def test_with_pruning_every_candidate_ends_in_exactly_one_state(
+def test_with_pruning_every_trial_ends_in_exactly_one_state(
     sweep_of: Callable[..., Path], tmp_path: Path, ray_temp: str
 ):
     deaths = disturbed(sweep_of(asha={"grace_epochs": 1, "reduction_factor": 3}), tmp_path / "storm", ray_temp)
-    rows = pq.read_table(tmp_path / "storm/results.parquet").to_pylist()
-    assert sorted(row["candidate"] for row in rows) == [f"c{number:03d}" for number in range(CANDIDATES)]
+    rows = pq.read_table(tmp_path / "storm/trials.parquet").to_pylist()
+    assert sorted(row["trial"] for row in rows) == [f"t{number:03d}" for number in range(TRIALS)]
     states = Counter(row["state"] for row in rows)
     assert set(states) == {"pruned", "not_promoted", "completed"}
     assert states["completed"] == 1
     reports = Counter(place[0] for place in values(tmp_path / "storm"))
     for row in rows:
-        assert reports[row["candidate"]] == row["stage_one_epochs"] + row["stage_two_epochs"]
+        assert reports[row["trial"]] == row["stage_one_epochs"] + row["stage_two_epochs"]
     print(f"{dict(states)} after {dict(deaths)} kills")
 
 
-def test_a_tournament_killed_in_both_rounds_and_between_them_is_the_undisturbed_one(
+def test_a_two_phase_killed_in_both_rounds_and_between_them_is_the_undisturbed_one(
     small_sweep: Callable[..., Path], tmp_path: Path, ray_temp: str
 ):
-    """One candidate at a time, so that every decision of ASHA depends on those before."""
+    """One trial at a time, so that every decision of ASHA depends on those before."""
     sweep = small_sweep(
-        search="random", num_candidates=6, promote=2, asha={"grace_epochs": 1, "reduction_factor": 2},
+        search="random", num_trials=6, promote=2, asha={"grace_epochs": 1, "reduction_factor": 2},
         stage_one={
-            "trains": {"top_layers": 1}, "learning_rate": {"loguniform": [1e-4, 1e-1]}, "epochs": 4, "batch_size": 8,
+            "trainable": {"top_layers": 1}, "learning_rate": {"loguniform": [1e-4, 1e-1]}, "epochs": 4, "batch_size": 8,
         },
         stage_two={"learning_rate": 1e-3, "epochs": 4, "batch_size": 8},
     )  # fmt: skip
@@ -132,12 +132,12 @@ def test_a_tournament_killed_in_both_rounds_and_between_them_is_the_undisturbed_
     process = start(*tailsweep("run", sweep, "--storage", tmp_path, "--set", "name=calm"), RAY_TMPDIR=ray_temp)
     printed, _ = process.communicate()
     assert process.returncode == 0, printed
-    in_round_one = len([row for row in values(calm) if row[1] == report_keys.STAGE_ONE])
+    in_phase_one = len([row for row in values(calm) if row[1] == report_keys.STAGE_ONE])
     moments = [
-        lambda: num_reports(storm) >= in_round_one // 2,
+        lambda: num_reports(storm) >= in_phase_one // 2,
         lambda: any("not_promoted" in path.read_text() for path in (storm / "state/outcomes").glob("c*.json")),
-        lambda: num_reports(storm) >= in_round_one + 2,
-        lambda: num_reports(storm) >= in_round_one + 6,
+        lambda: num_reports(storm) >= in_phase_one + 2,
+        lambda: num_reports(storm) >= in_phase_one + 6,
     ]
     command = tailsweep("run", sweep, "--storage", tmp_path, "--set", "name=storm")
     for moment in moments:
@@ -153,14 +153,14 @@ def test_a_tournament_killed_in_both_rounds_and_between_them_is_the_undisturbed_
     assert process.returncode == 0, printed
     assert values(storm) == pytest.approx(values(calm), abs=1e-6)
     ends = [
-        [(row["candidate"], row["state"], row["reason"]) for row in pq.read_table(run / "results.parquet").to_pylist()]
+        [(row["trial"], row["state"], row["reason"]) for row in pq.read_table(run / "trials.parquet").to_pylist()]
         for run in (calm, storm)
     ]
     assert ends[0] == ends[1]
     assert {state for _, state, _ in ends[0]} == {"pruned", "not_promoted", "completed"}
 
 
-def test_ctrl_c_twice_stops_at_once_and_the_sweep_can_be_gone_on_with(
+def test_ctrl_c_twice_stops_at_once_and_the_sweep_can_be_resumed(
     small_sweep: Callable[..., Path], tmp_path: Path, ray_temp: str
 ):
     """As a terminal sends it: to every process of the group."""
@@ -182,7 +182,7 @@ def test_ctrl_c_twice_stops_at_once_and_the_sweep_can_be_gone_on_with(
     assert process.returncode == 1, printed
     assert f"tailsweep resume {run}" in printed
     assert "Traceback" not in printed, printed
-    assert not [one for one in still_running(family, 20) if "ray::" in " ".join(one.cmdline())]
+    assert not [process for process in still_running(family, 20) if "ray::" in " ".join(process.cmdline())]
     process = start(*tailsweep("resume", run), RAY_TMPDIR=ray_temp)
     printed, _ = process.communicate()
     assert process.returncode == 0, printed
@@ -192,17 +192,17 @@ def test_ctrl_c_twice_stops_at_once_and_the_sweep_can_be_gone_on_with(
 def test_fifty_pruned_in_a_row_and_a_second_sweep_leave_nothing_on_ray(
     local_ray: None, small_sweep: Callable[..., Path], tmp_path: Path
 ):
-    """Inline, so that each of them is a Train run that is stopped."""
+    """In single-phase mode, so that each of them is a Train run that is stopped."""
     rates = [3e-3] + [1e-7 * (50 - number) for number in range(50)]  # each of the fifty worse than the one before
     sweep = small_sweep(
         asha={"grace_epochs": 1, "reduction_factor": 50},
-        stage_one={"trains": "all", "learning_rate": {"grid": rates}, "epochs": 2, "batch_size": 4},
+        stage_one={"trainable": "all", "learning_rate": {"grid": rates}, "epochs": 2, "batch_size": 4},
         stage_two={"learning_rate": 3e-3, "epochs": 1, "batch_size": 4},
         max_concurrent=3,
     )
     assert main(["run", str(sweep), "--storage", str(tmp_path), "--set", "name=many"]) == 0
     assert_freed()
-    states = Counter(row["state"] for row in pq.read_table(tmp_path / "many/results.parquet").to_pylist())
+    states = Counter(row["state"] for row in pq.read_table(tmp_path / "many/trials.parquet").to_pylist())
     assert states["pruned"] >= 45, states
     arguments = ["--storage", str(tmp_path), "--set", "name=second", "--set", "stage_one.learning_rate=1e-3"]
     assert main(["run", str(sweep), *arguments]) == 0

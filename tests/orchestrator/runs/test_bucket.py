@@ -20,20 +20,22 @@ from tailsweep.orchestrator.cli.main import main
 from tailsweep.orchestrator.monitoring.wandb_tracker import upload_runs, uploaded_runs
 from tailsweep.orchestrator.runs import directory, lock
 from tailsweep.orchestrator.runs.directory import HISTORY_FOLDER, RunDirectory, RunDirectoryError
-from tailsweep.orchestrator.runs.lock import HOLDER_FILE, held
+from tailsweep.orchestrator.runs.lock import OWNER_FILE, run_lock
 from tailsweep.orchestrator.runs.records import HistoryWriter, read_records
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import fetch_prepared
-from tailsweep.trainables.distributed.tune_trainables import FirstRoundRuntime
+from tailsweep.trainables.distributed.tune_trainables import StageOneRuntime
 from tailsweep.trainables.errors import DataError, StorageError
 from tailsweep.trainables.execution import feature_store
 from tailsweep.trainables.execution.feature_plan import FeaturePlan, plan_features
-from tailsweep.trainables.execution.feature_store import make_features, make_part
+from tailsweep.trainables.execution.feature_store import PartSet, make_features, make_part
 from tailsweep.trainables.models.classifier import build_classifier
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage import retry
 from tailsweep.trainables.training.checkpoint import Progress, newest_checkpoint, save_checkpoint
+
+pytestmark = [pytest.mark.thorough, pytest.mark.xdist_group("bucket")]
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def run(store: ObjectStore, request: pytest.FixtureRequest) -> RunDirectory:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two attempts, one after the other."""
-    monkeypatch.setattr(retry, "DELAYS_S", (0.0,))
+    monkeypatch.setattr(retry, "RETRY_DELAYS_S", (0.0,))
 
 
 @contextmanager
@@ -67,7 +69,7 @@ def opened_after(store: ObjectStore, seconds: float) -> Iterator[None]:
 def test_what_is_written_is_read_listed_and_deleted(run: RunDirectory, store: ObjectStore, tmp_path: Path) -> None:
     for number in range(40):
         run.write_text(f"state/history/{number:08d}.json", str(number))
-    run.write_text("state/outcomes/c000.json", "an outcome")
+    run.write_text("state/outcomes/t000.json", "an outcome")
     names = [f"{number:08d}.json" for number in range(40)]
     assert run.list("state/history") == names
     assert list(run.read_files("state/history")) == [(name, str(int(name[:8])).encode()) for name in names]
@@ -84,7 +86,7 @@ def test_what_is_written_is_read_listed_and_deleted(run: RunDirectory, store: Ob
         run.delete_folder("state/history")
     assert [key for key in store.keys(folder) if not key.endswith("/")] == [
         f"{folder}/best/below/50% #1",
-        f"{folder}/state/outcomes/c000.json",
+        f"{folder}/state/outcomes/t000.json",
     ]
     with pytest.raises(FileNotFoundError):
         run.read_text("sweep.yaml")
@@ -93,11 +95,11 @@ def test_what_is_written_is_read_listed_and_deleted(run: RunDirectory, store: Ob
 
 
 def test_records_are_read_many_at_once(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep of hundreds of candidates has thousands, and each takes its time on the way."""
+    """A sweep of hundreds of trials has thousands, and each takes its time on the way."""
     writer = HistoryWriter(run)
     for epoch in range(directory.READ_AT_ONCE):
-        writer.append({"candidate": "c000", "stage": "stage_one", "epoch": epoch})
-    run.write_text("state/candidates.json", "[]")
+        writer.append({"trial": "t000", "stage": "stage_one", "epoch": epoch})
+    run.write_text("state/trials.json", "[]")
     all_at_once = threading.Barrier(directory.READ_AT_ONCE)
     reading = RunDirectory.read_bytes
 
@@ -113,15 +115,15 @@ def test_records_are_read_many_at_once(run: RunDirectory, monkeypatch: pytest.Mo
 def test_wandb_folders_of_an_earlier_process_are_replaced_by_those_of_the_same_runs(
     run: RunDirectory, store: ObjectStore, tmp_path: Path
 ) -> None:
-    for folder in ("offline-run-20260131_120000-demo-c000", "offline-run-20260131_120000-demo-c001"):
+    for folder in ("offline-run-20260131_120000-demo-t000", "offline-run-20260131_120000-demo-t001"):
         run.write_text(f"wandb/{folder}/run.wandb", "earlier")
-    (tmp_path / "wandb/offline-run-20260131_130000-demo-c001").mkdir(parents=True)
-    (tmp_path / "wandb/offline-run-20260131_130000-demo-c001/run.wandb").write_text("later")
-    (tmp_path / "wandb/latest-run").symlink_to("offline-run-20260131_130000-demo-c001")
+    (tmp_path / "wandb/offline-run-20260131_130000-demo-t001").mkdir(parents=True)
+    (tmp_path / "wandb/offline-run-20260131_130000-demo-t001/run.wandb").write_text("later")
+    (tmp_path / "wandb/latest-run").symlink_to("offline-run-20260131_130000-demo-t001")
     (tmp_path / "wandb/debug.log").write_text("W&B's own")
     upload_runs(tmp_path, run)
-    assert run.list("wandb") == ["offline-run-20260131_120000-demo-c000", "offline-run-20260131_130000-demo-c001"]
-    assert uploaded_runs(run) == {"demo-c000", "demo-c001"}
+    assert run.list("wandb") == ["offline-run-20260131_120000-demo-t000", "offline-run-20260131_130000-demo-t001"]
+    assert uploaded_runs(run) == {"demo-t000", "demo-t001"}
     upload_runs(tmp_path / "nothing", run)
 
 
@@ -129,12 +131,12 @@ def test_wandb_folders_of_an_earlier_process_are_replaced_by_those_of_the_same_r
 
 
 def test_a_server_that_comes_back_is_waited_for(run: RunDirectory, store: ObjectStore, tmp_path: Path) -> None:
-    run.write_text("state/outcomes/c000.json", "old")
+    run.write_text("state/outcomes/t000.json", "old")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/file").write_text("content")
     for ask in (
-        lambda: run.write_text("state/outcomes/c000.json", "new"),
-        lambda: run.read_text("state/outcomes/c000.json"),
+        lambda: run.write_text("state/outcomes/t000.json", "new"),
+        lambda: run.read_text("state/outcomes/t000.json"),
         lambda: run.exists("state"),
         lambda: run.list("state"),
         lambda: run.upload(tmp_path / "folder", "best"),
@@ -143,7 +145,7 @@ def test_a_server_that_comes_back_is_waited_for(run: RunDirectory, store: Object
     ):
         with opened_after(store, 0.3):
             ask()
-    assert run.read_text("state/outcomes/c000.json") == "new"
+    assert run.read_text("state/outcomes/t000.json") == "new"
     assert (tmp_path / "back/file").read_text() == "content"
     assert not run.exists("best")
 
@@ -152,47 +154,47 @@ def test_a_server_that_comes_back_is_waited_for(run: RunDirectory, store: Object
 def test_what_is_refused_for_good_is_a_storage_error_and_the_old_file_stays(
     run: RunDirectory, store: ObjectStore
 ) -> None:
-    run.write_text("state/outcomes/c000.json", "old")
+    run.write_text("state/outcomes/t000.json", "old")
     with store.shut("403 Forbidden"):
         for ask in (
-            lambda: run.write_text("state/outcomes/c000.json", "new"),
-            lambda: run.read_text("state/outcomes/c000.json"),
+            lambda: run.write_text("state/outcomes/t000.json", "new"),
+            lambda: run.read_text("state/outcomes/t000.json"),
             lambda: run.list("state/outcomes"),
         ):
             with pytest.raises(StorageError, match=r"storage refused s3://.*outcomes.* 2 times .*ACCESS_DENIED"):
                 ask()
-    assert run.read_text("state/outcomes/c000.json") == "old"
+    assert run.read_text("state/outcomes/t000.json") == "old"
 
 
 @pytest.mark.parametrize(
-    ("verb", "why"),
-    [(verb, "access denied") for verb in ("run", "compare", "resume", "report", "predict")]
-    + [("run", "nobody listens"), ("predict", "nobody listens")],
+    ("command", "why"),
+    [(command, "access denied") for command in ("run", "compare", "resume", "report", "predict")]
+    + [("run", "no one listens"), ("predict", "no one listens")],
 )
-def test_who_begins_with_a_server_that_does_not_answer_is_told_so_at_once(
-    verb: str, why: str, store: ObjectStore, rows_csv: Path, tiny_model: Callable[..., Path], tmp_path: Path,
+def test_a_server_that_does_not_answer_at_the_start_is_reported_at_once(
+    command: str, why: str, store: ObjectStore, rows_csv: Path, tiny_model: Callable[..., Path], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     port = store.port if why == "access denied" else free_port()
     storage = f"s3://{BUCKET}/runs?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
     file = tmp_path / "sweep.yaml"
-    methods = "methods: [vanilla]\n" if verb == "compare" else ""
+    methods = "methods: [vanilla]\n" if command == "compare" else ""
     file.write_text(f"{methods}name: demo\ndata: {{train: {rows_csv}}}\nmodel: {{name: {tiny_model('bert')}}}\n")
     run = storage.replace("/runs", "/runs/demo")
     arguments = {"predict": [run, str(rows_csv)], "resume": [run], "report": [run]}
     capsys.readouterr()
     began = time.monotonic()
     with store.shut("403 Forbidden"):
-        assert main([verb, *arguments.get(verb, [str(file), "--storage", storage])]) == 2
+        assert main([command, *arguments.get(command, [str(file), "--storage", storage])]) == 2
     assert time.monotonic() - began < 20  # pyarrow asks a silent port three times, for 6 s
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert said[0].startswith("tailsweep: ")
-    assert ("Could not connect" if why == "nobody listens" else "ACCESS_DENIED") in said[0]
+    assert ("Could not connect" if why == "no one listens" else "ACCESS_DENIED") in said[0]
 
 
 @pytest.mark.parametrize("scheme", ["gs", "gcs"])
-def test_google_cloud_storage_that_does_not_answer_is_told_so_in_one_line(
+def test_google_cloud_storage_that_does_not_answer_is_reported_in_one_line(
     scheme: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     began = time.monotonic()
@@ -212,12 +214,12 @@ def test_google_cloud_storage_that_does_not_answer_is_told_so_in_one_line(
         (f"s3:/{BUCKET}/runs", "two slashes after s3:"),
     ],
 )
-def test_a_run_that_is_not_there_is_told_in_one_line(
+def test_a_run_that_does_not_exist_is_reported_in_one_line(
     run: str, said: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
-    for verb in ("report", "resume"):
-        assert main([verb, run]) == 2
+    for command in ("report", "resume"):
+        assert main([command, run]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line
 
@@ -230,27 +232,27 @@ def test_of_two_processes_the_second_is_refused_until_the_first_gives_back(
 ) -> None:
     monkeypatch.setattr(lock, "SETTLING_S", 0.05)
     with (
-        held(run),
+        run_lock(run),
         pytest.raises(RunDirectoryError, match=rf"process {os.getpid()} on .*'s3://.*&scheme=http"),
-        held(run),
+        run_lock(run),
     ):
         pass
-    with held(run):
+    with run_lock(run):
         pass
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_lease_is_held_on_to_while_the_server_is_away(
+def test_a_lease_is_kept_while_the_server_is_away(
     run: RunDirectory, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "SETTLING_S", 0.05)
     monkeypatch.setattr(lock, "RENEWED_EVERY_S", 0.05)
-    with held(run):
+    with run_lock(run):
         with store.shut("403 Forbidden"):
             time.sleep(0.5)
-        first = json.loads(run.read_text(HOLDER_FILE))["renewed"]
+        first = json.loads(run.read_text(OWNER_FILE))["renewed"]
         deadline = time.monotonic() + 20
-        while json.loads(run.read_text(HOLDER_FILE))["renewed"] == first:
+        while json.loads(run.read_text(OWNER_FILE))["renewed"] == first:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         store.door.write_text("403 Forbidden")  # also at its end
@@ -266,16 +268,16 @@ def test_who_has_slept_through_its_lease_stops_and_leaves_the_others_alone(
     before = signal.getsignal(signal.SIGINT)
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        with pytest.raises(KeyboardInterrupt), held(run):
+        with pytest.raises(KeyboardInterrupt), run_lock(run):
             _sleep_while_another_takes_over(run, other)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert run.read_text(HOLDER_FILE) == other
+    assert run.read_text(OWNER_FILE) == other
     assert "is being worked on by process 1 on elsewhere" in capsys.readouterr().err
 
 
-def _sleep_while_another_takes_over(run: RunDirectory, holder: str) -> None:
-    run.write_text(HOLDER_FILE, holder)
+def _sleep_while_another_takes_over(run: RunDirectory, owner: str) -> None:
+    run.write_text(OWNER_FILE, owner)
     time.sleep(20)
 
 
@@ -288,35 +290,35 @@ def test_rows_and_features_of_a_bucket_are_read_by_a_node_that_lacks_them(
 ) -> None:  # fmt: skip
     """Made and published by one node, in two parts; the other has a cache of its own, and never runs the trunk."""
     name = str(tiny_model("distilbert", 0.0))
-    trial = TrialConfig.model_validate(
+    trial_config = TrialConfig.model_validate(
         {
             "data": {"train": str(rows_csv), "max_length": 40},
             "model": {"name": name},
-            "stage_one": {"trains": {"top_layers": 1}},
+            "stage_one": {"trainable": {"top_layers": 1}},
             "stage_two": {},
         }
     )
     here, there = tmp_path / "here", tmp_path / "there"
-    data = prepare(trial.data, name, here)
-    model = build_classifier(trial.model, data.label_names, 0)
+    data = prepare(trial_config.data, name, here)
+    model = build_classifier(trial_config.model, data.label_names, 0)
     cpu = torch.device("cpu")
-    plan = plan_features(model, trial.stage_one, data, "fp32", cpu)
+    plan = plan_features(model, trial_config.stage_one, data, "fp32", cpu)
     assert isinstance(plan, FeaturePlan)
     run.upload(data.folder, f"state/data/{data.key}")
     run.make_folder("state/features")
     for part in range(2):
         with opened_after(store, 0.2):
-            make_part(plan, model, data, run.uri("state/features"), part, 2, cpu)
+            make_part(plan, model, data, PartSet(run.uri("state/features"), 2), part, cpu)
     expected = make_features(plan, model, data, here, cpu)
 
     monkeypatch.setattr(feature_store, "_write_part", lambda *arguments: pytest.fail("the trunk is run"))
     with opened_after(store, 0.2):
-        fetched = fetch_prepared(data.key, run.uri(f"state/data/{data.key}"), there)
-    assert (fetched.folder.parents[1], fetched.key) == (there, data.key)
+        copied = fetch_prepared(data.key, run.uri(f"state/data/{data.key}"), there)
+    assert (copied.folder.parents[1], copied.key) == (there, data.key)
     with opened_after(store, 0.2):
-        found = make_features(plan, model, fetched, there, cpu, run.uri("state/features"), 2)
-    assert torch.equal(found.train, expected.train)
-    assert torch.equal(found.validation, expected.validation)
+        features = make_features(plan, model, copied, there, cpu, PartSet(run.uri("state/features"), 2))
+    assert torch.equal(features.train, expected.train)
+    assert torch.equal(features.validation, expected.validation)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -329,10 +331,10 @@ def test_rows_that_a_bucket_lacks_are_the_runs_fault_and_those_it_refuses_are_no
         fetch_prepared("0" * 64, run.uri("state/data/none"), tmp_path)
 
 
-def test_of_a_first_rounds_checkpoints_in_a_bucket_the_last_one_is_kept_and_gone_on_from(
+def test_of_phase_one_the_last_checkpoint_in_a_bucket_is_kept_and_resumed_from(
     run: RunDirectory, store: ObjectStore, tmp_path: Path
 ) -> None:
-    runtime = FirstRoundRuntime(run.uri("state/checkpoints/c000"), heard={("stage_one", 1), ("stage_one", 2)})
+    runtime = StageOneRuntime(run.uri("state/checkpoints/t000"), reported={("stage_one", 1), ("stage_one", 2)})
     model = torch.nn.Linear(2, 2)
     for epoch in (1, 2):
         progress = Progress("stage_one", epoch, ())
@@ -341,15 +343,15 @@ def test_of_a_first_rounds_checkpoints_in_a_bucket_the_last_one_is_kept_and_gone
         save_checkpoint(folder, progress, model, {"weight"}, None)
         with opened_after(store, 0.2):
             runtime.report({report_keys.STAGE: "stage_one", report_keys.EPOCH: epoch}, folder)
-    assert run.list("state/checkpoints/c000") == ["stage_one_epoch_002"]
-    checkpoints = [run.uri("state/checkpoints/c000"), run.uri("state/checkpoints/c001")]
-    with newest_checkpoint(checkpoints) as (found, damaged):
-        assert found is not None
-        assert (found.name, damaged) == ("stage_one_epoch_002", [])
+    assert run.list("state/checkpoints/t000") == ["stage_one_epoch_002"]
+    checkpoints = [run.uri("state/checkpoints/t000"), run.uri("state/checkpoints/t001")]
+    with newest_checkpoint(checkpoints) as (checkpoint, damaged):
+        assert checkpoint is not None
+        assert (checkpoint.name, damaged) == ("stage_one_epoch_002", [])
 
     # A second one, of a process that was killed while it wrote, and one of the parent's of the same name.
-    run.upload(tmp_path / "stage_one_epoch_002", "state/checkpoints/c001/stage_one_epoch_002")
-    run.write_text("state/checkpoints/c000/stage_one_epoch_002/parameters.safetensors", "half")
-    with opened_after(store, 0.2), newest_checkpoint(checkpoints) as (found, damaged):
-        assert found is not None
-        assert (found.name, damaged) == ("stage_one_epoch_002", ["stage_one_epoch_002"])
+    run.upload(tmp_path / "stage_one_epoch_002", "state/checkpoints/t001/stage_one_epoch_002")
+    run.write_text("state/checkpoints/t000/stage_one_epoch_002/parameters.safetensors", "half")
+    with opened_after(store, 0.2), newest_checkpoint(checkpoints) as (checkpoint, damaged):
+        assert checkpoint is not None
+        assert (checkpoint.name, damaged) == ("stage_one_epoch_002", ["stage_one_epoch_002"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tailsweep.orchestrator.runs.directory import SWEEP_FILE, RunDirectory, RunDirectoryError, open_run
-from tailsweep.orchestrator.runs.records import write_candidates
+from tailsweep.orchestrator.runs.records import write_trials
 from tailsweep.trainables.errors import StorageError
 from tailsweep.trainables.storage import retry
 
@@ -39,15 +39,15 @@ def fill_disk(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(RunDirectory, "local", property(lambda run: Path(run.path)))
     monkeypatch.setattr(run, "filesystem", Full())
-    monkeypatch.setattr(retry, "DELAYS_S", (0.01, 0.01))
+    monkeypatch.setattr(retry, "RETRY_DELAYS_S", (0.01, 0.01))
 
 
 def test_a_failing_write_leaves_the_old_file(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.write_text("state/outcomes/c000.json", "old")
+    run.write_text("state/outcomes/t000.json", "old")
     fill_disk(run, monkeypatch)
     with pytest.raises(OSError, match="No space left"):
-        run.write_text("state/outcomes/c000.json", "the new content")
-    assert run.read_text("state/outcomes/c000.json") == "old"
+        run.write_text("state/outcomes/t000.json", "the new content")
+    assert run.read_text("state/outcomes/t000.json") == "old"
 
 
 def test_what_a_killed_process_half_wrote_is_not_listed(run: RunDirectory) -> None:
@@ -66,12 +66,12 @@ def test_what_a_full_disk_half_wrote_takes_no_room_on_it(run: RunDirectory, monk
 
 def test_a_refusal_that_passes_is_waited_for(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file lies where a folder has to be, until another thread takes it away."""
-    monkeypatch.setattr(retry, "DELAYS_S", (0.05,) * 100)
+    monkeypatch.setattr(retry, "RETRY_DELAYS_S", (0.05,) * 100)
     in_the_way = Path(run.path, "state/outcomes")
     in_the_way.write_text("")
     threading.Timer(0.3, in_the_way.unlink).start()
-    run.write_text("state/outcomes/c000.json", "{}")
-    assert run.read_text("state/outcomes/c000.json") == "{}"
+    run.write_text("state/outcomes/t000.json", "{}")
+    assert run.read_text("state/outcomes/t000.json") == "{}"
 
 
 def test_writing_again_replaces_the_file_and_leaves_nothing_aside(run: RunDirectory) -> None:
@@ -97,7 +97,7 @@ def test_a_sweep_that_had_not_begun_is_begun_again_where_that_is_asked_for(run: 
     run.write_text(SWEEP_FILE, "name: demo")  # its process was killed while it wrote the rows
     assert not run.has_begun
     RunDirectory(run.location).create(over_one_not_begun=True)
-    write_candidates(run, [])
+    write_trials(run, [])
     assert run.has_begun
     with pytest.raises(RunDirectoryError, match=r"is there already"):
         RunDirectory(run.location).create(over_one_not_begun=True)

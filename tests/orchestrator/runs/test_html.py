@@ -4,9 +4,9 @@ import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import pytest
-from tailsweep.orchestrator.runs.candidates import CandidateRecord, Outcome, Records
 from tailsweep.orchestrator.runs.html import draw_curves, render_page
 from tailsweep.orchestrator.runs.tables import result_rows
+from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord
 from tailsweep.trainables import report_keys
 
 METRIC = "validation/macro_f1"
@@ -14,28 +14,28 @@ NASTY = "<script>alert('x')</script>"
 
 
 def records() -> Records:
-    """c000 goes through both stages (2 + 1 epochs), c001 is pruned after one, c002 has not begun."""
-    trial = {"data": {"train": "rows.csv"}, "stage_one": {"epochs": 2}, "stage_two": {"epochs": 1}}
+    """t000 goes through both stages (2 + 1 epochs), t001 is pruned after one, t002 has not begun."""
+    trial_config = {"data": {"train": "rows.csv"}, "stage_one": {"epochs": 2}, "stage_two": {"epochs": 1}}
     history = [
-        _report("c000", "stage_one", 1, 0.2),
-        _report("c001", "stage_one", 1, 0.1),
-        _report("c000", "stage_one", 2, 0.3),
-        _report("c000", "stage_two", 1, 0.6),
+        _report("t000", "stage_one", 1, 0.2),
+        _report("t001", "stage_one", 1, 0.1),
+        _report("t000", "stage_one", 2, 0.3),
+        _report("t000", "stage_two", 1, 0.6),
     ]
     outcomes = {
-        "c000": Outcome("c000", "completed", "all its epochs are done", 12.0),
-        "c001": Outcome("c001", "pruned", f"below the rung {NASTY}", 3.0),
+        "t000": Outcome("t000", "completed", "all its epochs are done", 12.0),
+        "t001": Outcome("t001", "pruned", f"below the rung {NASTY}", 3.0),
     }
-    candidates = [CandidateRecord(f"c00{n}", {"stage_one.learning_rate": 10.0**-n}, trial) for n in range(3)]
-    return Records(candidates, history, outcomes)
+    trials = [TrialRecord(f"t00{n}", {"stage_one.learning_rate": 10.0**-n}, trial_config) for n in range(3)]
+    return Records(trials, history, outcomes)
 
 
-def test_the_curves_have_a_line_per_candidate_with_reports_and_a_point_per_report():
-    drawn = _parse(draw_curves(records(), result_rows(records(), METRIC), METRIC, "c000"))
+def test_the_curves_have_a_line_per_trial_with_reports_and_a_point_per_report():
+    drawn = _parse(draw_curves(records(), result_rows(records(), METRIC), METRIC, "t000"))
     lines = [line.get("points").split() for line in drawn.findall(".//{*}polyline")]
     assert sorted(map(len, lines)) == [1, 3]
     assert len(drawn.findall(".//{*}circle")) == 4
-    # c000 rises: further right and, since SVG counts downwards, smaller y.
+    # t000 rises: further right and, since SVG counts downwards, smaller y.
     (rising,) = [line for line in lines if len(line) == 3]
     across, down = zip(*(map(float, point.split(",")) for point in rising), strict=True)
     assert list(across) == sorted(across)
@@ -44,8 +44,8 @@ def test_the_curves_have_a_line_per_candidate_with_reports_and_a_point_per_repor
 
 def test_a_report_lies_in_the_middle_of_the_span_that_it_ends():
     """Two epochs of stage one, evaluated twice each, and one of stage two: 788 / 3 across each, from 56."""
-    halves = [_report("c000", "stage_one", epoch, 0.2) for epoch in (0.5, 1, 1.5, 2)]
-    reports = Records(records().candidates, [*halves, _report("c000", "stage_two", 1, 0.6)])
+    halves = [_report("t000", "stage_one", epoch, 0.2) for epoch in (0.5, 1, 1.5, 2)]
+    reports = Records(records().trials, [*halves, _report("t000", "stage_two", 1, 0.6)])
     drawn = _parse(draw_curves(reports, result_rows(reports, METRIC), METRIC, None))
     (line,) = drawn.findall(".//{*}polyline")
     across = [float(point.split(",")[0]) for point in line.get("points").split()]
@@ -55,27 +55,27 @@ def test_a_report_lies_in_the_middle_of_the_span_that_it_ends():
 
 def test_the_page_shows_what_the_records_hold_and_escapes_it():
     metrics = {
-        "candidate": "c000", "stage": "stage_two", "epoch": 1, "labels": [NASTY, "b"], "train_rows": {NASTY: 5, "b": 9},
+        "trial": "t000", "stage": "stage_two", "epoch": 1, "labels": [NASTY, "b"], "train_rows": {NASTY: 5, "b": 9},
         "test_rows": {NASTY: 1, "b": 2}, "test/macro_f1": 0.51239, f"test/f1/{NASTY}": None, "test/f1/b": 0.75,
     }  # fmt: skip
     page = render_page("demo", records(), result_rows(records(), METRIC), METRIC, metrics)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
-    for shown in ("c000", "c001", "c002", "0.5124", "0.7500", "completed", "pruned", "pending", "stage_two epoch 1"):
+    for shown in ("t000", "t001", "t002", "0.5124", "0.7500", "completed", "pruned", "pending", "stage_two epoch 1"):
         assert shown in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", ""), "the page must stand alone"
 
 
 def test_a_sweep_without_reports_has_a_page_too():
-    empty = Records(records().candidates, [])
+    empty = Records(records().trials, [])
     page = render_page("demo", empty, result_rows(empty, METRIC), METRIC, None)
-    assert "No candidate has been chosen." in page
+    assert "No trial has been chosen." in page
     assert "No reports yet." in page
 
 
-def _report(candidate: str, stage: str, epoch: float, score: float) -> dict[str, Any]:
+def _report(trial: str, stage: str, epoch: float, score: float) -> dict[str, Any]:
     return {
-        "candidate": candidate,
+        "trial": trial,
         report_keys.STAGE: stage,
         report_keys.EPOCH: epoch,
         METRIC: score,

@@ -1,4 +1,4 @@
-"""Of two processes that would work on one run directory the second is refused; a dead one is in nobody's way."""
+"""Of two processes that would work on one run directory the second is refused; a dead one is in no one's way."""
 
 import json
 import multiprocessing
@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from tailsweep.orchestrator.runs import lock
 from tailsweep.orchestrator.runs.directory import RunDirectory, RunDirectoryError
-from tailsweep.orchestrator.runs.lock import HOLDER_FILE, held
+from tailsweep.orchestrator.runs.lock import OWNER_FILE, run_lock
 
 
 def hold(location: str, ready: Any) -> None:
-    with held(RunDirectory(location)):
+    with run_lock(RunDirectory(location)):
         ready.set()
         time.sleep(60)
 
 
-def test_the_second_process_is_refused_and_told_of_the_first_until_that_is_killed(tmp_path: Path) -> None:
+def test_the_second_process_is_refused_and_names_the_first_until_that_is_killed(tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path / "demo"))
     run.create()
     context = multiprocessing.get_context("fork")
@@ -31,15 +31,15 @@ def test_the_second_process_is_refused_and_told_of_the_first_until_that_is_kille
         assert ready.wait(10)
         with (
             pytest.raises(RunDirectoryError, match=rf"is being worked on by process {other.pid} on .*tailsweep resume"),
-            held(run),
+            run_lock(run),
         ):
             pass
     finally:
         assert other.pid is not None
         os.kill(other.pid, signal.SIGKILL)
         other.join()
-    with held(run):
-        assert json.loads(run.read_text(HOLDER_FILE))["pid"] == os.getpid()
+    with run_lock(run):
+        assert json.loads(run.read_text(OWNER_FILE))["pid"] == os.getpid()
 
 
 @pytest.fixture
@@ -49,39 +49,39 @@ def store(monkeypatch: pytest.MonkeyPatch, object_store: RunDirectory) -> RunDir
     return object_store
 
 
-def test_on_an_object_store_a_lease_is_held_renewed_and_given_back(
+def test_on_an_object_store_a_lease_is_taken_renewed_and_given_back(
     store: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "RENEWED_EVERY_S", 0.02)
-    with held(store):
-        first = json.loads(store.read_text(HOLDER_FILE))["renewed"]
+    with run_lock(store):
+        first = json.loads(store.read_text(OWNER_FILE))["renewed"]
         with (
             pytest.raises(RunDirectoryError, match=rf"process {os.getpid()} on .* or within 60 s after it died"),
-            held(store),
+            run_lock(store),
         ):
             pass
         deadline = time.monotonic() + 10
-        while json.loads(store.read_text(HOLDER_FILE))["renewed"] == first:
+        while json.loads(store.read_text(OWNER_FILE))["renewed"] == first:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-    with held(store):
+    with run_lock(store):
         pass
 
 
 def test_a_lease_that_is_no_longer_renewed_lapses(store: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = {"host": "elsewhere", "pid": 1, "nonce": "x", "renewed": time.time() - 59}
-    store.write_text(HOLDER_FILE, json.dumps(gone))
-    with pytest.raises(RunDirectoryError, match="process 1 on elsewhere"), held(store):
+    store.write_text(OWNER_FILE, json.dumps(gone))
+    with pytest.raises(RunDirectoryError, match="process 1 on elsewhere"), run_lock(store):
         pass
-    store.write_text(HOLDER_FILE, json.dumps(gone | {"renewed": time.time() - 61}))
-    with held(store):
+    store.write_text(OWNER_FILE, json.dumps(gone | {"renewed": time.time() - 61}))
+    with run_lock(store):
         pass
 
 
 def test_of_two_that_come_at_once_the_earlier_gives_way(store: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have seen no holder; the later one's file is the one that is left."""
     later = {"host": "elsewhere", "pid": 1, "nonce": "x", "renewed": time.time()}
-    monkeypatch.setattr(lock.time, "sleep", lambda seconds: store.write_text(HOLDER_FILE, json.dumps(later)))
-    with pytest.raises(RunDirectoryError, match="process 1 on elsewhere"), held(store):
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: store.write_text(OWNER_FILE, json.dumps(later)))
+    with pytest.raises(RunDirectoryError, match="process 1 on elsewhere"), run_lock(store):
         pass
-    assert json.loads(store.read_text(HOLDER_FILE)) == later
+    assert json.loads(store.read_text(OWNER_FILE)) == later

@@ -10,50 +10,50 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tailsweep.orchestrator.config.sweep import load_sweep, to_yaml
-from tailsweep.orchestrator.runs.candidates import CandidateRecord, Outcome, Records
 from tailsweep.orchestrator.runs.directory import METRICS_FILE, SWEEP_FILE, RunDirectory
-from tailsweep.orchestrator.runs.records import HistoryWriter, write_candidates, write_outcome
+from tailsweep.orchestrator.runs.records import HistoryWriter, write_outcome, write_trials
 from tailsweep.orchestrator.runs.report import report
-from tailsweep.orchestrator.runs.tables import chosen_row, ranking, result_rows, write_tables
+from tailsweep.orchestrator.runs.tables import ranking, result_rows, select_best, write_tables
 from tailsweep.orchestrator.runs.text import describe_run, failures, format_ranking, format_test_metrics
+from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord
 
 METRIC = "validation/macro_f1"
 
 
-def candidate(name: str, train: str = "rows.csv", **values: Any) -> CandidateRecord:
-    return CandidateRecord(
+def trial(name: str, train: str = "rows.csv", **values: Any) -> TrialRecord:
+    return TrialRecord(
         name, {key.replace("__", "."): value for key, value in values.items()}, {"data": {"train": train}}
     )
 
 
 def epoch(name: str, stage: str, number: float, score: float, **more: Any) -> dict[str, Any]:
-    row = {"candidate": name, "stage": stage, "epoch": number, "train/loss": 0.5, METRIC: score, "seconds": 2.0}
+    row = {"trial": name, "stage": stage, "epoch": number, "train/loss": 0.5, METRIC: score, "seconds": 2.0}
     return row | ({"stage_one_epoch": number} if stage == "stage_one" else {}) | more
 
 
 def five_states() -> Records:
-    """c000 completed, c001 pruned (its score is the highest), c002 running, c003 pending, c004 failed."""
+    """t000 completed, t001 pruned (its score is the highest), t002 running, t003 pending, t004 failed."""
     return Records(
-        [candidate(f"c{number:03d}", stage_one__learning_rate=10.0**-number) for number in range(5)],
+        [trial(f"t{number:03d}", stage_one__learning_rate=10.0**-number) for number in range(5)],
         [
-            epoch("c000", "stage_one", 1, 0.6, **{"validation/recall_few": None}),
-            epoch("c001", "stage_one", 1, 0.9),
-            epoch("c002", "stage_one", 1, 0.3),
-            epoch("c000", "stage_two", 1, 0.5, **{"validation/recall_few": 0.25}),
-            epoch("c002", "stage_one", 2, 0.2),
-            epoch("c000", "stage_two", 2, 0.4, **{"validation/recall_few": 0.5}),
+            epoch("t000", "stage_one", 1, 0.6, **{"validation/recall_few": None}),
+            epoch("t001", "stage_one", 1, 0.9),
+            epoch("t002", "stage_one", 1, 0.3),
+            epoch("t000", "stage_two", 1, 0.5, **{"validation/recall_few": 0.25}),
+            epoch("t002", "stage_one", 2, 0.2),
+            epoch("t000", "stage_two", 2, 0.4, **{"validation/recall_few": 0.5}),
         ],
         {
-            "c000": Outcome("c000", "completed", "all its epochs are done", 12.5),
-            "c001": Outcome("c001", "pruned", "below the rung", 3.25),
-            "c004": Outcome("c004", "failed", "TrainingDiverged: the loss is nan", 1.0),
+            "t000": Outcome("t000", "completed", "all its epochs are done", 12.5),
+            "t001": Outcome("t001", "pruned", "below the rung", 3.25),
+            "t004": Outcome("t004", "failed", "TrainingDiverged: the loss is nan", 1.0),
         },
     )
 
 
 def test_every_state_is_told_apart() -> None:
     rows = result_rows(five_states(), METRIC)
-    assert [row["candidate"] for row in rows] == ["c000", "c001", "c002", "c003", "c004"]
+    assert [row["trial"] for row in rows] == ["t000", "t001", "t002", "t003", "t004"]
     assert [row["state"] for row in rows] == ["completed", "pruned", "running", "pending", "failed"]
     assert [row["reason"] for row in rows] == [
         "all its epochs are done",
@@ -69,40 +69,40 @@ def test_every_state_is_told_apart() -> None:
         (0, 0),
         (0, 0),
     ]
-    # Of an unfinished candidate, the seconds of its reports: 2 + 2.
+    # Of an unfinished trial, the seconds of its reports: 2 + 2.
     assert [row["seconds"] for row in rows] == [12.5, 3.25, 4.0, 0, 1.0]
     assert [row["parent"] for row in rows] == [None] * 5
     assert [row["stage_one.learning_rate"] for row in rows] == [1.0, 0.1, 0.01, 0.001, 0.0001]
 
 
-def test_a_candidate_that_went_on_as_several_gives_their_rows_at_its_place() -> None:
-    names = {"c000": None, "c001": None, "c000.1": "c000", "c000.2": "c000"}
+def test_a_trial_that_continued_as_several_gives_their_rows_at_its_place() -> None:
+    names = {"t000": None, "t001": None, "t000.1": "t000", "t000.2": "t000"}
     records = Records(
-        [CandidateRecord(name, {"x": name}, {"data": {"train": "rows.csv"}}, parent) for name, parent in names.items()],
+        [TrialRecord(name, {"x": name}, {"data": {"train": "rows.csv"}}, parent) for name, parent in names.items()],
         [
-            epoch("c000", "stage_one", 1, 0.6),
-            epoch("c001", "stage_one", 1, 0.1),
-            epoch("c000.2", "stage_two", 1, 0.8),
-            epoch("c000.1", "stage_two", 1, 0.7),
+            epoch("t000", "stage_one", 1, 0.6),
+            epoch("t001", "stage_one", 1, 0.1),
+            epoch("t000.2", "stage_two", 1, 0.8),
+            epoch("t000.1", "stage_two", 1, 0.7),
         ],
         {
-            "c000": Outcome("c000", "promoted", "goes on as c000.1, c000.2", 3.0),
-            "c001": Outcome("c001", "not_promoted", "rank 2", 2.0),
-            "c000.2": Outcome("c000.2", "completed", "all its epochs are done", 9.0),
+            "t000": Outcome("t000", "promoted", "continues as t000.1, t000.2", 3.0),
+            "t001": Outcome("t001", "not_promoted", "rank 2", 2.0),
+            "t000.2": Outcome("t000.2", "completed", "all its epochs are done", 9.0),
         },
     )
     rows = result_rows(records, METRIC)
-    assert [(row["candidate"], row["parent"], row["state"]) for row in rows] == [
-        ("c000.1", "c000", "running"),
-        ("c000.2", "c000", "completed"),
-        ("c001", None, "not_promoted"),
+    assert [(row["trial"], row["parent"], row["state"]) for row in rows] == [
+        ("t000.1", "t000", "running"),
+        ("t000.2", "t000", "completed"),
+        ("t001", None, "not_promoted"),
     ]
     assert [(row["stage_one_epochs"], row["stage_two_epochs"], row[METRIC]) for row in rows] == [
         (1, 1, 0.7),
         (1, 1, 0.8),
         (1, 0, 0.1),
     ]
-    # What a candidate took of its parent's stage one counts: 2 + 2 seconds of reports, and 9 as its outcome says.
+    # What a trial took of its parent's stage one counts: 2 + 2 seconds of reports, and 9 as its outcome says.
     assert [row["seconds"] for row in rows] == [4.0, 9.0, 2.0]
 
 
@@ -119,33 +119,33 @@ def test_a_row_holds_every_validation_score_of_the_epoch_it_is_judged_by() -> No
     assert METRIC not in pending
 
 
-def test_completed_candidates_stand_first_and_those_without_a_score_last() -> None:
+def test_completed_trials_stand_first_and_those_without_a_score_last() -> None:
     rows = result_rows(five_states(), METRIC)
-    assert [row["candidate"] for row in ranking(rows, METRIC)] == ["c000", "c001", "c002", "c003", "c004"]
-    assert [row["candidate"] for row in ranking(rows[::-1], METRIC)] == ["c000", "c001", "c002", "c004", "c003"]
+    assert [row["trial"] for row in ranking(rows, METRIC)] == ["t000", "t001", "t002", "t003", "t004"]
+    assert [row["trial"] for row in ranking(rows[::-1], METRIC)] == ["t000", "t001", "t002", "t004", "t003"]
 
 
-def test_a_tie_goes_to_the_lower_candidate_number() -> None:
-    names = ["c000", "c001", "c002", "c003"]
+def test_a_tie_goes_to_the_lower_trial_number() -> None:
+    names = ["t000", "t001", "t002", "t003"]
     records = Records(
-        [candidate(name) for name in names],
+        [trial(name) for name in names],
         [epoch(name, "stage_two", 1, score) for name, score in zip(names, [0.1, 0.7, 0.7, 0.7], strict=True)],
         {name: Outcome(name, "completed", "", 1.0) for name in names},
     )
     rows = result_rows(records, METRIC)
-    assert [row["candidate"] for row in ranking(rows, METRIC)] == ["c001", "c002", "c003", "c000"]
-    chosen = chosen_row(rows, METRIC)
+    assert [row["trial"] for row in ranking(rows, METRIC)] == ["t001", "t002", "t003", "t000"]
+    chosen = select_best(rows, METRIC)
     assert chosen is not None
-    assert chosen["candidate"] == "c001"
+    assert chosen["trial"] == "t001"
 
 
-def test_a_pruned_candidate_is_never_chosen_whatever_its_score() -> None:
+def test_a_pruned_trial_is_never_chosen_whatever_its_score() -> None:
     rows = result_rows(five_states(), METRIC)
-    chosen = chosen_row(rows, METRIC)
+    chosen = select_best(rows, METRIC)
     assert chosen is not None
-    assert chosen["candidate"] == "c000"
-    assert chosen_row([row for row in rows if row["state"] != "completed"], METRIC) is None
-    assert chosen_row([], METRIC) is None
+    assert chosen["trial"] == "t000"
+    assert select_best([row for row in rows if row["state"] != "completed"], METRIC) is None
+    assert select_best([], METRIC) is None
 
 
 @pytest.fixture
@@ -159,9 +159,9 @@ def test_results_and_history_are_written_as_parquet(run: RunDirectory) -> None:
     records = five_states()
     rows = write_tables(run, records, METRIC)
     assert rows == result_rows(records, METRIC)
-    results = pq.read_table(f"{run.path}/results.parquet")
+    results = pq.read_table(f"{run.path}/trials.parquet")
     assert {field.name: str(field.type) for field in results.schema} == {
-        "candidate": "string",
+        "trial": "string",
         "parent": "string",
         "state": "string",
         "reason": "string",
@@ -178,7 +178,7 @@ def test_results_and_history_are_written_as_parquet(run: RunDirectory) -> None:
     assert results["validation/recall_few"].to_pylist() == [0.25, None, None, None, None]
     history = pq.read_table(f"{run.path}/history.parquet")
     assert history.column_names == [
-        "candidate", "stage", "epoch", "train/loss", METRIC, "seconds", "stage_one_epoch", "validation/recall_few",
+        "trial", "stage", "epoch", "train/loss", METRIC, "seconds", "stage_one_epoch", "validation/recall_few",
     ]  # fmt: skip
     empty = dict.fromkeys(history.column_names)
     assert history.to_pylist() == [empty | row for row in records.history]
@@ -186,22 +186,22 @@ def test_results_and_history_are_written_as_parquet(run: RunDirectory) -> None:
 
 
 def test_epochs_within_an_epoch_are_fractions_in_every_table(run: RunDirectory) -> None:
-    """c000 is judged by the first half of stage two, c001 was stopped at a third of stage one."""
-    history = [epoch("c000", "stage_one", number, 0.5) for number in (1 / 3, 2 / 3, 1)]
-    history += [epoch("c001", "stage_one", 1 / 3, 0.1)]
-    history += [epoch("c000", "stage_two", number, score) for number, score in ((0.5, 0.7), (1, 0.6))]
-    records = Records([candidate("c000"), candidate("c001")], history, {"c000": Outcome("c000", "completed", "", 1.0)})
+    """t000 is judged by the first half of stage two, t001 was stopped at a third of stage one."""
+    history = [epoch("t000", "stage_one", number, 0.5) for number in (1 / 3, 2 / 3, 1)]
+    history += [epoch("t001", "stage_one", 1 / 3, 0.1)]
+    history += [epoch("t000", "stage_two", number, score) for number, score in ((0.5, 0.7), (1, 0.6))]
+    records = Records([trial("t000"), trial("t001")], history, {"t000": Outcome("t000", "completed", "", 1.0)})
     rows = write_tables(run, records, METRIC)
     assert [(row["stage_one_epochs"], row["stage_two_epochs"]) for row in rows] == [(1, 1), (1 / 3, 0)]
     assert (rows[0]["best_stage"], rows[0]["best_epoch"]) == ("stage_two", 0.5)
-    results, written = (pq.read_table(f"{run.path}/{name}.parquet") for name in ("results", "history"))
+    results, written = (pq.read_table(f"{run.path}/{name}.parquet") for name in ("trials", "history"))
     kinds = {name: str(results.schema.field(name).type) for name in ("stage_one_epochs", "stage_two_epochs")}
     assert kinds == {"stage_one_epochs": "double", "stage_two_epochs": "int64"}
     assert [str(written.schema.field(name).type) for name in ("epoch", "stage_one_epoch")] == ["double", "double"]
     assert written["epoch"].to_pylist() == [1 / 3, 2 / 3, 1, 1 / 3, 0.5, 1]
     assert [line.split()[3] for line in format_ranking(rows, METRIC, []).splitlines()[2:]] == ["1+1", "0.333+0"]
     run.write_text(METRICS_FILE, json.dumps(METRICS | {"epoch": 7 / 3}))
-    assert "c000, stage_two epoch 2.333\n" in describe_run(run, records, rows, METRIC)
+    assert "t000, stage_two epoch 2.333\n" in describe_run(run, records, rows, METRIC)
 
 
 @pytest.mark.parametrize(
@@ -223,43 +223,43 @@ def test_epochs_within_an_epoch_are_fractions_in_every_table(run: RunDirectory) 
 def test_swept_values_of_any_kind_make_a_column(
     run: RunDirectory, values: list[Any], kind: pa.DataType, column: list[Any]
 ) -> None:
-    records = Records([candidate(f"c{number:03d}", swept=value) for number, value in enumerate(values)], [])
+    records = Records([trial(f"t{number:03d}", swept=value) for number, value in enumerate(values)], [])
     write_tables(run, records, METRIC)
-    written = pq.read_table(f"{run.path}/results.parquet")["swept"]
+    written = pq.read_table(f"{run.path}/trials.parquet")["swept"]
     assert written.type == kind
     assert written.to_pylist() == column
 
 
 def test_tables_are_written_before_the_first_report_too(run: RunDirectory) -> None:
-    write_tables(run, Records([candidate("c000")], []), METRIC)
-    assert pq.read_table(f"{run.path}/results.parquet")["state"].to_pylist() == ["pending"]
+    write_tables(run, Records([trial("t000")], []), METRIC)
+    assert pq.read_table(f"{run.path}/trials.parquet")["state"].to_pylist() == ["pending"]
     assert pq.read_table(f"{run.path}/history.parquet").num_rows == 0
 
 
 def test_the_ranking_as_text() -> None:
     rows = result_rows(five_states(), METRIC)
-    rows[0]["stage_one.trains"] = {"top_layers": 1}
-    assert format_ranking(rows, METRIC, ["stage_one.learning_rate", "stage_one.trains"]).splitlines() == [
-        "rank  candidate  state      epochs  macro_f1  stage_one.learning_rate  stage_one.trains   seconds",
-        "----  ---------  ---------  ------  --------  -----------------------  -----------------  -------",
-        '   1  c000       completed     1+2    0.5000                   1.0000  {"top_layers": 1}       12',
-        "   -  c001       pruned        1+0    0.9000                   0.1000                  -        3",
-        "   -  c002       running       2+0    0.3000                   0.0100                  -        4",
-        "   -  c003       pending       0+0         -                    0.001                  -        0",
-        "   -  c004       failed        0+0         -                   0.0001                  -        1",
+    rows[0]["stage_one.trainable"] = {"top_layers": 1}
+    assert format_ranking(rows, METRIC, ["stage_one.learning_rate", "stage_one.trainable"]).splitlines() == [
+        "rank  trial  state      epochs  macro_f1  stage_one.learning_rate  stage_one.trainable  seconds",
+        "----  -----  ---------  ------  --------  -----------------------  -------------------  -------",
+        '   1  t000   completed     1+2    0.5000                   1.0000  {"top_layers": 1}         12',
+        "   -  t001   pruned        1+0    0.9000                   0.1000                    -        3",
+        "   -  t002   running       2+0    0.3000                   0.0100                    -        4",
+        "   -  t003   pending       0+0         -                    0.001                    -        0",
+        "   -  t004   failed        0+0         -                   0.0001                    -        1",
     ]
 
 
-def test_a_long_ranking_is_cut_and_says_so() -> None:
+def test_a_long_ranking_is_shortened_and_says_so() -> None:
     rows = result_rows(five_states(), METRIC)
     lines = format_ranking(rows, METRIC, [], limit=2).splitlines()
     assert len(lines) == 5
-    assert lines[-1] == "... and 3 more in results.parquet"
+    assert lines[-1] == "... and 3 more in trials.parquet"
     assert "more" not in format_ranking(rows, METRIC, [], limit=5)
 
 
 METRICS = {
-    "candidate": "c000",
+    "trial": "t000",
     "stage": "stage_two",
     "epoch": 1,
     "test/macro_f1": 0.75,
@@ -290,57 +290,56 @@ def test_test_metrics_as_text() -> None:
     ]
 
 
-def test_each_failure_is_told_with_its_reason() -> None:
-    assert failures(result_rows(five_states(), METRIC)) == ["c004 failed: TrainingDiverged: the loss is nan"]
+def test_each_failure_is_reported_with_its_reason() -> None:
+    assert failures(result_rows(five_states(), METRIC)) == ["t004 failed: TrainingDiverged: the loss is nan"]
 
 
 def test_a_run_without_a_model_says_so(run: RunDirectory) -> None:
     records = five_states()
     text = describe_run(run, records, result_rows(records, METRIC), METRIC)
-    assert f"best by {METRIC}: c000; no model has been made of it" in text
-    assert "c004 failed: TrainingDiverged" in text
+    assert f"best by {METRIC}: t000; no model has been made of it" in text
+    assert "t004 failed: TrainingDiverged" in text
     unfinished = [row | {"state": "running"} for row in result_rows(records, METRIC)]
-    assert "no candidate has been chosen, so there is no model" in describe_run(run, records, unfinished, METRIC)
-    assert text.endswith(f"results  {run.path}/results.parquet, {run.path}/history.parquet, {run.path}/report.html")
+    assert "no trial has been chosen, so there is no model" in describe_run(run, records, unfinished, METRIC)
+    assert text.endswith(f"results  {run.path}/trials.parquet, {run.path}/history.parquet, {run.path}/report.html")
 
 
 def test_synthetic_rows_are_named_where_their_scores_are_shown(run: RunDirectory) -> None:
     run.write_text(METRICS_FILE, json.dumps(METRICS))
     for train, said in (("demo://drug-labels", True), ("rows.csv", False)):
-        records = Records([candidate("c000", train=train)], [])
+        records = Records([trial("t000", train=train)], [])
         text = describe_run(run, records, result_rows(records, METRIC), METRIC)
         assert ("its rows are synthetic" in text) == said
-        assert "chosen by validation/macro_f1: c000, stage_two epoch 1" in text
+        assert "chosen by validation/macro_f1: t000, stage_two epoch 1" in text
         assert f"model    {run.path}/best" in text
         assert format_test_metrics(METRICS) in text
 
 
 @pytest.fixture
 def died(tmp_path: Path, run: RunDirectory) -> RunDirectory:
-    """A run directory as a killed sweep leaves it: no tables, one candidate cut short."""
+    """A run directory as a killed sweep leaves it: no tables, one trial cut short."""
     path = tmp_path / "small.yaml"
     path.write_text(
-        "{name: small, num_candidates: 2, data: {train: rows.csv}, "
-        "stage_one: {learning_rate: {loguniform: [1e-5, 1e-2]}}}"
+        "{name: small, num_trials: 2, data: {train: rows.csv}, stage_one: {learning_rate: {loguniform: [1e-5, 1e-2]}}}"
     )
     sweep = load_sweep(path)
     run.write_text(SWEEP_FILE, to_yaml(sweep))
-    drawn = sweep.candidates()
-    write_candidates(run, [CandidateRecord(c.name, dict(c.values), c.trial.model_dump(mode="json")) for c in drawn])
+    drawn = sweep.trials()
+    write_trials(run, [TrialRecord(c.name, dict(c.values), c.config.model_dump(mode="json")) for c in drawn])
     writer = HistoryWriter(run)
-    for name, score in (("c000", 0.25), ("c001", 0.5)):
+    for name, score in (("t000", 0.25), ("t001", 0.5)):
         writer.append(epoch(name, "stage_one", 1, score))
-    write_outcome(run, Outcome("c000", "pruned", "below", 4.0))
+    write_outcome(run, Outcome("t000", "pruned", "below", 4.0))
     return run
 
 
 def test_report_tells_of_a_run_that_died_and_makes_its_tables(died: RunDirectory) -> None:
     lines = report(died.location).splitlines()
     assert [line.split()[:5] for line in lines[2:4]] == [
-        ["-", "c001", "running", "1+0", "0.5000"],
-        ["-", "c000", "pruned", "1+0", "0.2500"],
+        ["-", "t001", "running", "1+0", "0.5000"],
+        ["-", "t000", "pruned", "1+0", "0.2500"],
     ]
-    assert pq.read_table(f"{died.path}/results.parquet")["state"].to_pylist() == ["pruned", "running"]
+    assert pq.read_table(f"{died.path}/trials.parquet")["state"].to_pylist() == ["pruned", "running"]
     assert pq.read_table(f"{died.path}/history.parquet").num_rows == 2
 
 

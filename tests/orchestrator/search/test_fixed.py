@@ -1,30 +1,28 @@
-"""Candidates are started while the seconds last; what has begun goes on."""
+"""Trials are started while the seconds last; what has begun continues."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
-from tailsweep.orchestrator.runs.candidates import CandidateRecord, Records
+from tailsweep.orchestrator.runs.trials import Records, TrialRecord
 from tailsweep.orchestrator.search.fixed import ListedSearch, SecondsBudget
 
 
 def search(clock: Any, at_once: int = 2) -> ListedSearch:
-    candidates = [CandidateRecord(name, {}, {}) for name in ("c000", "c001", "c002", "c003")]
-    records = Records(list(candidates), [{"candidate": "c003", "stage": "stage_one", "epoch": 1}])
-    return ListedSearch(
-        candidates, records, lambda candidate: {"name": candidate.name}, SecondsBudget(60, at_once, clock)
-    )
+    trials = [TrialRecord(name, {}, {}) for name in ("t000", "t001", "t002", "t003")]
+    records = Records(list(trials), [{"trial": "t003", "stage": "stage_one", "epoch": 1}])
+    return ListedSearch(trials, records, lambda trial: {"name": trial.name}, SecondsBudget(60, at_once, clock))
 
 
-def test_candidates_start_in_order_until_the_seconds_are_spent() -> None:
+def test_trials_start_in_order_until_the_seconds_are_spent() -> None:
     clock = SimpleNamespace(seconds=0.0)
     asked = search(clock)
-    assert asked.suggest("a") == {"of": {"name": "c000"}}
+    assert asked.suggest("a") == {"trial": {"name": "t000"}}
     clock.seconds = 119.0  # of two at once: 59.5 on the wall
-    assert asked.suggest("b") == {"of": {"name": "c001"}}
+    assert asked.suggest("b") == {"trial": {"name": "t001"}}
     clock.seconds = 120.0
-    assert asked.suggest("c") == {"of": {"name": "c003"}}  # it had begun before an interruption
+    assert asked.suggest("c") == {"trial": {"name": "t003"}}  # it had begun before an interruption
     assert asked.suggest("d") == Searcher.FINISHED
 
 

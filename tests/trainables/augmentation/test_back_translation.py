@@ -1,4 +1,4 @@
-"""Back-translation by tiny, randomly initialised Marian models: whose translation is whose, and what is kept."""
+"""Back-translation by tiny, randomly initialized Marian models: whose translation is whose, and what is kept."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 import transformers
 from tailsweep.trainables.augmentation import back_translation
 from tailsweep.trainables.augmentation.back_translation import TOP_K, Translator, _Draws, _sentences, back_translations
-from tailsweep.trainables.augmentation.rebalance import made_rows
+from tailsweep.trainables.augmentation.rebalance import synthesize_examples
 from tailsweep.trainables.config.data import BackTranslation, BeamSearch, DataConfig, Sampling
 from tailsweep.trainables.data.splits import Splits
 from tailsweep.trainables.errors import ModelError
@@ -27,19 +27,19 @@ SENTENCES = ["the patient was in", "a dose", "oral", "renal urine with a drug ab
 def save_marian(folder: Path, seed: int) -> str:
     """A model whose output depends on its input, with a tokenizer of whole words (Marian's own needs sentencepiece)."""
     vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer_model = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer_model.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer_model.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=40, **special)
-    of_each_side = {
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer_model, model_max_length=40, **special)
+    vocabularies = {
         f"{side}_{name}": size
         for side in ("encoder", "decoder")
         for name, size in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 32))
     }
     config = transformers.MarianConfig(
         vocab_size=len(vocabulary), d_model=16, max_position_embeddings=40, init_std=0.6, pad_token_id=0,
-        eos_token_id=1, bos_token_id=None, forced_eos_token_id=None, decoder_start_token_id=0, **of_each_side,
+        eos_token_id=1, bos_token_id=None, forced_eos_token_id=None, decoder_start_token_id=0, **vocabularies,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -60,10 +60,8 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture
 def translator(names: list[str], tmp_path: Path) -> Callable[..., Translator]:
-    def make(decoding: Any = SAMPLING, seed: int = 0, name: str = names[0], said: Any = None) -> Translator:
-        return Translator(
-            name, decoding, seed, tmp_path / "cache", said.append if said is not None else lambda text: None
-        )
+    def make(decoding: Any = SAMPLING, seed: int = 0, name: str = names[0]) -> Translator:
+        return Translator(name, decoding, seed, tmp_path / "cache")
 
     return make
 
@@ -93,15 +91,15 @@ def config(names: Sequence[str], decoding: Any = SAMPLING, **fields: Any) -> Bac
 
 
 def test_beam_search_gives_what_generate_gives_a_sentence_alone(translator: Any, names: list[str]) -> None:
-    found = translator(BEAMS).translate([(text, 0) for text in SENTENCES])
+    translations = translator(BEAMS).translate([(text, 0) for text in SENTENCES])
     tokenizer = transformers.AutoTokenizer.from_pretrained(names[0])
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(names[0]).eval()
     for text in SENTENCES:
         given = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
         limit = 2 * given["input_ids"].shape[1] + 10  # then, the end
         ids = model.generate(**given, num_beams=3, do_sample=False, max_new_tokens=limit + 1, forced_eos_token_id=1)
-        assert found[text, 0] == tokenizer.decode(ids[0], skip_special_tokens=True)
-    assert len(set(found.values())) > 2
+        assert translations[text, 0] == tokenizer.decode(ids[0], skip_special_tokens=True)
+    assert len(set(translations.values())) > 2
 
 
 def test_a_draw_has_the_probabilities_of_the_softmax() -> None:
@@ -120,7 +118,7 @@ def test_only_the_likeliest_tokens_are_drawn() -> None:
     assert len(drawn.unique()) > 30
 
 
-@pytest.mark.parametrize("decoding", [SAMPLING, BEAMS], ids=lambda one: one.kind)
+@pytest.mark.parametrize("decoding", [SAMPLING, BEAMS], ids=lambda config: config.kind)
 def test_a_translation_does_not_depend_on_what_else_is_translated(
     decoding: Any, translator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,44 +128,47 @@ def test_a_translation_does_not_depend_on_what_else_is_translated(
     monkeypatch.setattr(back_translation, "TOKENS_AT_ONCE", {"cpu": 1})  # each alone
     torch.rand(5)
     alone = translator(decoding)
-    assert [alone.translate([one])[one] for one in reversed(together)] == list(reversed(together.values()))
+    assert [alone.translate([request])[request] for request in reversed(together)] == list(reversed(together.values()))
 
 
 def test_draws_and_seeds_give_other_translations(translator: Any) -> None:
-    def one(draw: int, seed: int) -> str:
+    def translation(draw: int, seed: int) -> str:
         text: str = translator(seed=seed).translate([(SENTENCES[3], draw)])[SENTENCES[3], draw]
         return text
 
-    assert len({one(0, 0), one(1, 0), one(0, 1), one(2, 0)}) == 4
+    assert len({translation(0, 0), translation(1, 0), translation(0, 1), translation(2, 0)}) == 4
 
 
 # --- what is kept
 
 
 def test_what_was_translated_is_not_translated_again_nor_the_model_loaded(
-    translator: Any, generated: list[int], names: list[str], monkeypatch: pytest.MonkeyPatch
+    messages_logged: list[str],
+    translator: Any,
+    generated: list[int],
+    names: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    said: list[str] = []
     asked = [(text, 0) for text in SENTENCES]
     monkeypatch.setattr(back_translation, "SECONDS_BETWEEN_WORDS", -1)
-    first = translator(said=said).translate([*asked, *asked])
+    first = translator().translate([*asked, *asked])
     assert generated == [5]
-    assert said == [
+    assert messages_logged == [
         f"loading {names[0]}, which translates on the cpu",
         f"translating by {names[0]}: 5 of 5 sentences",
     ]
-    assert translator(said=said).translate(asked) == first
-    translator(said=said).translate([*asked, ("plasma", 0)])
+    assert translator().translate(asked) == first
+    translator().translate([*asked, ("plasma", 0)])
     assert generated == [5, 1]
-    assert len(said) == 4
+    assert len(messages_logged) == 4
 
 
-def test_an_interrupted_run_goes_on_after_its_last_batch(
+def test_an_interrupted_run_continues_after_its_last_batch(
     translator: Any, generated: list[int], names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(back_translation, "TOKENS_AT_ONCE", {"cpu": 1})
     asked = [(text, 0) for text in SENTENCES]
-    whole = Translator(names[0], SAMPLING, 0, tmp_path / "never interrupted", lambda text: None).translate(asked)
+    whole = Translator(names[0], SAMPLING, 0, tmp_path / "never interrupted").translate(asked)
     generated.clear()
     write = Translator._write
 
@@ -217,27 +218,27 @@ def test_other_weights_settings_and_seeds_have_keys_of_their_own(
 
 def test_copies_go_round_the_pivots_and_back_by_each(names: list[str], tmp_path: Path) -> None:
     text = "the patient was oral. a dose in\n\nplasma 7!  12"
-    with back_translations(config(names, BEAMS), tmp_path / "cache", lambda text: None) as copies:
-        found = copies([(text, 0), (text, 1)])
+    with back_translations(config(names, BEAMS), tmp_path / "cache") as copies:
+        results = copies([(text, 0), (text, 1)])
     sentences = ["the patient was oral.", "a dose in", "plasma 7!"]
-    for copy, (to, back) in zip(found, (names[:2], names[2:]), strict=True):
-        there, home = (Translator(name, BEAMS, 0, tmp_path / "other", lambda text: None) for name in (to, back))
+    for copy, (to, back) in zip(results, (names[:2], names[2:]), strict=True):
+        there, home = (Translator(name, BEAMS, 0, tmp_path / "other") for name in (to, back))
         middle = there.translate([(sentence, 0) for sentence in sentences])
         again = home.translate([(text, 0) for text in middle.values()])
         parts = [again.get((middle[sentence, 0], 0), "") for sentence in sentences]
         assert copy == f"{parts[0]} {parts[1]}\n\n{parts[2]}  12".strip()  # what has no letters stays as it is
-    assert found[0] != found[1]
+    assert results[0] != results[1]
 
 
 def test_the_draws_of_a_pivot_do_not_depend_on_how_many_pivots_there_are(names: list[str], tmp_path: Path) -> None:
-    found = []
+    results = []
     for count, numbers in ((2, (0, 1)), (4, (0, 2))):
-        with back_translations(config(names[:count]), tmp_path / str(count), lambda text: None) as copies:
-            found.append(copies([(SENTENCES[3], number) for number in numbers]))
-    assert found[0] == found[1]
+        with back_translations(config(names[:count]), tmp_path / str(count)) as copies:
+            results.append(copies([(SENTENCES[3], number) for number in numbers]))
+    assert results[0] == results[1]
 
 
-def test_a_text_is_cut_into_sentences_that_are_the_text_again() -> None:
+def test_joined_sentences_are_the_text() -> None:
     text = "One. Two?  Three!\n\nfour 1.5 " + "word " * 200 + "end"
     parts = _sentences(text)
     assert "".join(parts) == text
@@ -261,30 +262,30 @@ def test_beam_search_makes_one_copy_per_row_and_pivot_and_sampling_as_many_as_ar
     names: list[str], tmp_path: Path, generated: list[int]
 ) -> None:
     rows = splits({"many": 7, "few": 1})
-    made = {}
+    synthetic = {}
     for decoding in (BEAMS, SAMPLING):
         data = DataConfig(train="not read here", augmentation=config(names, decoding))
-        made[decoding.kind] = made_rows(rows, data, tmp_path / "cache", lambda text: None)
-    assert len(made["beam_search"].texts) <= 2
+        synthetic[decoding.kind] = synthesize_examples(rows, data, tmp_path / "cache")
+    assert len(synthetic["beam_search"].texts) <= 2
     assert (
-        made["beam_search"]
+        synthetic["beam_search"]
         .notes[-1]
-        .endswith("beam search gives a row one copy per pivot: say decoding: {kind: sampling}, or name more pivots")
+        .endswith("beam search gives a row one copy per pivot: set decoding: {kind: sampling}, or name more pivots")
     )
-    assert len(made["sampling"].texts) == 6
-    assert set(made["sampling"].sources.tolist()) == {7}
+    assert len(synthetic["sampling"].texts) == 6
+    assert set(synthetic["sampling"].sources.tolist()) == {7}
     generated.clear()
     data = DataConfig(train="not read here", augmentation=config(names))
-    assert made_rows(rows, data, tmp_path / "cache", lambda text: None).texts == made["sampling"].texts
+    assert synthesize_examples(rows, data, tmp_path / "cache").texts == synthetic["sampling"].texts
     assert generated == []
 
 
-def test_a_model_that_cannot_be_loaded_is_named_with_a_remedy(names: list[str], tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_named_with_a_hint(names: list[str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name, message in (
-        ("nobody/none", r'pivots: cannot load "nobody/none": .*\n .*HF_HUB_OFFLINE is set'),
+        ("no one/none", r'pivots: cannot load "no one/none": .*\n .*HF_HUB_OFFLINE is set'),
         (str(tmp_path / "empty"), r'data.augmentation.pivots: cannot load ".*empty"'),
     ):
         data = DataConfig(train="not read here", augmentation=config([name, names[0]]))
         with pytest.raises(ModelError, match=message):
-            made_rows(splits({"many": 3, "few": 2}), data, tmp_path / "cache", lambda text: None)
+            synthesize_examples(splits({"many": 3, "few": 2}), data, tmp_path / "cache")

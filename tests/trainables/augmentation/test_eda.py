@@ -24,10 +24,10 @@ def known(word: str) -> tuple[str, ...]:
 
 
 def copies(
-    text: str, operation: str, alpha: float, count: int = 30, of: Callable[..., tuple[str, ...]] = known
+    text: str, operation: str, alpha: float, count: int = 30, synonyms: Callable[..., tuple[str, ...]] = known
 ) -> set[str]:
     config = EDA(kind="eda", **{**NONE, f"alpha_{operation}": alpha})
-    return {eda_copy(text, number, config, of) for number in range(count)}
+    return {eda_copy(text, number, config, synonyms) for number in range(count)}
 
 
 # --- the operations
@@ -79,25 +79,25 @@ def test_deleted_words_take_a_blank_with_them_and_leave_punctuation() -> None:
 
 @given(texts, st.integers(0, 5))
 def test_operations_on_any_text(text: str, number: int) -> None:
-    def of(word: str) -> tuple[str, ...]:
+    def synonyms(word: str) -> tuple[str, ...]:
         return ("syn",) if word != "syn" else ()
 
     words, others = WORD.findall(text), WORD.sub("", text)
     for operation in ("sr", "ri", "rs", "rd"):
         config = EDA(kind="eda", **{**NONE, f"alpha_{operation}": 0.4})
-        copy = eda_copy(text, number, config, of)
-        found = WORD.findall(copy)
+        copy = eda_copy(text, number, config, synonyms)
+        changed = WORD.findall(copy)
         if operation in ("sr", "rs"):
             assert WORD.sub("", copy) == others
-            assert len(found) == len(words)
+            assert len(changed) == len(words)
         if operation == "rs":
-            assert Counter(found) == Counter(words)
-        if operation == "ri" and found != words:
-            assert Counter(words) <= Counter(found)
+            assert Counter(changed) == Counter(words)
+        if operation == "ri" and changed != words:
+            assert Counter(words) <= Counter(changed)
             assert "".join(WORD.sub("", copy).split()) == "".join(others.split())
         if operation == "rd":
-            assert not words or found
-            assert Counter(found) <= Counter(words) or not words
+            assert not words or changed
+            assert Counter(changed) <= Counter(words) or not words
             assert "".join(WORD.sub("", copy).split()) == "".join(others.split())
 
 
@@ -167,28 +167,28 @@ def test_a_synonym_has_the_inflection_of_its_word(word: str, expected: str) -> N
 
 
 def test_what_a_word_can_be_twice_is_replaced_only_by_what_can_be_both() -> None:
-    of = synonyms_of("built_in")
-    assert of("walk") == ("stroll",)  # verb and noun, and so is stroll
-    assert of("start") == ()  # to begin, a beginning
-    assert of("quit") == ()  # resign, resigned
-    assert of("forbidden") == ("prohibited",)
-    assert of("help") == ("aid",)  # to assist; assistance
+    synonyms = synonyms_of("built_in")
+    assert synonyms("walk") == ("stroll",)  # verb and noun, and so is stroll
+    assert synonyms("start") == ()  # to begin, a beginning
+    assert synonyms("quit") == ()  # resign, resigned
+    assert synonyms("forbidden") == ("prohibited",)
+    assert synonyms("help") == ("aid",)  # to assist; assistance
 
 
 def test_the_lexicon_is_of_hundreds_of_groups_of_plain_words_without_stop_words() -> None:
     groups, inflections = _read()
-    of = synonyms_of("built_in")
+    synonyms = synonyms_of("built_in")
     words = [word for _, group in groups for word in group]
     assert all(re.fullmatch("[a-z]+", word) for word in words)
     assert len([group for _, group in groups if len(group) > 1]) > 400
-    replaced = [(kind, word) for kind, group in groups if len(group) > 1 for word in group if of(word)]
+    replaced = [(kind, word) for kind, group in groups if len(group) > 1 for word in group if synonyms(word)]
     assert len(replaced) > 1000
     twice = [
         pair for pair, times in Counter((kind, word) for kind, group in groups for word in group).items() if times > 1
     ]
     assert twice == []
     inflected = {form for kind, word in replaced for form in inflections.forms(word, kind).values()}
-    assert {synonym for form in inflected for synonym in of(form)} & STOP_WORDS == set()
+    assert {synonym for form in inflected for synonym in synonyms(form)} & STOP_WORDS == set()
 
 
 # --- WordNet
@@ -231,15 +231,15 @@ def fake_wordnet() -> ModuleType:
 def test_wordnet_gives_single_words_of_the_commonest_part_of_speech_inflected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nltk", ModuleType("nltk"))
     monkeypatch.setitem(sys.modules, "nltk.corpus", fake_wordnet())
-    of = synonyms_of("wordnet")
-    assert of("large") == ("big", "bombastic")
-    assert of("starts") == ("begins",)  # the verb, 20 times to 3
-    assert of("began") == ("started",)
-    assert of("started") == ()  # began or begun
-    assert of("unheard") == ()
+    synonyms = synonyms_of("wordnet")
+    assert synonyms("large") == ("big", "bombastic")
+    assert synonyms("starts") == ("begins",)  # the verb, 20 times to 3
+    assert synonyms("began") == ("started",)
+    assert synonyms("started") == ()  # began or begun
+    assert synonyms("unheard") == ()
 
 
-def test_wordnet_that_is_missing_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wordnet_is_an_error_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nltk", None)
     monkeypatch.setitem(sys.modules, "nltk.corpus", None)
     with pytest.raises(LexiconError, match=r"nltk is not installed: pip install nltk.*or say lexicon: built_in"):

@@ -75,7 +75,7 @@ HUGGING_FACE = [  # what `datasets` reads of a Parquet file's metadata
 def odd_json_lines(draw: st.DrawFn) -> bytes:
     names = [*draw(st.lists(COLUMN_NAMES, max_size=3)), "text", "label"]
     row = st.dictionaries(st.sampled_from(names), VALUES | JSON_VALUES, max_size=4)
-    return b"\n".join(json.dumps(one).encode() for one in draw(st.lists(row, max_size=12)))
+    return b"\n".join(json.dumps(value).encode() for value in draw(st.lists(row, max_size=12)))
 
 
 @st.composite
@@ -133,7 +133,7 @@ def test_any_file_is_rows_or_one_message(suffix: str, examples: int, tmp_path: P
         path.write_bytes(content)
         try:
             splits = load_splits(
-                DataConfig(train=str(path), validation=0.2, test=0.2, max_dropped=0.9), folder / "cache"
+                DataConfig(train=str(path), validation=0.2, test=0.2, max_dropped_fraction=0.9), folder / "cache"
             )
         except InputError:
             pass

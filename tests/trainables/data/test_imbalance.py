@@ -63,11 +63,11 @@ def test_downsampling_keeps_the_very_rows_of_the_official_recipe() -> None:
     assert imbalance_rows(labels.tolist(), Downsample(kind="downsample", ratio=0.3)).tolist() == sorted(expected)
 
 
-def test_another_seed_keeps_other_rows_of_the_cut_class_only() -> None:
+def test_another_seed_keeps_other_rows_of_the_reduced_class_only() -> None:
     labels = labels_of({"a": 100, "b": 80})
-    one, two = (set(imbalance_rows(labels, Step(kind="step", ratio=0.2, seed=seed)).tolist()) for seed in (1, 2))
-    assert one != two
-    assert {labels[row] for row in one ^ two} == {"b"}
+    first, second = (set(imbalance_rows(labels, Step(kind="step", ratio=0.2, seed=seed)).tolist()) for seed in (1, 2))
+    assert first != second
+    assert {labels[row] for row in first ^ second} == {"b"}
 
 
 def test_default_order_is_by_rows_then_by_name() -> None:
@@ -107,15 +107,15 @@ def test_rows_come_in_ascending_order_without_repeats() -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "told"),
+    ("order", "message"),
     [
         (["positive", "negatve"], 'order names the class "negatve".*did you mean "negative"'),
         (["positive"], "order names 1 of 2 classes, but must name each: add negative"),
         (["positive", "negative", "positive"], "order names positive more than once"),
     ],
 )
-def test_an_order_that_is_not_the_classes_is_refused(order: list[str], told: str) -> None:
-    with pytest.raises(ImbalanceError, match=told):
+def test_an_order_that_is_not_the_classes_is_refused(order: list[str], message: str) -> None:
+    with pytest.raises(ImbalanceError, match=message):
         imbalance_rows(["positive", "negative"], Downsample(kind="downsample", ratio=0.5, order=order))
 
 

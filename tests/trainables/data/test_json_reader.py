@@ -57,7 +57,7 @@ def test_a_column_keeps_its_values_and_their_types(values: list[Any], kind: str)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("1", "row 1 is 1, but must be an object of names and values"),
         ('{"a": 1}\n[{"a": 1}]', r'row 2 is \[\{"a": 1\}\], but must be an object'),
@@ -73,6 +73,6 @@ def test_a_column_keeps_its_values_and_their_types(values: list[Any], kind: str)
         ("9" * 5000, "limit"),
     ],
 )
-def test_what_is_not_of_rows_is_told(content: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_content_that_is_not_rows_is_an_error(content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         json_rows(content)

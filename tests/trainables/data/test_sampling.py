@@ -67,7 +67,7 @@ def test_left_over_visits_of_sqrt_are_drawn_anew_so_that_the_mean_is_the_share()
     # Roots 3, 2, 1 of 14 visits: 7, 4 2/3, 2 1/3.
     labels = np.repeat([0, 1, 2], [9, 4, 1])
     visits = [class_visits("sqrt", labels, seed=0, epoch=epoch).tolist() for epoch in range(1200)]
-    assert {tuple(one) for one in visits} == {(7, 5, 2), (7, 4, 3)}
+    assert {tuple(visit) for visit in visits} == {(7, 5, 2), (7, 4, 3)}
     assert np.mean(visits, axis=0) == pytest.approx([7, 14 / 3, 7 / 3], abs=0.05)
 
 
@@ -89,8 +89,8 @@ def test_progressive_goes_from_original_to_class_balanced_in_equal_steps(labels,
 def test_progressive_is_original_first_and_class_balanced_last():
     labels = np.repeat([0, 1, 2], [40, 9, 4])
     for epoch, num_epochs, kind in ((0, 4, "original"), (3, 4, "class_balanced"), (0, 1, "class_balanced")):
-        found = epoch_rows("progressive", labels, 5, epoch, num_epochs)
-        assert found.tolist() == epoch_rows(kind, labels, 5, epoch).tolist()
+        rows = epoch_rows("progressive", labels, 5, epoch, num_epochs)
+        assert rows.tolist() == epoch_rows(kind, labels, 5, epoch).tolist()
 
 
 def test_progressive_of_a_case_worked_by_hand():
@@ -150,7 +150,7 @@ def test_oversampling_reaches_other_rows_in_other_epochs():
 
 
 def test_kinds_are_those_of_the_configuration():
-    assert get_args(StageConfig.model_fields["rows"].annotation) == KINDS
+    assert get_args(StageConfig.model_fields["sampling"].annotation) == KINDS
 
 
 @settings(deadline=None)
@@ -222,10 +222,10 @@ def test_spans_by_hand():
 
 @settings(deadline=None)
 @given(st.integers(1, 3), st.integers(1, 3000), st.integers(1, 1000), st.data())
-def test_spans_hold_every_step_once_and_go_on_from_any_of_their_ends(stage_epochs, num_steps, evaluations, data):
+def test_spans_hold_every_step_once_and_continue_from_any_of_their_ends(stage_epochs, num_steps, evaluations, data):
     spans = list(stage_spans(stage_epochs, num_steps, evaluations))
-    held = [(span.epoch, step) for span in spans for step in range(num_steps)[span.steps]]
-    assert held == [(epoch, step) for epoch in range(stage_epochs) for step in range(num_steps)]
+    steps = [(span.epoch, step) for span in spans for step in range(num_steps)[span.steps]]
+    assert steps == [(epoch, step) for epoch in range(stage_epochs) for step in range(num_steps)]
     assert len(spans) == stage_epochs * min(num_steps, evaluations)
     seen = [span.epoch + span.steps.stop / num_steps for span in spans]
     for span, share in zip(spans, seen, strict=True):  # an evaluation waits for the end of its step

@@ -116,7 +116,7 @@ def test_a_saved_dict_gives_each_role_its_split(load: Callable[..., Splits], tmp
 
 def test_other_column_names_are_read(load: Callable[..., Splits], tmp_path: Path) -> None:
     pd.DataFrame({"sentence": TEXTS, "kind": LABELS, "more": 1.5}).to_csv(tmp_path / "a.csv", index=False)
-    assert len(pairs(load(train=tmp_path / "a.csv", text="sentence", label="kind"))) == 60
+    assert len(pairs(load(train=tmp_path / "a.csv", text_column="sentence", label_column="kind"))) == 60
 
 
 def test_the_demo_rows_are_called_synthetic(load: Callable[..., Splits]) -> None:
@@ -219,16 +219,16 @@ def test_every_class_large_enough_has_a_row_in_every_part(sizes: list[int], shar
         assert there == ({"train", *shares} if size > len(shares) else {"train"})
 
 
-def test_imbalance_is_made_of_train_rows_after_the_split(load: Callable[..., Splits], tmp_path: Path) -> None:
+def test_imbalance_is_imposed_on_train_rows_after_the_split(load: Callable[..., Splits], tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", labels=["a", "b"] * 30)
     whole = load(train=path)
-    cut = load(train=path, imbalance=Step(kind="step", ratio=0.2, order=["b", "a"]))
-    assert cut.validation["text"][:] == whole.validation["text"][:]
-    assert cut.test["text"][:] == whole.test["text"][:]
+    reduced = load(train=path, imbalance=Step(kind="step", ratio=0.2, order=["b", "a"]))
+    assert reduced.validation["text"][:] == whole.validation["text"][:]
+    assert reduced.test["text"][:] == whole.test["text"][:]
     # 30 - round(4.5) - 6 = 20 of each class, and 0.2 * 20 of the second one
     assert Counter(whole.train["label"]) == {0: 20, 1: 20}
-    assert Counter(cut.train["label"]) == {0: 4, 1: 20}
-    assert set(cut.train["text"]) < set(whole.train["text"])
+    assert Counter(reduced.train["label"]) == {0: 4, 1: 20}
+    assert set(reduced.train["text"]) < set(whole.train["text"])
     with pytest.raises(DataError, match=r"data.imbalance: order names the class \"c\""):
         load(train=path, imbalance=Step(kind="step", ratio=0.2, order=["a", "b", "c"]))
 
@@ -242,7 +242,7 @@ def test_empty_texts_and_missing_labels_are_dropped_and_counted(
 ) -> None:
     texts = [*TEXTS[:57], "  \n", "", None]
     labels = [None, *LABELS[1:]]
-    splits = load(train=write(tmp_path / name, texts, labels), max_dropped=0.1)
+    splits = load(train=write(tmp_path / name, texts, labels), max_dropped_fraction=0.1)
     assert len(pairs(splits)) == 56
     assert splits.notes == ("data.train: 4 of 60 rows were dropped: 3 with an empty text, 1 with no label",)
 
@@ -254,9 +254,11 @@ def test_texts_that_are_not_strings_are_counted_apart(load: Callable[..., Splits
 
 def test_more_dropped_rows_than_allowed_are_refused(load: Callable[..., Splits], tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", [*TEXTS[:56], "", "", "", ""])
-    with pytest.raises(DataError, match=r"4 of 60 rows .* cannot be used \(4 with an empty text\).*max_dropped = 0.05"):
+    with pytest.raises(
+        DataError, match=r"4 of 60 rows .* cannot be used \(4 with an empty text\).*max_dropped_fraction = 0.05"
+    ):
         load(train=path)
-    load(train=path, max_dropped=0.07)
+    load(train=path, max_dropped_fraction=0.07)
 
 
 def test_a_column_of_numbers_is_no_text(load: Callable[..., Splits], tmp_path: Path) -> None:
@@ -280,7 +282,7 @@ def test_texts_in_two_splits_are_counted(load: Callable[..., Splits], tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("a.csv", b"", "is empty"),
         ("a.csv", b"text,label\n", "has no rows"),
@@ -291,9 +293,13 @@ def test_texts_in_two_splits_are_counted(load: Callable[..., Splits], tmp_path: 
         (
             "a.csv",
             b"text,labels\na,x\n",
-            'data.label is "label", but the columns .* text, labels: did you mean "labels"',
+            'data.label_column is "label", but the columns .* text, labels: did you mean "labels"',
         ),
-        ("a.csv", b"sentence,label\na,x\n", 'data.text is "text", but the columns of data.train are sentence, label$'),
+        (
+            "a.csv",
+            b"sentence,label\na,x\n",
+            'data.text_column is "text", but the columns of data.train are sentence, label$',
+        ),
         ("a.csv", b"text,label\na,x\nb,x,y\n", "cannot read .* as csv: .*Expected 2 fields in line 3, saw 3"),
         ("a.csv", b"text,label\na,b,x\nc,d,y\n", "cannot read .* as csv: Length of header"),
         ("a.csv", b'text,label\n"a,b\nc,d\n', "cannot read .* as csv: .*EOF inside string"),
@@ -312,10 +318,10 @@ def test_texts_in_two_splits_are_counted(load: Callable[..., Splits], tmp_path: 
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused(
-    load: Callable[..., Splits], tmp_path: Path, name: str, content: bytes, told: str
+    load: Callable[..., Splits], tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=f"(?s){told}"):
+    with pytest.raises(DataError, match=f"(?s){message}"):
         load(train=tmp_path / name)
 
 
@@ -356,7 +362,7 @@ def test_a_folder_that_is_no_saved_dataset_is_refused(load: Callable[..., Splits
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"train": "s3://bucket/train"}, 'data.train is "s3://bucket/train", but must be a file'),
         ({"train": "demo://other"}, "the only rows made here are demo://drug-labels"),
@@ -364,14 +370,17 @@ def test_a_folder_that_is_no_saved_dataset_is_refused(load: Callable[..., Splits
             {"train": "demo://drug-labels", "test": "demo://drug-labels"},
             "data.test is demo://drug-labels, but .* share",
         ),
-        ({"train": "demo://drug-labels", "text": "txt"}, 'data.text is "txt", but .* did you mean "text"'),
+        (
+            {"train": "demo://drug-labels", "text_column": "txt"},
+            'data.text_column is "txt", but .* did you mean "text"',
+        ),
         ({"train": "demo://drug-labels", "test": 0.6, "validation": 0.5}, r"= 1.1, but must be less than 1"),
     ],
 )
 def test_a_source_that_makes_no_sense_is_refused(
-    load: Callable[..., Splits], fields: dict[str, Any], told: str
+    load: Callable[..., Splits], fields: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         load(**fields)
 
 

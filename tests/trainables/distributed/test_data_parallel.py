@@ -1,4 +1,4 @@
-"""n workers with a share of each batch against plain PyTorch with the whole of it: gradients, scores, and going on."""
+"""n workers with a share of each batch against plain PyTorch with all of it: gradients, scores, resuming."""
 
 import json
 import math
@@ -64,21 +64,21 @@ def one_epoch(model: Path, loss: dict[str, Any], accumulation: int, batch_size: 
 
 
 def gradients_of(config: TrialConfig, data: PreparedData, runtime: Any) -> list[dict[str, Tensor]]:
-    """Of each optimiser step, by parameter, as the optimiser gets them."""
+    """Of each optimizer step, by parameter, as the optimizer gets them."""
     model = build_classifier(config.model, data.label_names, config.seed)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found: list[dict[str, Tensor]] = []
+    actual: list[dict[str, Tensor]] = []
 
     def keep(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        found.append({names[id(p)]: p.grad.clone() for p in parameters if p.grad is not None})
+        actual.append({names[id(p)]: p.grad.clone() for p in parameters if p.grad is not None})
 
     hook = register_optimizer_step_pre_hook(keep)
     try:
         run_two_stages(config, data, model, runtime)
     finally:
         hook.remove()
-    return found
+    return actual
 
 
 def work(rank: int, world_size: int, configs: list[TrialConfig], tokens: Path, folder: Path) -> None:
@@ -88,9 +88,11 @@ def work(rank: int, world_size: int, configs: list[TrialConfig], tokens: Path, f
     data = open_prepared(tokens)
     for number, config in enumerate(configs):
         worker = Worker(rank, world_size)
-        found = gradients_of(config, data, worker)
+        actual = gradients_of(config, data, worker)
         if rank in (0, world_size - 1):
-            tensors = {f"{step}/{name}": value for step, of in enumerate(found) for name, value in of.items()}
+            tensors = {
+                f"{step}/{name}": value for step, gradients in enumerate(actual) for name, value in gradients.items()
+            }
             save_file(tensors, folder / f"{number}-{rank}.safetensors")
         (folder / f"{number}-{rank}.json").write_text(json.dumps(worker.reports))
 
@@ -126,10 +128,10 @@ class Plain:
                 margin = config["max_margin"] * (min(CLASS_COUNTS) / CLASS_COUNTS[label]) ** 0.25
                 row = config["scale"] * (row - margin * F.one_hot(torch.tensor(label), 3))
             log_p = row.log_softmax(0)
-            one = -(1 - smoothing) * log_p[label] - smoothing * log_p.mean()
+            row_loss = -(1 - smoothing) * log_p[label] - smoothing * log_p.mean()
             if config["name"] == "focal":
-                one = one * (1 - log_p[label].exp()) ** config["gamma"]
-            total = total + weights[label] * one
+                row_loss = row_loss * (1 - log_p[label].exp()) ** config["gamma"]
+            total = total + weights[label] * row_loss
         return total / weights[torch.from_numpy(labels)].sum()
 
 
@@ -151,11 +153,11 @@ def test_every_loss_is_among_those_compared() -> None:
     assert {config["name"] for config in LOSS_CONFIGS} == set(LOSSES)
 
 
-def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:
+def assert_same_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor], label: str) -> None:
     """To 1e-6 in every entry, in fp32; the largest are about 1."""
-    assert found.keys() == expected.keys()
-    off = {name: float((found[name] - value).abs().max()) for name, value in expected.items()}
-    assert max(off.values()) <= 1e-6, (what, max(off, key=lambda name: off[name]))
+    assert actual.keys() == expected.keys()
+    off = {name: float((actual[name] - value).abs().max()) for name, value in expected.items()}
+    assert max(off.values()) <= 1e-6, (label, max(off, key=lambda name: off[name]))
 
 
 @pytest.mark.thorough
@@ -166,16 +168,18 @@ def test_one_worker_has_the_gradients_of_the_whole_batch(
 ) -> None:
     config = one_epoch(tiny_model("bert", 0.0), loss, accumulation=3)
     runtime = SingleProcess(CPU)
-    found = gradients_of(config, data, runtime)
+    actual = gradients_of(config, data, runtime)
     expected = [Plain(data).gradients(config, visited()[first : first + BATCH]) for first in range(0, ROWS, BATCH)]
-    assert len(found) == len(expected) == 5
-    for step, (of_step, (gradients, _)) in enumerate(zip(found, expected, strict=True)):
-        assert_same_gradients(of_step, gradients, f"step {step}")
+    assert len(actual) == len(expected) == 5
+    for step, (step_gradients, (gradients, _)) in enumerate(zip(actual, expected, strict=True)):
+        assert_same_gradients(step_gradients, gradients, f"step {step}")
     assert runtime.reports[0]["train/loss"] == pytest.approx(np.mean([loss for _, loss in expected]), rel=1e-6)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.usefixtures("as_the_workers")
+@pytest.mark.thorough
+@pytest.mark.xdist_group("fork_server")
 def test_workers_have_the_gradients_and_scores_of_one(
     world_size: int, tiny_model: Callable[..., Path], data: PreparedData, tmp_path: Path
 ) -> None:
@@ -192,38 +196,38 @@ def test_workers_have_the_gradients_and_scores_of_one(
             alone = SingleProcess(CPU)
             run_two_stages(config, data, build_classifier(config.model, data.label_names, config.seed), alone)
         for rank in (0, world_size - 1):
-            found = load_file(tmp_path / f"{number}-{rank}.safetensors")
-            assert len(found) == sum(map(len, expected))
-            for step, of_step in enumerate(expected):
-                own = {name: found[f"{step}/{name}"] for name in of_step}
-                assert_same_gradients(own, of_step, f"{config.stage_two.loss}, rank {rank}, step {step}")
+            actual = load_file(tmp_path / f"{number}-{rank}.safetensors")
+            assert len(actual) == sum(map(len, expected))
+            for step, step_gradients in enumerate(expected):
+                own = {name: actual[f"{step}/{name}"] for name in step_gradients}
+                assert_same_gradients(own, step_gradients, f"{config.stage_two.loss}, rank {rank}, step {step}")
         # The 19 validation rows are one batch, so that every rank but the first scores none.
         for rank in range(world_size):
             (report,) = json.loads((tmp_path / f"{number}-{rank}.json").read_text())
             (expected_report,) = alone.reports
-            for key in report.keys() - {report_keys.SECONDS, report_keys.ROAD}:
+            for key in report.keys() - {report_keys.SECONDS, report_keys.EXECUTION}:
                 value = expected_report[key]
                 assert report[key] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), key
 
 
-# --- going on within an epoch
+# --- continuing within an epoch
 
 
 def in_thirds(model: Path) -> TrialConfig:
     """Of 57 rows by 8, that is eight steps, an evaluation after the third, the sixth and the eighth."""
     stage = {"loss": {"name": "ldam", "beta": 0.99}, "learning_rate": 1e-3, "batch_size": 8, "epochs": 1}
-    stage |= {"evaluations_per_epoch": 3, "rows": "class_balanced", "gradient_accumulation": 2}
+    stage |= {"evaluations_per_epoch": 3, "sampling": "class_balanced", "gradient_accumulation": 2}
     return TrialConfig.model_validate(
         {
             "data": {"train": "not read here"},
             "model": {"name": str(model)},
-            "stage_one": stage | {"trains": {"top_layers": 1}},
+            "stage_one": stage | {"trainable": {"top_layers": 1}},
             "stage_two": stage,
         }
     )
 
 
-def work_and_go_on(rank: int, world_size: int, configs: list[TrialConfig], tokens: Path, folder: Path) -> None:
+def work_and_continue(rank: int, world_size: int, configs: list[TrialConfig], tokens: Path, folder: Path) -> None:
     """Each trial undisturbed, and again from two of its checkpoints within an epoch."""
     import torch.distributed
 
@@ -238,12 +242,14 @@ def work_and_go_on(rank: int, world_size: int, configs: list[TrialConfig], token
             torch.distributed.barrier()
 
 
-def test_workers_go_on_within_an_epoch_at_the_very_batch(
+@pytest.mark.thorough
+@pytest.mark.xdist_group("fork_server")
+def test_workers_continue_within_an_epoch_at_the_very_batch(
     tiny_model: Callable[..., Path], data: PreparedData, tmp_path: Path
 ) -> None:
-    """With dropout too, which every worker draws for itself; without it, one worker goes on from where two were."""
+    """With dropout too, which every worker draws for itself; without it, one worker continues from where two were."""
     configs = [in_thirds(tiny_model("bert", dropout)) for dropout in (0.3, 0.0)]
-    train_together(2, work_and_go_on, configs, data.folder, tmp_path, folder=tmp_path)
+    train_together(2, work_and_continue, configs, data.folder, tmp_path, folder=tmp_path)
     for number, config in enumerate(configs):
         whole = load_file(tmp_path / f"{number}-None-0.safetensors")
         assert not all(math.isclose(float(value.double().std()), 0) for value in whole.values())

@@ -7,7 +7,7 @@ import torch
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.distributed.retry_policy import LONGEST_DELAY_S, Fault, Recovery, fault_of, halved
-from tailsweep.trainables.distributed.train_run import _fault, _reason
+from tailsweep.trainables.distributed.train_run import _fault, describe_failure
 
 
 def trial(batch_size: int = 8, parts: int = 1) -> TrialConfig:
@@ -57,7 +57,7 @@ def test_own_errors_are_not_tried_again_and_preemptions_not_counted() -> None:
     assert recovery.after("lost", "it died") is None
 
 
-def test_short_of_memory_micro_batches_are_halved_until_they_are_single_rows() -> None:
+def test_out_of_memory_halves_the_micro_batches_until_they_are_single_rows() -> None:
     recovery = Recovery(trial(batch_size=6), retries=0)
     parts = []
     while (again := recovery.after("memory", "out of memory")) is not None:
@@ -85,13 +85,13 @@ def test_of_several_workers_errors_the_cause_is_found() -> None:
         ({0: collateral, 1: full}, "memory", "OutOfMemoryError: CUDA out of memory."),
         ({0: collateral, 2: lost()}, "lost", ""),
         ({0: collateral, 2: lost(preempted=True)}, "preempted", "ActorDiedError"),
-        ({0: ray.exceptions.OutOfMemoryError("the node is short of memory")}, "memory", "OutOfMemoryError"),
+        ({0: ray.exceptions.OutOfMemoryError("the node is out of memory")}, "memory", "OutOfMemoryError"),
         ({0: OSError(28, "No space left on device")}, "storage", "OSError: [Errno 28] No space left on device"),
     ]
     for failures, fault, reason in cases:
-        found, root = _fault(ray.train.WorkerGroupError("of several", failures))
-        assert found == fault, failures
-        assert _reason(root).startswith(reason)
+        kind, root = _fault(ray.train.WorkerGroupError("of several", failures))
+        assert kind == fault, failures
+        assert describe_failure(root).startswith(reason)
 
 
 def test_the_layers_around_an_error_are_taken_off() -> None:
@@ -99,4 +99,4 @@ def test_the_layers_around_an_error_are_taken_off() -> None:
     outer = RuntimeError("outer")
     outer.__cause__ = inner
     assert _fault(ray.train.ControllerError(outer)) == ("own", inner)
-    assert _reason(inner) == "ValueError: the point"
+    assert describe_failure(inner) == "ValueError: the point"

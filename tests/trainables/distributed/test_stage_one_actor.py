@@ -1,4 +1,4 @@
-"""A warm process: one candidate's stage one after another, each as if it were alone."""
+"""A warm process: one trial's stage one after another, each as if it were alone."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.data import DataConfig
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData
-from tailsweep.trainables.distributed.stage_one_actor import open_features_of, train_stage_one
+from tailsweep.trainables.distributed.stage_one_actor import DataSource, open_features_of, train_stage_one
 from tailsweep.trainables.execution.feature_plan import FeaturePlan, plan_features
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
@@ -31,16 +31,16 @@ def data(tiny_model: TinyModel, rows_csv: Path) -> PreparedData:
 
 
 def trial(
-    model: Path, learning_rate: float, trains: Any = TOP_LAYER, evaluations: int = 1, patience: int | None = None
+    model: Path, learning_rate: float, trainable: Any = TOP_LAYER, evaluations: int = 1, patience: int | None = None
 ) -> TrialConfig:
-    of_stage = {"batch_size": 16, "learning_rate": learning_rate}
+    stage = {"batch_size": 16, "learning_rate": learning_rate}
     return TrialConfig.model_validate(
         {
             "data": {"train": "not read here"},
             "model": {"name": str(model)},
-            "stage_one": {**of_stage, "trains": trains, "epochs": 2, "loss": {"name": "ldam"}}
+            "stage_one": {**stage, "trainable": trainable, "epochs": 2, "loss": {"name": "ldam"}}
             | {"evaluations_per_epoch": evaluations, "patience": patience},
-            "stage_two": {**of_stage, "learning_rate": 1e-3, "epochs": 1},
+            "stage_two": {**stage, "learning_rate": 1e-3, "epochs": 1},
         }
     )
 
@@ -56,11 +56,13 @@ def warm(
     config: TrialConfig, data: PreparedData, folder: Path | None = None, start: Path | None = None
 ) -> list[Report]:
     runtime = SingleProcess(CPU, folder)
-    train_stage_one(config, data.key, str(data.folder), features_of(config, data), runtime, start)
+    train_stage_one(config, DataSource(data.key, str(data.folder)), features_of(config, data), runtime, start)
     return runtime.reports
 
 
-def alone(config: TrialConfig, data: PreparedData, start: Path | None = None) -> tuple[list[Report], dict[str, Tensor]]:
+def active(
+    config: TrialConfig, data: PreparedData, start: Path | None = None
+) -> tuple[list[Report], dict[str, Tensor]]:
     """Both stages in a process that has trained nothing else."""
     model = build_classifier(config.model, data.label_names, config.seed)
     features = open_features_of(model, data, **features_of(config, data))
@@ -74,13 +76,13 @@ def without_seconds(reports: Sequence[Report]) -> list[dict[str, Any]]:
 
 
 def test_what_trained_before_leaves_no_trace(tiny_model: TinyModel, data: PreparedData) -> None:
-    """Dropout on. Between: a wild candidate, one that trains fewer parameters, one whose loss is not a number."""
+    """Dropout on. Between: a wild trial, one that trains fewer parameters, one whose loss is not a number."""
     model = tiny_model("bert", dropout=0.1)
     config = trial(model, 1e-3)
-    expected = without_seconds(alone(config, data)[0][:2])
+    expected = without_seconds(active(config, data)[0][:2])
     assert without_seconds(warm(config, data)) == expected
     warm(trial(model, 0.3), data)
-    warm(trial(model, 1e-2, trains="head"), data)
+    warm(trial(model, 1e-2, trainable="head"), data)
     with pytest.raises(ArithmeticError):
         warm(trial(model, 1e30), data)
     assert without_seconds(warm(config, data)) == expected
@@ -94,14 +96,14 @@ def test_stage_two_from_a_warm_stage_one_is_stage_two_of_the_whole_trial(
     learning_rate: float, patience: int | None, last: str, tiny_model: TinyModel, data: PreparedData, tmp_path: Path
 ) -> None:
     config = trial(tiny_model("bert", dropout=0.1), learning_rate, evaluations=2, patience=patience)
-    expected_reports, expected = alone(config, data)
+    expected_reports, expected = active(config, data)
     warm(config, data, tmp_path)
     assert max(path.name for path in tmp_path.iterdir()) == f"stage_one_epoch_{last}"
     assert not stage_one_is_left(config, tmp_path / f"stage_one_epoch_{last}")
     assert stage_one_is_left(config, tmp_path / "stage_one_epoch_000.500")
-    reports, found = alone(config, data, start=tmp_path / f"stage_one_epoch_{last}")
+    reports, actual = active(config, data, start=tmp_path / f"stage_one_epoch_{last}")
     assert without_seconds(reports) == without_seconds(expected_reports)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 def test_it_waits_for_the_sweeps_metric(
@@ -113,12 +115,12 @@ def test_it_waits_for_the_sweeps_metric(
         "tailsweep.trainables.distributed.stage_one_actor.run_two_stages",
         lambda *arguments: given.append(arguments[-1]),
     )
-    train_stage_one(config, data.key, str(data.folder), None, SingleProcess(CPU), None, "validation/mcc")
+    train_stage_one(config, DataSource(data.key, str(data.folder)), None, SingleProcess(CPU), None, "validation/mcc")
     assert given == ["validation/mcc"]
 
 
 @pytest.mark.parametrize(("evaluations", "name"), [(1, "stage_one_epoch_001"), (2, "stage_one_epoch_001.500")])
-def test_a_warm_stage_one_goes_on_from_its_checkpoint(
+def test_a_warm_stage_one_continues_from_its_checkpoint(
     evaluations: int, name: str, tiny_model: TinyModel, data: PreparedData, tmp_path: Path
 ) -> None:
     config = trial(tiny_model("bert", dropout=0.1), 1e-3, evaluations=evaluations)

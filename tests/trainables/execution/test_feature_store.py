@@ -19,12 +19,19 @@ import torch
 from support.forked import fork_server, started
 from support.loaded_classifier import build_classifier
 from tailsweep.trainables.config.trial import ModelConfig, StageConfig
-from tailsweep.trainables.data.tokenized import PreparedData, TokenisedRows
+from tailsweep.trainables.data.tokenized import PreparedData, TokenizedExamples
 from tailsweep.trainables.errors import DataError, ModelError
 from tailsweep.trainables.execution import feature_plan, feature_store
 from tailsweep.trainables.execution.feature_plan import FeaturePlan, plan_features
-from tailsweep.trainables.execution.feature_store import Features, is_whole, make_features, make_part, open_features
-from tailsweep.trainables.execution.trunk import Cut
+from tailsweep.trainables.execution.feature_store import (
+    Features,
+    PartSet,
+    is_whole,
+    make_features,
+    make_part,
+    open_features,
+)
+from tailsweep.trainables.execution.trunk import SplitPoint
 from torch import Tensor, nn
 
 TinyModel = Callable[..., Path]
@@ -34,12 +41,12 @@ ROWS = {"train": 23, "validation": 7, "test": 2}
 TOP_LAYER = {"top_layers": 1}
 
 
-def rows_of(count: int, seed: int) -> TokenisedRows:
+def rows_of(count: int, seed: int) -> TokenizedExamples:
     """Rows of 1 to 40 random words."""
     rng = np.random.default_rng(seed)
     lengths = np.concatenate([[1, 40], rng.integers(1, 41, count - 2)])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return TokenisedRows(rng.integers(5, 50, offsets[-1]).astype(np.int32), offsets, np.arange(count) % 3, 0)
+    return TokenizedExamples(rng.integers(5, 50, offsets[-1]).astype(np.int32), offsets, np.arange(count) % 3, 0)
 
 
 def prepared(key: str = "rows") -> PreparedData:
@@ -48,12 +55,12 @@ def prepared(key: str = "rows") -> PreparedData:
 
 
 def classifier(folder: Path, head: str = "native", seed: int = 0, labels: tuple[str, ...] = LABELS) -> nn.Module:
-    of_model: Any = {"name": str(folder), "head": head if head == "native" else {"pooling": head}}
-    return build_classifier(ModelConfig.model_validate(of_model), labels, seed)
+    model_options: Any = {"name": str(folder), "head": head if head == "native" else {"pooling": head}}
+    return build_classifier(ModelConfig.model_validate(model_options), labels, seed)
 
 
-def planned(model: nn.Module, trains: Any, dtype: Any = "fp32", data: PreparedData | None = None) -> FeaturePlan:
-    stage = StageConfig.model_validate({"trains": trains})
+def planned(model: nn.Module, trainable: Any, dtype: Any = "fp32", data: PreparedData | None = None) -> FeaturePlan:
+    stage = StageConfig.model_validate({"trainable": trainable})
     plan = plan_features(model, stage, prepared() if data is None else data, dtype, CPU)
     assert isinstance(plan, FeaturePlan), plan
     return plan
@@ -69,9 +76,9 @@ def values(entry: Features) -> list[Tensor]:
     return [entry.train.clone(), entry.validation.clone()]
 
 
-def assert_same(found: Features, expected: list[Tensor]) -> None:
+def assert_same(actual: Features, expected: list[Tensor]) -> None:
     """Bit for bit."""
-    assert all(torch.equal(left, right) for left, right in zip(values(found), expected, strict=True))
+    assert all(torch.equal(left, right) for left, right in zip(values(actual), expected, strict=True))
 
 
 # --- what is cached
@@ -84,8 +91,10 @@ def test_the_features_are_what_hugging_face_gives_row_by_row(
 ) -> None:
     data = prepared()
     model = classifier(tiny_model(architecture), "mean").eval()
-    head, top = (make_features(planned(model, trains), model, data, tmp_path, CPU) for trains in ("head", TOP_LAYER))
-    assert (head.cut, top.cut) == (Cut("pooled"), Cut("tokens", 2))
+    head, top = (
+        make_features(planned(model, trainable), model, data, tmp_path, CPU) for trainable in ("head", TOP_LAYER)
+    )
+    assert (head.split_point, top.split_point) == (SplitPoint("pooled"), SplitPoint("tokens", 2))
     assert head.packed == top.packed == (architecture != "deberta-v2")
     for split in ("train", "validation"):
         rows = getattr(data, split)
@@ -109,32 +118,32 @@ def test_vectors_are_taken_in_any_order_and_as_often_as_asked(model: nn.Module, 
         assert torch.equal(taken, entry.train[torch.from_numpy(indices)].float())
 
 
-@pytest.mark.parametrize("trains", ["head", "pooler", TOP_LAYER], ids=str)
-def test_bf16_is_fp32_to_its_rounding_in_half_the_bytes(trains: Any, model: nn.Module, tmp_path: Path) -> None:
-    full_plan, half_plan = planned(model, trains), planned(model, trains, "bf16")
+@pytest.mark.parametrize("trainable", ["head", "pooler", TOP_LAYER], ids=str)
+def test_bf16_is_fp32_to_its_rounding_in_half_the_bytes(trainable: Any, model: nn.Module, tmp_path: Path) -> None:
+    full_plan, half_plan = planned(model, trainable), planned(model, trainable, "bf16")
     full, half = (make_features(plan, model, prepared(), tmp_path, CPU) for plan in (full_plan, half_plan))
     assert (full.dtype, half.dtype) == ("fp32", "bf16")
     assert half_plan.num_bytes * 2 == full_plan.num_bytes
     assert half.train.dtype == half.validation.dtype == torch.bfloat16
-    for found, expected in ((half.train, full.train), (half.validation, full.validation)):
-        assert not torch.equal(found.float(), expected)
-        torch.testing.assert_close(found.float(), expected, atol=0.1, rtol=0.02)
+    for actual, expected in ((half.train, full.train), (half.validation, full.validation)):
+        assert not torch.equal(actual.float(), expected)
+        torch.testing.assert_close(actual.float(), expected, atol=0.1, rtol=0.02)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("trains", ["head", TOP_LAYER], ids=str)
-def test_the_forecast_is_the_size_on_disk(trains: Any, dtype: str, model: nn.Module, tmp_path: Path) -> None:
-    plan = planned(model, trains, dtype)
+@pytest.mark.parametrize("trainable", ["head", TOP_LAYER], ids=str)
+def test_the_forecast_is_the_size_on_disk(trainable: Any, dtype: str, model: nn.Module, tmp_path: Path) -> None:
+    plan = planned(model, trainable, dtype)
     make_features(plan, model, prepared(), tmp_path, CPU)
     assert plan.num_bytes == sum(path.stat().st_size for path in (tmp_path / "features" / plan.key).glob("*.bin"))
     data = prepared()
-    vectors = 30 if trains == "head" else len(data.train.tokens) + len(data.validation.tokens)
+    vectors = 30 if trainable == "head" else len(data.train.tokens) + len(data.validation.tokens)
     assert plan.num_bytes == vectors * 16 * (4 if dtype == "fp32" else 2)
 
 
 def test_a_plan_travels_as_plain_values(model: nn.Module) -> None:
-    for trains in ("head", TOP_LAYER):
-        plan = planned(model, trains)
+    for trainable in ("head", TOP_LAYER):
+        plan = planned(model, trainable)
         assert FeaturePlan.load(json.loads(json.dumps(plan.dump()))) == plan
 
 
@@ -145,29 +154,32 @@ def test_what_is_not_a_function_of_the_row_is_not_cached(tiny_model: TinyModel) 
     def reason(**stage: Any) -> FeaturePlan | str:
         return plan_features(model, StageConfig.model_validate(stage), data, "fp32", CPU)
 
-    assert reason(trains="head", frozen_dropout=True) == "frozen_dropout makes the trunk's output random"
-    assert reason(trains="all") == "everything trains"
+    assert reason(trainable="head", frozen_dropout=True) == "frozen_dropout makes the trunk's output random"
+    assert reason(trainable="all") == "everything trains"
     with pytest.raises(ModelError, match="AlbertModel has no list of 3 layers"):
         planned(classifier(tiny_model("albert")), TOP_LAYER)
 
 
-def test_a_cut_that_gives_other_logits_is_not_taken(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_point_that_gives_other_logits_is_not_taken(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = feature_store.trunk_outputs
-    stage = StageConfig(trains="head")
+    stage = StageConfig(trainable="head")
 
     def nothing(*_: object) -> Tensor:
         raise NotImplementedError
 
     for wrong, reason in (
-        (lambda *given: honest(*given) + 1e-3, "BertModel, cut at pooled vectors, gives other logits (off by "),
-        (lambda *given: honest(*given) * torch.nan, "BertModel, cut at pooled vectors, gives other logits (off by nan"),
-        (nothing, "BertModel cannot be cut at pooled vectors (NotImplementedError)"),
+        (lambda *given: honest(*given) + 1e-3, "BertModel, split at pooled vectors, gives other logits (off by "),
+        (
+            lambda *given: honest(*given) * torch.nan,
+            "BertModel, split at pooled vectors, gives other logits (off by nan",
+        ),
+        (nothing, "BertModel cannot be split at pooled vectors (NotImplementedError)"),
     ):
         monkeypatch.setattr(feature_plan, "trunk_outputs", wrong)
         model.train()
-        found = plan_features(model, stage, prepared(), "fp32", CPU)
-        assert isinstance(found, str)
-        assert found.startswith(reason)
+        actual = plan_features(model, stage, prepared(), "fp32", CPU)
+        assert isinstance(actual, str)
+        assert actual.startswith(reason)
         assert all(module.training for module in model.modules())
 
 
@@ -207,20 +219,20 @@ def test_heads_that_pool_otherwise_have_keys_of_their_own(tiny_model: TinyModel)
     assert len(set(keys)) == 3
 
 
-@pytest.mark.parametrize("trains", ["head", "pooler", TOP_LAYER], ids=str)
-def test_candidates_share_an_entry(trains: Any, tiny_model: TinyModel) -> None:
-    """The seed draws the head, the labels shape it: neither is of the trunk. Nor is what trained above the cut."""
+@pytest.mark.parametrize("trainable", ["head", "pooler", TOP_LAYER], ids=str)
+def test_trials_share_an_entry(trainable: Any, tiny_model: TinyModel) -> None:
+    """The seed draws the head, the labels shape it: neither is of the trunk, nor is what trained above the split."""
     folder = tiny_model("bert")
     model = classifier(folder)
-    plain = planned(model, trains).key
-    assert planned(classifier(folder, seed=1), trains).key == plain
-    assert planned(classifier(folder, labels=("yes", "no")), trains).key == plain
-    assert planned(model.train(), trains).key == plain
+    plain = planned(model, trainable).key
+    assert planned(classifier(folder, seed=1), trainable).key == plain
+    assert planned(classifier(folder, labels=("yes", "no")), trainable).key == plain
+    assert planned(model.train(), trainable).key == plain
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 1
-    assert planned(model, trains).key == plain
+    assert planned(model, trainable).key == plain
 
 
 # --- made once, and checked on opening
@@ -268,7 +280,7 @@ def swap(folder: Path, other: Path) -> None:
 
 
 def foreign(folder: Path, other: Path) -> None:
-    """Somebody else's file in the place of ours, its own checksum not told."""
+    """Another program's file in place of ours, without its checksum."""
     shutil.copyfile(other / "train.bin", folder / "train.bin")
 
 
@@ -328,20 +340,20 @@ def test_an_opened_entry_is_the_file_itself_in_memory(dtype: str, model: nn.Modu
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 3, 40])
-@pytest.mark.parametrize("trains", ["head", TOP_LAYER], ids=str)
-def test_parts_make_the_whole(trains: Any, num_parts: int, model: nn.Module, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trainable", ["head", TOP_LAYER], ids=str)
+def test_parts_make_the_whole(trainable: Any, num_parts: int, model: nn.Module, tmp_path: Path) -> None:
     """One part bit for bit. Several to rounding: other rows share their batches, and matrix products sum otherwise."""
-    plan = planned(model, trains)
+    plan = planned(model, trainable)
     whole = make_features(plan, model, prepared(), tmp_path / "alone", CPU)
     published = tmp_path / "published"
     published.mkdir()
     for part in reversed(range(num_parts)):
-        make_part(plan, model, prepared(), published.as_uri(), part, num_parts, CPU)
+        make_part(plan, model, prepared(), PartSet(published.as_uri(), num_parts), part, CPU)
     # Of another number of parts, and so none of these.
-    make_part(plan, model, replace(prepared(), train=rows_of(9, 5)), str(published), 0, num_parts + 1, CPU)
+    make_part(plan, model, replace(prepared(), train=rows_of(9, 5)), PartSet(str(published), num_parts + 1), 0, CPU)
 
     hook = model.base_model.register_forward_pre_hook(lambda *_: pytest.fail("the trunk is run again"))  # type: ignore[operator]
-    entry = make_features(plan, model, prepared(), tmp_path / "other node", CPU, str(published), num_parts)
+    entry = make_features(plan, model, prepared(), tmp_path / "other node", CPU, PartSet(str(published), num_parts))
     hook.remove()
     if num_parts == 1:
         assert_same(entry, values(whole))
@@ -356,17 +368,17 @@ def test_parts_that_are_not_all_there_are_not_waited_for(model: nn.Module, tmp_p
     published = tmp_path / "published"
     published.mkdir()
     for part in (0, 2):
-        make_part(plan, model, prepared(), str(published), part, 3, CPU)
+        make_part(plan, model, prepared(), PartSet(str(published), 3), part, CPU)
     for place in (published, tmp_path / "nowhere"):
         cache = tmp_path / f"cache of {place.name}"
-        assert_same(make_features(plan, model, prepared(), cache, CPU, str(place), 3), expected)
+        assert_same(make_features(plan, model, prepared(), cache, CPU, PartSet(str(place), 3)), expected)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered"])
 def test_a_damaged_part_is_an_error_and_no_entry(damage: str, model: nn.Module, tmp_path: Path) -> None:
     plan = planned(model, "head")
     for part in (0, 1):
-        make_part(plan, model, prepared(), str(tmp_path), part, 2, CPU)
+        make_part(plan, model, prepared(), PartSet(str(tmp_path), 2), part, CPU)
     damaged = tmp_path / "train-0001-of-0002.bin"
     if damage == "truncated":
         os.truncate(damaged, damaged.stat().st_size - 1)
@@ -376,7 +388,7 @@ def test_a_damaged_part_is_an_error_and_no_entry(damage: str, model: nn.Module, 
             file.seek(0)
             file.write(bytes([byte[0] ^ 1]))
     with pytest.raises(DataError, match=r"are damaged: train-0001-of-0002\.bin is not as it was written; run again"):
-        make_features(plan, model, prepared(), tmp_path / "cache", CPU, str(tmp_path), 2)
+        make_features(plan, model, prepared(), tmp_path / "cache", CPU, PartSet(str(tmp_path), 2))
     assert [path.name for path in (tmp_path / "cache" / "features").iterdir()] == [f"{plan.key}.lock"]
 
 
@@ -410,6 +422,8 @@ def make_when_all_are_ready(number: int, folder: Path, plan: FeaturePlan, cache:
     (cache / f"{number}.json").write_text(json.dumps([ran, entry.train.tolist()]))
 
 
+@pytest.mark.thorough
+@pytest.mark.xdist_group("fork_server")
 def test_of_several_processes_one_makes_the_entry(tiny_model: TinyModel, model: nn.Module, tmp_path: Path) -> None:
     plan = planned(model, "head")
     barrier = fork_server().Barrier(2)
@@ -425,7 +439,7 @@ def test_of_several_processes_one_makes_the_entry(tiny_model: TinyModel, model: 
 
 
 def stop_at(step: str, folder: Path, plan: FeaturePlan, cache: Path) -> None:
-    """Come to a step of making features, say so, and never go on."""
+    """Come to a step of making features, say so, and never continue."""
 
     def stop(*_: object) -> None:
         (cache / "reached").touch()
@@ -437,6 +451,8 @@ def stop_at(step: str, folder: Path, plan: FeaturePlan, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["trunk_outputs", "sync_to_disk"])
+@pytest.mark.thorough
+@pytest.mark.xdist_group("fork_server")
 def test_what_a_killed_process_leaves_is_never_used(
     step: str, tiny_model: TinyModel, model: nn.Module, tmp_path: Path
 ) -> None:
@@ -475,6 +491,8 @@ def make_with_room_for(num_bytes: int, folder: Path, plan: FeaturePlan, cache: P
     (cache / "message").write_text(message)
 
 
+@pytest.mark.thorough
+@pytest.mark.xdist_group("fork_server")
 def test_a_file_that_cannot_be_written_whole_is_an_error_and_no_entry(
     tiny_model: TinyModel, model: nn.Module, tmp_path: Path
 ) -> None:

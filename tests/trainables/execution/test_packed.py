@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.loaded_classifier import build_classifier
 from tailsweep.trainables.config.trial import ModelConfig
-from tailsweep.trainables.data.tokenized import TokenisedRows
+from tailsweep.trainables.data.tokenized import TokenizedExamples
 from tailsweep.trainables.execution import attention, packing
 from tailsweep.trainables.execution.attention import attend_within_rows
-from tailsweep.trainables.execution.packed import PackedClassifier, Packer, unpackable
+from tailsweep.trainables.execution.packed import PackedClassifier, Packer, why_not_packable
 from tailsweep.trainables.execution.packing import Packing
 from tailsweep.trainables.execution.probe import probe_rows
 from torch import Tensor, nn
@@ -35,29 +35,29 @@ CLASSIFIERS += [(name, "pooler") for name in WITH_POOLER]
 
 def classifier(folder: Path, head: str = "native") -> nn.Module:
     """A classifier of three classes, in eval mode; a head of ours drops nothing."""
-    of_model: Any = {"name": str(folder), "head": head if head == "native" else {"pooling": head, "dropout": 0}}
-    return build_classifier(ModelConfig.model_validate(of_model), ("a", "b", "c"), seed=0).eval()
+    model_options: Any = {"name": str(folder), "head": head if head == "native" else {"pooling": head, "dropout": 0}}
+    return build_classifier(ModelConfig.model_validate(model_options), ("a", "b", "c"), seed=0).eval()
 
 
-def rows_of(lengths: list[int], seed: int = 0) -> TokenisedRows:
+def rows_of(lengths: list[int], seed: int = 0) -> TokenizedExamples:
     """Rows of random words."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     tokens = np.random.default_rng(seed).integers(5, 50, offsets[-1]).astype(np.int32)
-    return TokenisedRows(tokens, offsets, np.zeros(len(lengths), np.int64), pad_token_id=0)
+    return TokenizedExamples(tokens, offsets, np.zeros(len(lengths), np.int64), pad_token_id=0)
 
 
-def assert_within(found: Tensor, expected: Tensor, tolerance: float = 1e-5, what: str = "") -> None:
-    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0, msg=lambda text: f"{what}: {text}")
+def assert_within(actual: Tensor, expected: Tensor, tolerance: float = 1e-5, label: str = "") -> None:
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0, msg=lambda text: f"{label}: {text}")
 
 
-def packed_logits(model: nn.Module, rows: TokenisedRows) -> Tensor:
+def packed_logits(model: nn.Module, rows: TokenizedExamples) -> Tensor:
     logits: Tensor = PackedClassifier(model)(
-        torch.from_numpy(rows.tokens.astype(np.int64)), Packing.of(rows.lengths, CPU)
+        torch.from_numpy(rows.tokens.astype(np.int64)), Packing.from_lengths(rows.lengths, CPU)
     )
     return logits
 
 
-def padded_logits(model: nn.Module, rows: TokenisedRows) -> Tensor:
+def padded_logits(model: nn.Module, rows: TokenizedExamples) -> Tensor:
     input_ids, attention_mask = map(torch.from_numpy, rows.padded(np.arange(len(rows))))
     logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask).logits
     return logits
@@ -71,7 +71,7 @@ def gradients(model: nn.Module, logits: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-# --- against the padded road
+# --- against the padded execution path
 
 
 @pytest.fixture(scope="module", params=CLASSIFIERS, ids="-".join)
@@ -90,12 +90,12 @@ def test_packed_forward_and_backward_are_the_padded_ones(packable: nn.Module) ->
         expected = padded_logits(model, rows)
         assert (expected[0] - expected[5]).abs().max() > 1e-2  # rows of one length differ: right and wrong do as well
         expected_gradients = gradients(model, expected)
-        found = packed_logits(model, rows)
-        assert_within(found, expected)
-        found_gradients = gradients(model, found)
+        actual = packed_logits(model, rows)
+        assert_within(actual, expected)
+        found_gradients = gradients(model, actual)
         assert found_gradients.keys() == expected_gradients.keys()
         for name, gradient in expected_gradients.items():
-            assert_within(found_gradients[name], gradient, what=name)
+            assert_within(found_gradients[name], gradient, label=name)
 
 
 def test_modernbert_looks_no_further_than_its_window(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def still_model(request: pytest.FixtureRequest, tiny_model: TinyModel) -> nn.Mod
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=7), seed=st.integers(0, 99))
 @torch.no_grad()
-def test_a_row_gets_the_same_logits_whatever_lies_beside_it(
+def test_a_row_gets_the_same_logits_whatever_lies_next_to_it(
     still_model: nn.Module, lengths: list[int], seed: int
 ) -> None:
     rows = rows_of(lengths, seed)
@@ -128,9 +128,9 @@ def test_a_row_gets_the_same_logits_whatever_lies_beside_it(
 def test_batches_of_one_row_of_one_token_and_of_equal_lengths(packable: nn.Module) -> None:
     for lengths in ([1], [40], [1, 1, 1], [9, 9], [1, 40, 1]):
         rows = rows_of(lengths)
-        found = packed_logits(packable, rows)
-        assert found.shape == (len(lengths), 3)
-        assert_within(found, padded_logits(packable, rows), what=str(lengths))
+        actual = packed_logits(packable, rows)
+        assert actual.shape == (len(lengths), 3)
+        assert_within(actual, padded_logits(packable, rows), label=str(lengths))
 
 
 @pytest.mark.parametrize(("head", "last"), [("native", 3), ("cls", 3), ("pooler", 3), ("mean", 20)])
@@ -146,7 +146,7 @@ def test_the_last_layer_computes_only_the_tokens_that_are_read(head: str, last: 
 def test_dropout_is_drawn_anew_for_every_row(tiny_model: TinyModel) -> None:
     model = classifier(tiny_model("bert", dropout=0.5)).train()
     row = rows_of([12])
-    twice = TokenisedRows(np.tile(row.tokens, 2), np.array([0, 12, 24]), np.zeros(2, np.int64), 0)
+    twice = TokenizedExamples(np.tile(row.tokens, 2), np.array([0, 12, 24]), np.zeros(2, np.int64), 0)
     first, second = packed_logits(model, twice)
     assert (first - second).abs().max() > 1e-2
     assert_within(*packed_logits(model.eval(), twice))
@@ -193,9 +193,9 @@ def test_attention_is_softmax_within_each_row(attend: Attention, lengths: list[i
     expected = softmax_attention(*qkv, lengths, 0.3, window)
     weights = torch.arange(float(expected.numel())).view_as(expected).cos()
     expected_gradients = torch.autograd.grad((expected * weights).sum(), qkv)
-    found = attend(*qkv, Packing.of(np.array(lengths), CPU), 0.3, 0.0, window)
-    assert_within(found, expected, 1e-6)
-    for gradient, wanted in zip(torch.autograd.grad((found * weights).sum(), qkv), expected_gradients, strict=True):
+    actual = attend(*qkv, Packing.from_lengths(np.array(lengths), CPU), 0.3, 0.0, window)
+    assert_within(actual, expected, 1e-6)
+    for gradient, wanted in zip(torch.autograd.grad((actual * weights).sum(), qkv), expected_gradients, strict=True):
         assert_within(gradient, wanted, 2e-6)
 
 
@@ -204,7 +204,7 @@ def test_attention_drops_weights_and_keeps_their_sum_on_average(attend: Attentio
     lengths = [16] * 64
     query, key, value = heads_of(sum(lengths))
     torch.manual_seed(0)
-    output = attend(query, key, torch.ones_like(value), Packing.of(np.array(lengths), CPU), 0.5, 0.25, None)
+    output = attend(query, key, torch.ones_like(value), Packing.from_lengths(np.array(lengths), CPU), 0.5, 0.25, None)
     assert output.std() > 0.05  # without dropout all are 1
     assert output.mean().item() == pytest.approx(1.0, abs=0.02)
 
@@ -216,8 +216,8 @@ def test_flash_attention_is_softmax_within_each_row(window: int | None) -> None:
     device = torch.device("cuda")
     query, key, value = (t.detach().to(device, torch.bfloat16) for t in heads_of(sum(lengths), width=32))
     expected = softmax_attention(query.float(), key.float(), value.float(), lengths, 0.3, window)
-    found = attention._by_flash(query, key, value, Packing.of(np.array(lengths), device), 0.3, 0.0, window)
-    assert_within(found.float(), expected, 2e-2)
+    actual = attention._by_flash(query, key, value, Packing.from_lengths(np.array(lengths), device), 0.3, 0.0, window)
+    assert_within(actual.float(), expected, 2e-2)
 
 
 @pytest.mark.gpu
@@ -226,31 +226,35 @@ def test_flash_attention_is_softmax_within_each_row(window: int | None) -> None:
 def test_a_gpu_takes_packed_rows(architecture: str, precision: str, tiny_model: TinyModel) -> None:
     device = torch.device("cuda")
     model = classifier(tiny_model(architecture)).to(device)
-    assert unpackable(model, rows_of(LENGTHS), device, precision) is None
+    assert why_not_packable(model, rows_of(LENGTHS), device, precision) is None
 
 
 def test_packing_by_hand() -> None:
-    found = Packing.of(np.array([2, 1, 1, 3]), CPU)
-    assert found.lengths == (2, 1, 1, 3)
-    assert found.positions.tolist() == [0, 1, 0, 0, 0, 1, 2]
-    assert found.cu_seq_lens.tolist() == [0, 2, 3, 4, 7]
-    assert found.cu_seq_lens.dtype == torch.int32  # what the flash kernel takes
-    assert found.starts.tolist() == [0, 2, 3, 4]
-    assert found.slots.tolist() == [0, 1, 3, 6, 9, 10, 11]  # rows of three slots
-    assert found.runs == [(1, 2), (2, 1), (1, 3)]
+    actual = Packing.from_lengths(np.array([2, 1, 1, 3]), CPU)
+    assert actual.lengths == (2, 1, 1, 3)
+    assert actual.positions.tolist() == [0, 1, 0, 0, 0, 1, 2]
+    assert actual.cu_seq_lens.tolist() == [0, 2, 3, 4, 7]
+    assert actual.cu_seq_lens.dtype == torch.int32  # what the flash kernel takes
+    assert actual.starts.tolist() == [0, 2, 3, 4]
+    assert actual.slots.tolist() == [0, 1, 3, 6, 9, 10, 11]  # rows of three slots
+    assert actual.runs == [(1, 2), (2, 1), (1, 3)]
     states = torch.tensor([[1.0], [3.0], [5.0], [7.0], [0.0], [1.0], [5.0]])
-    assert packing.first_tokens(states, found).flatten().tolist() == [1, 5, 7, 0]
-    assert packing.row_means(states, found).flatten().tolist() == [2, 5, 7, 2]
+    assert packing.first_tokens(states, actual).flatten().tolist() == [1, 5, 7, 0]
+    assert packing.row_means(states, actual).flatten().tolist() == [2, 5, 7, 2]
 
 
 # --- what is refused, and what stays as it was
 
 
 def test_padded_batches_are_refused(tiny_model: TinyModel) -> None:
-    one, two = torch.randn(1, 2, 5, 4), torch.randn(2, 2, 5, 4)
-    where = Packing.of(np.array([2, 3]), CPU)
-    attend_within_rows(nn.Module(), one, one, one, None, packing=where)
-    for tensor, mask, given_packing in ((two, None, where), (one, torch.ones(1, 1, 5, 5), where), (one, None, None)):
+    single, double = torch.randn(1, 2, 5, 4), torch.randn(2, 2, 5, 4)
+    where = Packing.from_lengths(np.array([2, 3]), CPU)
+    attend_within_rows(nn.Module(), single, single, single, None, packing=where)
+    for tensor, mask, given_packing in (
+        (double, None, where),
+        (single, torch.ones(1, 1, 5, 5), where),
+        (single, None, None),
+    ):
         with pytest.raises(ValueError, match="packed attention was given a padded batch"):
             attend_within_rows(nn.Module(), tensor, tensor, tensor, mask, packing=given_packing)
 
@@ -274,7 +278,7 @@ def test_a_packed_forward_leaves_the_model_as_it_was(packable: nn.Module) -> Non
     before, expected = state_of(model), padded_logits(model, rows)
     packed_logits(model, rows)
     assert state_of(model) == before
-    unknown = TokenisedRows(np.full_like(rows.tokens, 10**6), rows.offsets, rows.labels, 0)
+    unknown = TokenizedExamples(np.full_like(rows.tokens, 10**6), rows.offsets, rows.labels, 0)
     with pytest.raises(IndexError):
         packed_logits(model, unknown)
     assert state_of(model) == before
@@ -286,7 +290,7 @@ def test_a_packed_forward_leaves_the_model_as_it_was(packable: nn.Module) -> Non
 
 def test_the_probe_accepts_what_takes_packed_rows(packable: nn.Module) -> None:
     for precision in ("fp32", "bf16"):
-        assert unpackable(packable, rows_of(LENGTHS), CPU, precision) is None
+        assert why_not_packable(packable, rows_of(LENGTHS), CPU, precision) is None
 
 
 @pytest.mark.parametrize("head", ["native", "mean"])
@@ -295,7 +299,7 @@ def test_the_probe_refuses_what_does_not(architecture: str, head: str, tiny_mode
     model = classifier(tiny_model(architecture), head)
     name = type(model.base_model).__name__
     for precision in ("fp32", "bf16"):
-        reason = unpackable(model, rows_of(LENGTHS), CPU, precision)
+        reason = why_not_packable(model, rows_of(LENGTHS), CPU, precision)
         assert reason is not None
         assert reason.startswith((f"{name} gives other logits on packed rows (off by", f"{name} does not take packed"))
 
@@ -305,7 +309,7 @@ def test_the_probe_restores_every_module_s_mode(architecture: str, tiny_model: T
     model = classifier(tiny_model(architecture)).train()
     model.base_model.eval()  # type: ignore[operator]
     before, state = state_of(model), torch.get_rng_state()
-    unpackable(model, rows_of(LENGTHS), CPU, "fp32")
+    why_not_packable(model, rows_of(LENGTHS), CPU, "fp32")
     assert state_of(model) == before
     assert torch.equal(torch.get_rng_state(), state)  # what it asks draws no randomness
     assert all(p.grad is None for p in model.parameters())
@@ -329,9 +333,9 @@ def test_the_probe_sees_rows_that_attend_to_one_another(tiny_model: TinyModel, m
     ):
         monkeypatch.setattr(attention, "_by_runs", wrong)
         for precision in ("fp32", "bf16"):
-            found = unpackable(model, rows_of(LENGTHS), CPU, precision)
-            assert found is not None
-            assert re.fullmatch(reason, found)
+            actual = why_not_packable(model, rows_of(LENGTHS), CPU, precision)
+            assert actual is not None
+            assert re.fullmatch(reason, actual)
 
 
 def test_the_probe_looks_at_rows_of_every_size() -> None:

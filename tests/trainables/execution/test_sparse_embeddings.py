@@ -15,10 +15,10 @@ from support.loaded_classifier import build_classifier
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.data import DataConfig
 from tailsweep.trainables.config.trial import TrialConfig
-from tailsweep.trainables.data.tokenized import PreparedData, TokenisedRows
+from tailsweep.trainables.data.tokenized import PreparedData, TokenizedExamples
 from tailsweep.trainables.execution import sparse_embeddings
-from tailsweep.trainables.execution.backends import PaddedRoad, Road, live_road
-from tailsweep.trainables.execution.sparse_embeddings import OccurringWords, word_embedding
+from tailsweep.trainables.execution.backends import Execution, PaddedExecution, live_execution
+from tailsweep.trainables.execution.sparse_embeddings import SparseEmbeddingTraining, word_embedding
 from tailsweep.trainables.models.layers import set_trainable
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
@@ -63,12 +63,12 @@ def num_words(data: PreparedData) -> int:
     return int(max(rows.tokens.max() for rows in (data.train, data.test))) + 1
 
 
-def trial(model: Path, stage_one: dict[str, Any], stage_two: dict[str, Any], **of_model: Any) -> TrialConfig:
+def trial(model: Path, stage_one: dict[str, Any], stage_two: dict[str, Any], **model_options: Any) -> TrialConfig:
     usual = {"batch_size": 10, "learning_rate": 1e-3, "weight_decay": WEIGHT_DECAY}  # two steps of an epoch
     return TrialConfig.model_validate(
         {
             "data": {"train": "not read here"},
-            "model": {"name": str(model), **of_model},
+            "model": {"name": str(model), **model_options},
             "stage_one": usual | stage_one,
             "stage_two": usual | stage_two,
         }
@@ -76,7 +76,7 @@ def trial(model: Path, stage_one: dict[str, Any], stage_two: dict[str, Any], **o
 
 
 class Looking(SingleProcess):
-    """Keeps how many words the model had when the optimiser was made, and when there was something to report."""
+    """Keeps how many words the model had when the optimizer was made, and when there was something to report."""
 
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__(CPU, folder)
@@ -141,8 +141,8 @@ def test_a_trial_is_the_one_that_trains_the_whole_table(
     data = data_of(architecture)
     config = trial(
         tiny_model(architecture, dropout=0.1),
-        {"rows": "class_balanced", "loss": {"name": "ldam"}},
-        {"epochs": 2, "gradient_accumulation": 2, "max_grad_norm": 0.5, "warmup": 0.3, "layer_decay": 0.5},
+        {"sampling": "class_balanced", "loss": {"name": "ldam"}},
+        {"epochs": 2, "gradient_accumulation": 2, "max_grad_norm": 0.5, "warmup_fraction": 0.3, "layer_decay": 0.5},
     )
     model, runtime = train(config, data)
     monkeypatch.setattr(sparse_embeddings, "word_embedding", lambda model: None)
@@ -153,23 +153,23 @@ def test_a_trial_is_the_one_that_trains_the_whole_table(
     assert whole_runtime.at_wrapping == [words_of(whole)] * 2
     assert runtime.at_reports == whole_runtime.at_reports == [words_of(whole)] * 3
     torch.testing.assert_close(dict(model.state_dict()), dict(whole.state_dict()), atol=1e-9, rtol=0)
-    told = f", {len(occurring(data, padding))} of {words_of(whole)} word embeddings"
-    for found, expected in zip(without_seconds(runtime.reports), without_seconds(whole_runtime.reports), strict=True):
-        assert str(found.pop(report_keys.ROAD)) == str(expected.pop(report_keys.ROAD)) + told
-        assert found == pytest.approx(expected, abs=1e-9)
+    suffix = f", {len(occurring(data, padding))} of {words_of(whole)} word embeddings"
+    for actual, expected in zip(without_seconds(runtime.reports), without_seconds(whole_runtime.reports), strict=True):
+        assert str(actual.pop(report_keys.EXECUTION)) == str(expected.pop(report_keys.EXECUTION)) + suffix
+        assert actual == pytest.approx(expected, abs=1e-9)
 
 
 def test_words_that_do_not_occur_decay_with_every_step_by_hand(tiny_model: TinyModel, data: PreparedData) -> None:
-    config = trial(tiny_model("bert"), {"trains": "head"}, {"epochs": 2})
+    config = trial(tiny_model("bert"), {"trainable": "head"}, {"epochs": 2})
     before = table(build_classifier(config.model, data.label_names, config.seed)).weight.double()
     after = table(train(config, data)[0]).weight
     words = occurring(data, [data.pad_token_id])
     others = sorted({*range(len(before))} - {*words})
     assert 60 <= len(others) < 80
     # Four steps.
-    left = math.prod(1 - learning_rate * WEIGHT_DECAY for learning_rate in (1e-3, 7.5e-4, 5e-4, 2.5e-4))
-    torch.testing.assert_close(after[others], before[others] * left, atol=1e-12, rtol=0)
-    moved = ~torch.isclose(after, before * left, atol=1e-5, rtol=0).all(1)
+    decay = math.prod(1 - learning_rate * WEIGHT_DECAY for learning_rate in (1e-3, 7.5e-4, 5e-4, 2.5e-4))
+    torch.testing.assert_close(after[others], before[others] * decay, atol=1e-12, rtol=0)
+    moved = ~torch.isclose(after, before * decay, atol=1e-5, rtol=0).all(1)
     assert moved.nonzero().flatten().tolist() == [word for word in words if word != data.pad_token_id]
 
 
@@ -180,7 +180,7 @@ def test_padding_that_comes_after_all_words_has_its_place(tiny_model: TinyModel,
     table(model).padding_idx = last
     data = replace(data, train=replace(data.train, pad_token_id=last))
     kept = occurring(data, [last])
-    with OccurringWords(model, PaddedRoad(model, data, CPU, ""), data).alone():
+    with SparseEmbeddingTraining(model, PaddedExecution(model, data, CPU, ""), data).active():
         assert words_of(model) == len(kept)
         assert table(model).padding_idx == len(kept) - 1
         assert torch.equal(table(model)(torch.tensor([last])), table(model).weight[-1:])
@@ -190,10 +190,10 @@ def test_padding_that_comes_after_all_words_has_its_place(tiny_model: TinyModel,
 # --- checkpoints
 
 
-def test_a_trial_that_goes_on_from_a_checkpoint_is_the_same_trial(
+def test_a_trial_that_continues_from_a_checkpoint_is_the_same_trial(
     tiny_model: TinyModel, data: PreparedData, tmp_path: Path
 ) -> None:
-    config = trial(tiny_model("bert", dropout=0.2), {"trains": "head"}, {"epochs": 3})
+    config = trial(tiny_model("bert", dropout=0.2), {"trainable": "head"}, {"epochs": 3})
     model, runtime = train(config, data, tmp_path, dtype=torch.float32)
     name = "bert.embeddings.word_embeddings.weight"
     for epoch in (1, 2):
@@ -208,7 +208,7 @@ def test_a_trial_that_goes_on_from_a_checkpoint_is_the_same_trial(
             assert torch.equal(value, other), parameter
 
 
-# --- the model is left as it was
+# --- the model is decay as it was
 
 
 class Interrupted(Exception):
@@ -259,15 +259,15 @@ def state(model: nn.Module) -> list[Any]:
 # --- where it is not done
 
 
-def set_up(folder: Path, data: PreparedData) -> tuple[nn.Module, Road, PreparedData]:
-    """A model that trains whole, its road and its rows."""
+def set_up(folder: Path, data: PreparedData) -> tuple[nn.Module, Execution, PreparedData]:
+    """A model that trains whole, its execution path and its rows."""
     model = build_classifier(trial(folder, {}, {}).model, data.label_names, 0)
     set_trainable(model, "all")
-    return model, live_road(model, data, CPU, "fp32"), data
+    return model, live_execution(model, data, CPU, "fp32"), data
 
 
-def words_within(model: nn.Module, road: Road, data: PreparedData) -> int:
-    with OccurringWords(model, road, data).alone():
+def words_within(model: nn.Module, execution: Execution, data: PreparedData) -> int:
+    with SparseEmbeddingTraining(model, execution, data).active():
         return words_of(model)
 
 
@@ -301,9 +301,9 @@ def without_a_table(model: nn.Module) -> None:
 def test_what_cannot_be_done_is_not_done(tiny_model: TinyModel, data: PreparedData) -> None:
     assert words_within(*set_up(tiny_model("bert"), data)) == len(occurring(data, [data.pad_token_id]))
     for change in (tied, frozen, read_elsewhere, read_where_there_is_nothing):
-        model, road, _ = set_up(tiny_model("bert"), data)
+        model, execution, _ = set_up(tiny_model("bert"), data)
         change(model)
-        assert words_within(model, road, data) == words_of(model), change.__name__
+        assert words_within(model, execution, data) == words_of(model), change.__name__
     model, _, _ = set_up(tiny_model("bert"), data)
     without_a_table(model)
     assert word_embedding(model) is None
@@ -313,7 +313,7 @@ def test_the_whole_table_stays_where_more_than_three_quarters_occur(tiny_model: 
     def with_words(count: int) -> PreparedData:
         tokens = np.arange(count, dtype=np.int32)
         offsets = np.linspace(0, count, 5).astype(np.int64)
-        return replace(data, train=TokenisedRows(tokens, offsets, np.zeros(4, dtype=np.int64), 0))
+        return replace(data, train=TokenizedExamples(tokens, offsets, np.zeros(4, dtype=np.int64), 0))
 
     all_words = words_of(set_up(tiny_model("bert"), data)[0])
     most = math.floor(all_words * 0.75)
@@ -322,9 +322,9 @@ def test_the_whole_table_stays_where_more_than_three_quarters_occur(tiny_model: 
 
 
 def test_a_word_without_a_place_is_not_taken_for_another(tiny_model: TinyModel, data: PreparedData) -> None:
-    model, road, _ = set_up(tiny_model("bert"), data)
-    words = OccurringWords(model, road, data)
-    of_validation = road.inputs("validation", np.arange(3))
-    road.module(*of_validation)
-    with words.alone(), pytest.raises(IndexError):
-        road.module(*of_validation)
+    model, execution, _ = set_up(tiny_model("bert"), data)
+    words = SparseEmbeddingTraining(model, execution, data)
+    inputs = execution.inputs("validation", np.arange(3))
+    execution.module(*inputs)
+    with words.active(), pytest.raises(IndexError):
+        execution.module(*inputs)

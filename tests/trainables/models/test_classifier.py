@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from support import loaded_classifier
-from tailsweep.trainables.config.trial import HeadConfig, ModelConfig, TopLayers, Trains
+from tailsweep.trainables.config.trial import HeadConfig, ModelConfig, TopLayers, Trainable
 from tailsweep.trainables.errors import InputError, ModelError
 from tailsweep.trainables.models import hub
 from tailsweep.trainables.models.classifier import build_classifier, check_model, load_classifier, save_classifier
@@ -143,10 +143,10 @@ def test_head_follows_from_the_seed_and_the_encoder_from_its_weights(
     assert first.keys() == again.keys() == other.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
     pretrained = transformers.AutoModel.from_pretrained(folder).state_dict()
-    of_encoder = {name for name in first if name.split(".", 1)[1] in pretrained}
-    assert all(torch.equal(first[name], pretrained[name.split(".", 1)[1]]) for name in of_encoder)
-    assert all(torch.equal(first[name], other[name]) for name in of_encoder)
-    drawn = {name for name in first.keys() - of_encoder if first[name].ndim == 2}
+    encoder_parameters = {name for name in first if name.split(".", 1)[1] in pretrained}
+    assert all(torch.equal(first[name], pretrained[name.split(".", 1)[1]]) for name in encoder_parameters)
+    assert all(torch.equal(first[name], other[name]) for name in encoder_parameters)
+    drawn = {name for name in first.keys() - encoder_parameters if first[name].ndim == 2}
     assert drawn
     assert not any(torch.equal(first[name], other[name]) for name in drawn)
 
@@ -291,16 +291,16 @@ TRAINS: list[tuple[str, Head, Any, set[str]]] = [
 
 
 @pytest.mark.parametrize(
-    ("architecture", "head", "trains", "expected"),
+    ("architecture", "head", "trainable", "expected"),
     TRAINS,
     ids=lambda v: f"{len(v)}" if isinstance(v, set) else named(v),
 )
 def test_a_stage_trains_exactly_these_parameters(
-    architecture: str, head: Head, trains: Any, expected: set[str], tiny_model: TinyModel
+    architecture: str, head: Head, trainable: Any, expected: set[str], tiny_model: TinyModel
 ) -> None:
     model = build(tiny_model(architecture), head)
     set_trainable(model, "all")  # what trained before makes no difference
-    set_trainable(model, trains)
+    set_trainable(model, trainable)
     assert training_names(model) == expected
 
 
@@ -311,13 +311,13 @@ def test_every_trainable_parameter_gets_a_gradient_and_no_other(
     folder = tiny_model(architecture)
     model = build(folder, head)
     has_pooler = head == POOLER or (head == "native" and architecture in ("bert", "deberta-v2"))
-    for trains in ("head", TOP_LAYER, "all", *(("pooler",) if has_pooler else ())):
-        set_trainable(model, cast(Any, trains))
+    for trainable in ("head", TOP_LAYER, "all", *(("pooler",) if has_pooler else ())):
+        set_trainable(model, cast(Any, trainable))
         set_train_mode(model, frozen_dropout=False)
         model.zero_grad(set_to_none=True)
         F.cross_entropy(logits_of(model, *padded(folder)), torch.tensor([0, 1, 2])).backward()  # type: ignore[no-untyped-call]
         with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
-        assert with_gradient == training_names(model), trains
+        assert with_gradient == training_names(model), trainable
 
 
 @pytest.mark.parametrize(
@@ -367,11 +367,11 @@ def test_depths_count_down_from_the_head_to_the_embeddings(
     architecture: str, head: Head, layer: str, above: tuple[str, ...], below: tuple[str, ...], tiny_model: TinyModel
 ) -> None:
     """Of three layers 2 is the top one, at depth 1; the embeddings are at depth 4."""
-    found = depths(build(tiny_model(architecture), head))
+    actual_depths = depths(build(tiny_model(architecture), head))
     starts = {0: above, 1: f"{layer}.2.", 2: f"{layer}.1.", 3: f"{layer}.0.", 4: below}
-    for name, depth in found.items():
+    for name, depth in actual_depths.items():
         assert name.startswith(starts[depth]), (name, depth)
-    assert set(found.values()) == set(starts)
+    assert set(actual_depths.values()) == set(starts)
 
 
 def test_what_layers_share_is_as_deep_as_the_lowest_of_them(tiny_model: TinyModel) -> None:
@@ -451,7 +451,7 @@ def test_the_frozen_trunk_is_a_function_of_the_row_unless_its_dropout_is_asked_f
         set_train_mode(model, frozen_dropout)
         outputs += [logits_of(model, *padded(folder)) for _ in range(2)]
     assert torch.equal(into_top_layer[0], into_top_layer[1])
-    assert not torch.equal(outputs[0], outputs[1])  # the top layer's own dropout goes on
+    assert not torch.equal(outputs[0], outputs[1])  # the top layer's own dropout continues
     assert not torch.equal(into_top_layer[2], into_top_layer[3])
 
 
@@ -495,8 +495,8 @@ def test_a_native_folder_opens_in_a_plain_pipeline_with_the_label_names(
     for text in ("renal clearance of the drug", "oral tablet", "liver enzyme with a substrate"):
         encoded = tokenizer(text, return_tensors="pt")
         expected = logits_of(model, encoded["input_ids"], encoded["attention_mask"]).softmax(-1)[0].tolist()
-        found = {scored["label"]: scored["score"] for scored in classify(text, top_k=None)}
-        assert found == pytest.approx(dict(zip(LABELS, expected, strict=True)), abs=1e-5)
+        scores = {scored["label"]: scored["score"] for scored in classify(text, top_k=None)}
+        assert scores == pytest.approx(dict(zip(LABELS, expected, strict=True)), abs=1e-5)
 
 
 def test_weights_of_lower_precision_are_trained_and_come_back_in_fp32(tiny_model: TinyModel, tmp_path: Path) -> None:
@@ -521,9 +521,9 @@ def test_weights_of_lower_precision_are_trained_and_come_back_in_fp32(tiny_model
 
 
 def test_a_name_that_is_nowhere_is_named(tmp_path: Path) -> None:
-    config = ModelConfig(name="nobody/no-such-model")
+    config = ModelConfig(name="no one/no-such-model")
     for call in (lambda: build_classifier(config, LABELS, 0), lambda: check_model(config, {})):
-        with pytest.raises(ModelError, match=r'model\.name: cannot load "nobody/no-such-model"') as raised:
+        with pytest.raises(ModelError, match=r'model\.name: cannot load "no one/no-such-model"') as raised:
             call()
         assert "HF_HUB_OFFLINE is set" in str(raised.value)
         assert isinstance(raised.value, InputError)
@@ -548,11 +548,11 @@ def test_an_architecture_that_classifies_nothing_is_refused(tmp_path: Path) -> N
 
 def test_check_model_names_the_stage(tiny_model: TinyModel) -> None:
     native = ModelConfig(name=str(tiny_model("roberta")))
-    fine: dict[str, Trains] = {"stage_one": TopLayers(top_layers=3), "stage_two": "all"}
+    fine: dict[str, Trainable] = {"stage_one": TopLayers(top_layers=3), "stage_two": "all"}
     check_model(native, fine)
-    with pytest.raises(ModelError, match=r"^stage_two\.trains: RobertaForSequenceClassification has no pooler"):
+    with pytest.raises(ModelError, match=r"^stage_two\.trainable: RobertaForSequenceClassification has no pooler"):
         check_model(native, fine | {"stage_two": "pooler"})
-    with pytest.raises(ModelError, match=r"^stage_one\.trains: top_layers is 5"):
+    with pytest.raises(ModelError, match=r"^stage_one\.trainable: top_layers is 5"):
         check_model(native, fine | {"stage_one": TopLayers(top_layers=5)})
     with pytest.raises(ModelError, match=r"^model\.head\.pooling is pooler"):
         check_model(ModelConfig(name=str(tiny_model("distilbert")), head=POOLER), fine)

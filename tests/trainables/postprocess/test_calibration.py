@@ -54,13 +54,13 @@ def test_negative_log_likelihood_is_that_of_scikit_learn() -> None:
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 2.5])
 def test_a_temperature_is_found_again(temperature: float) -> None:
     logits, labels = drawn(20_000, temperature)
-    found = fitted_temperature(logits, labels)
-    assert found == pytest.approx(temperature, rel=0.05)
+    actual = fitted_temperature(logits, labels)
+    assert actual == pytest.approx(temperature, rel=0.05)
     # No value of a fine grid around it has a smaller loss.
-    grid = found * np.linspace(0.9, 1.1, 41)
-    losses = [-log_softmax(logits / one, axis=1)[np.arange(len(labels)), labels].mean() for one in grid]
+    grid = actual * np.linspace(0.9, 1.1, 41)
+    losses = [-log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].mean() for temperature in grid]
     assert np.argmin(losses) == 20
-    before, after = (expected_calibration_error(logits / one, labels) for one in (1.0, found))
+    before, after = (expected_calibration_error(logits / temperature, labels) for temperature in (1.0, actual))
     assert after < 0.01
     assert temperature == 1.0 or after < before / 5
 

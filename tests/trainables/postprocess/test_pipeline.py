@@ -1,4 +1,4 @@
-"""The last layer of every head found, and what is fitted after training written into it: against plain arithmetic."""
+"""The last layer of every head, and what is fitted after training and written into it: against arithmetic."""
 
 import json
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from sklearn.metrics import f1_score
 from support.loaded_classifier import build_classifier
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.data import DataConfig
-from tailsweep.trainables.config.postprocess import FinishConfig
+from tailsweep.trainables.config.postprocess import PostprocessConfig
 from tailsweep.trainables.config.trial import HeadConfig, ModelConfig
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.errors import ModelError
-from tailsweep.trainables.execution.backends import live_road, split_logits
+from tailsweep.trainables.execution.backends import live_execution, split_logits
 from tailsweep.trainables.postprocess.last_layer import last_layer, layer_inputs
-from tailsweep.trainables.postprocess.pipeline import BEFORE_FILE, FINISH_FILE, finish_classifier
+from tailsweep.trainables.postprocess.pipeline import BEFORE_FILE, POSTPROCESS_FILE, postprocess_classifier
 from tailsweep.trainables.postprocess.thresholds import counts_of
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
@@ -65,7 +65,7 @@ def knowing(folder: Path, head: Any, data: PreparedData) -> nn.Module:
     """A classifier whose last layer is a logistic regression on what it is given, three times too sure of itself."""
     model = built(folder, head, data)
     _, layer = last_layer(model, data.train, CPU)
-    inputs = layer_inputs(layer, live_road(model, data, CPU, "fp32"), report_keys.TRAIN, len(data.train))
+    inputs = layer_inputs(layer, live_execution(model, data, CPU, "fp32"), report_keys.TRAIN, len(data.train))
     regression = LogisticRegression(max_iter=500).fit(inputs, data.train.labels)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(3 * regression.coef_))
@@ -74,7 +74,7 @@ def knowing(folder: Path, head: Any, data: PreparedData) -> nn.Module:
 
 
 def logits_of(model: nn.Module, data: PreparedData, split: str = report_keys.VALIDATION) -> np.ndarray:
-    return split_logits(live_road(model, data, CPU, "fp32"), split).double().numpy()
+    return split_logits(live_execution(model, data, CPU, "fp32"), split).double().numpy()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_the_last_layer_of_every_head_is_found(
     assert (name, layer) == (expected, model.get_submodule(expected))
     assert model.training
     before = logits_of(model, data)
-    inputs = layer_inputs(layer, live_road(model, data, CPU, "fp32"), report_keys.VALIDATION, len(data.validation))
+    inputs = layer_inputs(layer, live_execution(model, data, CPU, "fp32"), report_keys.VALIDATION, len(data.validation))
     given = F.linear(torch.from_numpy(inputs), layer.weight, layer.bias).detach().numpy()
     np.testing.assert_allclose(given, before, atol=1e-5)
     with torch.no_grad():
@@ -127,7 +127,7 @@ class _Bent(nn.Module):
 
 def test_logits_that_no_layer_gives_are_refused(tiny_model: TinyModel, data: PreparedData) -> None:
     model = built(tiny_model("bert"), LINEAR, data)
-    with pytest.raises(ModelError, match=r"logits of _Bent is not a linear layer.*leave finish out"):
+    with pytest.raises(ModelError, match=r"logits of _Bent is not a linear layer.*leave postprocess out"):
         last_layer(_Bent(model, torch.tanh), data.train, CPU)
     assert last_layer(_Bent(model, nn.Identity()), data.train, CPU)[0] == "model.head"
     cast(Any, model).head.bias = None
@@ -145,7 +145,7 @@ def test_what_was_fitted_is_what_the_model_gives(
     weight, bias = weight.copy(), bias.copy()
     # Nothing looks at test rows.
     blind = replace(data, test=cast(Any, None))
-    finished = finish_classifier(model, blind, FinishConfig.model_validate(settings), METRIC, 0, CPU)
+    finished = postprocess_classifier(model, blind, PostprocessConfig.model_validate(settings), METRIC, 0, CPU)
     after = logits_of(model, data)
     fitted = {step.kind: step.fitted for step in finished.steps}
     expected = before
@@ -173,7 +173,7 @@ def test_what_was_fitted_is_what_the_model_gives(
     for earlier, later in zip(finished.steps, finished.steps[1:], strict=False):
         assert earlier.after == later.before
     runtime = SingleProcess(CPU)
-    scores = evaluate(live_road(model, data, CPU, "fp32"), data, runtime, report_keys.VALIDATION)
+    scores = evaluate(live_execution(model, data, CPU, "fp32"), data, runtime, report_keys.VALIDATION)
     assert finished.steps[-1].after[METRIC] == pytest.approx(scores[METRIC], abs=1e-12)
     assert finished.steps[-1].after["validation/loss"] == pytest.approx(scores["validation/loss"], abs=1e-5)
     assert finished.steps[0].before[METRIC] == pytest.approx(
@@ -195,8 +195,8 @@ def test_crt_changes_the_last_layer_and_nothing_else(tiny_model: TinyModel, data
     model = built(tiny_model("distilbert"), NARROW_MLP, data)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     old = recall_by_class(counts_of(logits_of(model, data, report_keys.TRAIN), data.train.labels))
-    finish = FinishConfig.model_validate({"classifier": CRT | {"learning_rate": 0.1}})
-    finish_classifier(model, data, finish, METRIC, 0, CPU)
+    postprocess = PostprocessConfig.model_validate({"classifier": CRT | {"learning_rate": 0.1}})
+    postprocess_classifier(model, data, postprocess, METRIC, 0, CPU)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"head.2.weight", "head.2.bias"}
     new = recall_by_class(counts_of(logits_of(model, data, report_keys.TRAIN), data.train.labels))
@@ -205,12 +205,12 @@ def test_crt_changes_the_last_layer_and_nothing_else(tiny_model: TinyModel, data
 
 def test_another_metric_is_what_thresholds_raise(tiny_model: TinyModel, data: PreparedData) -> None:
     """Of 33, 18 and 6 training rows two classes have few: their recall is highest where the first is never said."""
-    finish = FinishConfig.model_validate({"decision": {"kind": "thresholds"}})
+    postprocess = PostprocessConfig.model_validate({"decision": {"kind": "thresholds"}})
     first_said = {}
     for metric in ("validation/recall_few", "validation/accuracy"):
         model = knowing(tiny_model("bert"), LINEAR, data)
         before = logits_of(model, data).argmax(axis=1)
-        (step,) = finish_classifier(model, data, finish, metric, 0, CPU).steps
+        (step,) = postprocess_classifier(model, data, postprocess, metric, 0, CPU).steps
         assert step.after[metric] >= step.before[metric]
         first_said[metric] = (logits_of(model, data).argmax(axis=1) == 0).sum()
     assert first_said["validation/recall_few"] < min((before == 0).sum(), first_said["validation/accuracy"])
@@ -221,8 +221,8 @@ def test_a_class_without_validation_rows_does_no_harm(tiny_model: TinyModel, dat
     without = data.validation.between(0, int(np.argmax(data.validation.labels == 2)))
     assert 2 not in without.labels
     assert len(without) > 2
-    finish = FinishConfig.model_validate({"decision": {"kind": "thresholds"}, "temperature": True})
-    finished = finish_classifier(model, replace(data, validation=without), finish, METRIC, 0, CPU)
+    postprocess = PostprocessConfig.model_validate({"decision": {"kind": "thresholds"}, "temperature": True})
+    finished = postprocess_classifier(model, replace(data, validation=without), postprocess, METRIC, 0, CPU)
     assert finished.steps[0].fitted["thresholds"]["metabolism"] == 1.0
     assert np.isfinite(logits_of(model, data)).all()
 
@@ -231,9 +231,9 @@ def test_the_record_has_what_it_takes_to_undo_it(tiny_model: TinyModel, data: Pr
     model = built(tiny_model("roberta"), "native", data)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     config = {"classifier": {"kind": "tau_normalisation", "tau": 2}, "temperature": True}
-    finished = finish_classifier(model, data, FinishConfig.model_validate(config), METRIC, 0, CPU)
+    finished = postprocess_classifier(model, data, PostprocessConfig.model_validate(config), METRIC, 0, CPU)
     finished.write(tmp_path)
-    record = json.loads((tmp_path / FINISH_FILE).read_text())
+    record = json.loads((tmp_path / POSTPROCESS_FILE).read_text())
     assert [step["kind"] for step in record["steps"]] == ["tau_normalisation", "temperature"]
     assert record["steps"][0]["fitted"] == {"tau": 2}
     for step in record["steps"]:
@@ -246,8 +246,8 @@ def test_the_record_has_what_it_takes_to_undo_it(tiny_model: TinyModel, data: Pr
 def test_a_step_that_does_not_help_is_kept_and_said(tiny_model: TinyModel, data: PreparedData) -> None:
     model = built(tiny_model("bert"), LINEAR, data)
     before = logits_of(model, data)
-    finish = FinishConfig.model_validate({"decision": {"kind": "logit_adjustment", "tau": 0}})
-    (step,) = finish_classifier(model, data, finish, METRIC, 0, CPU).steps
+    postprocess = PostprocessConfig.model_validate({"decision": {"kind": "logit_adjustment", "tau": 0}})
+    (step,) = postprocess_classifier(model, data, postprocess, METRIC, 0, CPU).steps
     assert not step.helped
     assert str(step).endswith("no better on validation rows, kept as asked for")
     np.testing.assert_allclose(logits_of(model, data), before, atol=1e-6)

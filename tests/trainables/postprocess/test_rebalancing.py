@@ -5,7 +5,13 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
-from tailsweep.trainables.postprocess.rebalancing import Layer, learned_scales, retrained, tau_normalised
+from tailsweep.trainables.postprocess.rebalancing import (
+    Layer,
+    TrainingSettings,
+    learned_scales,
+    retrained,
+    tau_normalised,
+)
 
 COUNTS = [240, 40, 20]
 
@@ -21,17 +27,18 @@ def rows() -> tuple[np.ndarray, np.ndarray]:
 
 def test_crt_comes_to_the_balanced_logistic_regression(rows: tuple[np.ndarray, np.ndarray]) -> None:
     inputs, labels = rows
-    layer = retrained(inputs, labels, 3, learning_rate=0.02, epochs=60, batch_size=20, seed=0)
+    layer = retrained(inputs, labels, 3, TrainingSettings(learning_rate=0.02, epochs=60, batch_size=20, seed=0))
     reference = LogisticRegression(C=np.inf, class_weight="balanced", max_iter=1000).fit(inputs, labels)
-    found, expected = softmax(layer.logits(inputs), axis=1), reference.predict_proba(inputs)
-    np.testing.assert_allclose(found, expected, atol=0.04)
+    actual, expected = softmax(layer.logits(inputs), axis=1), reference.predict_proba(inputs)
+    np.testing.assert_allclose(actual, expected, atol=0.04)
     plain = LogisticRegression(C=np.inf, max_iter=1000).fit(inputs, labels).predict_proba(inputs)
-    assert np.abs(found - plain).max() > 0.3
+    assert np.abs(actual - plain).max() > 0.3
 
 
 def test_crt_follows_from_its_seed(rows: tuple[np.ndarray, np.ndarray]) -> None:
     first, again, other = (
-        retrained(*rows, 3, learning_rate=0.01, epochs=1, batch_size=32, seed=seed).weight for seed in (0, 0, 1)
+        retrained(*rows, 3, TrainingSettings(learning_rate=0.01, epochs=1, batch_size=32, seed=seed)).weight
+        for seed in (0, 0, 1)
     )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -39,7 +46,7 @@ def test_crt_follows_from_its_seed(rows: tuple[np.ndarray, np.ndarray]) -> None:
 
 def test_a_rate_of_next_to_nothing_leaves_the_values_it_began_with(rows: tuple[np.ndarray, np.ndarray]) -> None:
     """Those of nn.Linear: uniform within 1 / sqrt(H)."""
-    layer = retrained(*rows, 3, learning_rate=1e-9, epochs=1, batch_size=32, seed=0)
+    layer = retrained(*rows, 3, TrainingSettings(learning_rate=1e-9, epochs=1, batch_size=32, seed=0))
     values = np.concatenate([layer.weight.ravel(), layer.bias])
     assert np.abs(values).max() <= 0.5 + 1e-6
     assert 0.2 < values.std() < 0.4  # 0.5 / sqrt(3) = 0.289
@@ -55,9 +62,9 @@ def test_lws_comes_to_the_best_scales_of_balanced_rows(rows: tuple[np.ndarray, n
         return float(-(log_softmax(logits * scales, axis=1)[np.arange(300), labels] * weights).sum())
 
     expected = minimize(loss, np.ones(3), method="BFGS").x
-    found = learned_scales(logits, labels, learning_rate=0.02, epochs=60, batch_size=20, seed=0)
+    actual = learned_scales(logits, labels, TrainingSettings(learning_rate=0.02, epochs=60, batch_size=20, seed=0))
     assert np.abs(expected - 1).max() > 0.2
-    np.testing.assert_allclose(found, expected, atol=0.05)
+    np.testing.assert_allclose(actual, expected, atol=0.05)
 
 
 def test_tau_normalisation_divides_by_norms_and_drops_the_bias() -> None:

@@ -35,12 +35,12 @@ def test_two_classes_get_the_best_decision_there_is(seed: int, score: thresholds
     logits, labels = rows_of(seed, [40, 8])
     advantage = logits[:, 1] - logits[:, 0]
     every = [(advantage > edge).astype(int) for edge in [-np.inf, *advantage]]
-    of = {
+    reference_score = {
         macro_f1: lambda said: reference.f1_score(labels, said, average="macro", zero_division=0),
         metrics.mcc: lambda said: reference.matthews_corrcoef(labels, said),
     }[score]
-    found = (softmax(logits, axis=1) / best_thresholds(logits, labels, score)).argmax(axis=1)
-    assert of(found) == pytest.approx(max(map(of, every)), abs=1e-12)
+    actual = (softmax(logits, axis=1) / best_thresholds(logits, labels, score)).argmax(axis=1)
+    assert reference_score(actual) == pytest.approx(max(map(reference_score, every)), abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", [1, 6])  # 6 goes over the classes more than twice
@@ -166,8 +166,8 @@ def test_many_rows_cost_no_more_than_their_cuts() -> None:
     assert calls <= 1 + 3 * 2 * thresholds_module.MAX_CUTS
     advantage = logits[:, 1] - logits[:, 0]
     best = max(macro_f1(_two(labels, advantage > edge)) for edge in advantage)
-    found = macro_f1(counts_of(logits - np.log(thresholds), labels))
-    assert best - 0.01 < found <= best
+    actual = macro_f1(counts_of(logits - np.log(thresholds), labels))
+    assert best - 0.01 < actual <= best
 
 
 def _two(labels: np.ndarray, said: np.ndarray) -> np.ndarray:
@@ -182,12 +182,12 @@ def test_rows_that_float32_cannot_tell_apart_are_not_parted() -> None:
 
 
 def test_logit_adjustment_subtracts_tau_log_priors() -> None:
-    # Priors .75, .2 and .05: with tau 1 the model of a balanced world has p(y | x) / prior(y), normalised.
+    # Priors .75, .2 and .05: with tau 1 the model of a balanced world has p(y | x) / prior(y), normalized.
     shift = adjustment(np.array([15, 4, 1]), 1.0)
     probabilities = np.array([[0.9, 0.08, 0.02]])
-    found = softmax(np.log(probabilities) + shift, axis=1)
+    actual = softmax(np.log(probabilities) + shift, axis=1)
     expected = probabilities / [0.75, 0.2, 0.05]
-    np.testing.assert_allclose(found, expected / expected.sum(), rtol=1e-12)
+    np.testing.assert_allclose(actual, expected / expected.sum(), rtol=1e-12)
     np.testing.assert_allclose(adjustment(np.array([15, 4, 1]), 0.5), shift / 2, rtol=1e-12)
 
 

@@ -14,7 +14,7 @@ from tailsweep.trainables.storage.filesystem import (
     parent_location,
     without_trailing_slash,
 )
-from tailsweep.trainables.storage.retry import patiently
+from tailsweep.trainables.storage.retry import with_retries
 
 QUERY = "?endpoint_override=127.0.0.1:9000&scheme=http&region=us-east-1"
 
@@ -29,7 +29,7 @@ QUERY = "?endpoint_override=127.0.0.1:9000&scheme=http&region=us-east-1"
         (f"s3://bucket/runs{QUERY}", "50% #1", f"s3://bucket/runs/50%25%20%231{QUERY}", "bucket/runs/50% #1"),
         ("gs://bucket/runs?project_id=mine", "demo", "gs://bucket/runs/demo?project_id=mine", "bucket/runs/demo"),
         ("file:///mnt/my%20runs", "demo", "file:///mnt/my%20runs/demo", "/mnt/my runs/demo"),
-        ("/mnt/who? me #1/", "c000", "/mnt/who? me #1/c000", "/mnt/who? me #1/c000"),
+        ("/mnt/who? me #1/", "t000", "/mnt/who? me #1/t000", "/mnt/who? me #1/t000"),
         ("/", "runs", "/runs", "/runs"),
     ],
 )
@@ -46,7 +46,7 @@ def test_a_uris_query_reaches_pyarrow_wherever_it_is_joined() -> None:
 
 
 @pytest.mark.parametrize(
-    ("location", "remedy"),
+    ("location", "hint"),
     [
         ("s3://bucket/runs#1/demo", "write %23"),
         ("s3://bucket/my runs/demo", "write %20"),
@@ -61,8 +61,8 @@ def test_a_uris_query_reaches_pyarrow_wherever_it_is_joined() -> None:
         ("s3://bucket/demo?zone=7", "Unexpected query parameter"),
     ],
 )
-def test_what_would_lead_elsewhere_is_refused(location: str, remedy: str) -> None:
-    with pytest.raises(ValueError, match=remedy):
+def test_what_would_lead_elsewhere_is_refused(location: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=hint):
         open_location(location)
 
 
@@ -74,8 +74,8 @@ def test_a_folder_may_be_named_as_a_uri_begins(tmp_path: Path, monkeypatch: pyte
 def test_google_cloud_storage_is_asked_for_seconds_and_not_for_a_quarter_of_an_hour() -> None:
     def seconds(location: str) -> float:
         filesystem, _ = open_location(location)
-        _, (of_construction,) = filesystem.__reduce__()
-        return of_construction["retry_time_limit"].total_seconds()
+        _, (constructor_arguments,) = filesystem.__reduce__()
+        return constructor_arguments["retry_time_limit"].total_seconds()
 
     assert seconds("gs://anonymous@bucket/runs") == GCS_RETRIES_S
     assert seconds("gs://anonymous@bucket/runs?scheme=http") == GCS_RETRIES_S
@@ -83,7 +83,7 @@ def test_google_cloud_storage_is_asked_for_seconds_and_not_for_a_quarter_of_an_h
 
 
 def test_a_missing_file_is_an_answer_or_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr(retry, "RETRY_DELAYS_S", (0.0, 0.0))
     asked = []
 
     def ask() -> None:
@@ -91,8 +91,8 @@ def test_a_missing_file_is_an_answer_or_a_refusal(monkeypatch: pytest.MonkeyPatc
         raise FileNotFoundError("gone")
 
     with pytest.raises(FileNotFoundError, match="gone"):
-        patiently(ask, "a file", missing=False)
+        with_retries(ask, "a file", missing=False)
     assert len(asked) == 1
     with pytest.raises(StorageError, match=r"refused a file 3 times in 0 s: gone"):
-        patiently(ask, "a file")
+        with_retries(ask, "a file")
     assert len(asked) == 4

@@ -17,11 +17,11 @@ from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.data import DataConfig
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.splits import load_splits
-from tailsweep.trainables.data.tokenized import MADE_FILE, PreparedData, fetch_prepared, open_prepared
-from tailsweep.trainables.execution.backends import live_road
+from tailsweep.trainables.data.tokenized import SYNTHETIC_FILE, PreparedData, fetch_prepared, open_prepared
+from tailsweep.trainables.execution.backends import live_execution
 from tailsweep.trainables.execution.feature_plan import FeaturePlan, plan_features
 from tailsweep.trainables.execution.feature_store import make_features
-from tailsweep.trainables.execution.sparse_embeddings import OccurringWords, word_embedding
+from tailsweep.trainables.execution.sparse_embeddings import SparseEmbeddingTraining, word_embedding
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training import stages
@@ -51,7 +51,7 @@ def data(config: DataConfig, tiny_model: TinyModel) -> PreparedData:
 
 @pytest.fixture(scope="module")
 def plain(config: DataConfig, tiny_model: TinyModel) -> PreparedData:
-    """The same rows, with none made of them."""
+    """The same rows, without synthetic ones."""
     without = config.model_copy(update={"augmentation": None})
     return prepare(without, str(tiny_model("bert")), default_cache_dir())
 
@@ -69,11 +69,11 @@ def trial(folder: Path, stage_one: dict[str, Any], stage_two: dict[str, Any], he
 
 
 def train(
-    of: TrialConfig, data: PreparedData, folder: Path | None = None, start: Path | None = None, **of_run: Any
+    config: TrialConfig, data: PreparedData, folder: Path | None = None, start: Path | None = None, **run_options: Any
 ) -> tuple[list[Report], dict[str, Tensor]]:
-    model = build_classifier(of.model, data.label_names, of.seed).to(of_run.pop("dtype", torch.float32))
+    model = build_classifier(config.model, data.label_names, config.seed).to(run_options.pop("dtype", torch.float32))
     runtime = SingleProcess(CPU, folder)
-    run_two_stages(of, data, model, runtime, start, **of_run)
+    run_two_stages(config, data, model, runtime, start, **run_options)
     return runtime.reports, model.state_dict()
 
 
@@ -86,26 +86,26 @@ def measured(reports: list[Report], *apart: str) -> list[dict[str, Any]]:
 # --- the rows that are kept
 
 
-def test_augmented_rows_are_the_training_rows_and_those_made_of_them(
+def test_augmented_rows_are_the_training_rows_and_the_synthetic_ones(
     data: PreparedData, config: DataConfig, tiny_model: TinyModel
 ) -> None:
     splits = load_splits(config)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model("bert"))
-    made = pq.read_table(data.folder / MADE_FILE).to_pylist()
-    texts = [*splits.train["text"], *(row["text"] for row in made)]
+    synthetic = pq.read_table(data.folder / SYNTHETIC_FILE).to_pylist()
+    texts = [*splits.train["text"], *(row["text"] for row in synthetic)]
     rows = data.rows_of("augmented")
     assert [rows.tokens[slice(*rows.offsets[i : i + 2])].tolist() for i in range(len(rows))] == [
         tokenizer(text, truncation=True, max_length=40)["input_ids"] for text in texts
     ]
-    labels = [*splits.train["label"], *(splits.label_names.index(row["label"]) for row in made)]
+    labels = [*splits.train["label"], *(splits.label_names.index(row["label"]) for row in synthetic)]
     assert rows.labels.tolist() == labels
     assert data.class_counts_of("augmented").tolist() == [33, 33, 33]
     assert data.class_counts_of("train").tolist() == data.class_counts.tolist() == [33, 18, 6]
-    assert {row["kind"] for row in made} == {"eda"}
-    assert data.sources().tolist() == [*range(TRAIN_ROWS), *(row["source"] for row in made)]
+    assert {row["kind"] for row in synthetic} == {"eda"}
+    assert data.sources().tolist() == [*range(TRAIN_ROWS), *(row["source"] for row in synthetic)]
     assert rows.labels[data.sources()].tolist() == labels
     held_out = {*splits.validation["text"], *splits.test["text"]}
-    assert not {row["text"] for row in made} & held_out
+    assert not {row["text"] for row in synthetic} & held_out
     assert any("excretion 18 + 15, metabolism 6 + 27" in note for note in data.notes)
 
 
@@ -124,27 +124,32 @@ def test_rows_without_augmentation_keep_the_key_they_had(
         "meta.json", "test.arrow", "train.arrow", "validation.arrow",
     ]  # fmt: skip
     assert plain.augmented is None
-    assert data.key != plain.key == data.key_without_made
+    assert data.key != plain.key == data.key_without_synthetic
 
 
-def test_other_made_rows_have_a_key_of_their_own(data: PreparedData, config: DataConfig, tiny_model: TinyModel) -> None:
+def test_other_synthetic_rows_have_a_key_of_their_own(
+    data: PreparedData, config: DataConfig, tiny_model: TinyModel
+) -> None:
     other = DataConfig.model_validate({**config.model_dump(), "augmentation": {**EDA, "seed": 1}})
     again, seeded = (
-        prepare(one, str(tiny_model("bert")), default_cache_dir(), augmented=True) for one in (config, other)
+        prepare(data_config, str(tiny_model("bert")), default_cache_dir(), augmented=True)
+        for data_config in (config, other)
     )
     assert again.key == data.key
     assert len({data.key, seeded.key}) == 2
 
 
-@pytest.mark.parametrize("name", ["augmented.arrow", MADE_FILE])
-def test_augmented_rows_are_fetched_with_the_others_and_mended(name: str, data: PreparedData, tmp_path: Path) -> None:
-    fetched = fetch_prepared(data.key, str(data.folder), tmp_path)
-    (fetched.folder / name).write_bytes((fetched.folder / name).read_bytes()[:-8])
-    mended = fetch_prepared(data.key, str(data.folder), tmp_path)
-    assert mended.rows_of("augmented").tokens.tolist() == data.rows_of("augmented").tokens.tolist()
-    assert mended.sources().tolist() == data.sources().tolist()
-    assert mended.key_without_made == data.key_without_made
-    assert open_prepared(mended.folder).notes == data.notes
+@pytest.mark.parametrize("name", ["augmented.arrow", SYNTHETIC_FILE])
+def test_augmented_rows_are_downloaded_with_the_others_and_repaired(
+    name: str, data: PreparedData, tmp_path: Path
+) -> None:
+    downloaded = fetch_prepared(data.key, str(data.folder), tmp_path)
+    (downloaded.folder / name).write_bytes((downloaded.folder / name).read_bytes()[:-8])
+    repaired = fetch_prepared(data.key, str(data.folder), tmp_path)
+    assert repaired.rows_of("augmented").tokens.tolist() == data.rows_of("augmented").tokens.tolist()
+    assert repaired.sources().tolist() == data.sources().tolist()
+    assert repaired.key_without_synthetic == data.key_without_synthetic
+    assert open_prepared(repaired.folder).notes == data.notes
 
 
 # --- a stage on them
@@ -156,26 +161,26 @@ def test_a_stage_on_augmented_rows_is_the_plain_loop_on_the_texts_one_after_the_
     monkeypatch.setattr(
         stages, "epoch_rows", lambda kind, labels, seed, epoch, epochs: np.roll(np.arange(len(labels)), 50)
     )
-    of = trial(
+    trial_config = trial(
         tiny_model("bert", dropout=0.0),
         SKIPPED,
-        {"rows": "augmented", "loss": LDAM, "warmup": 0.3, "weight_decay": 0.1},
+        {"sampling": "augmented", "loss": LDAM, "warmup_fraction": 0.3, "weight_decay": 0.1},
     )
-    reports, found = train(of, data, dtype=torch.float64)
+    reports, actual = train(trial_config, data, dtype=torch.float64)
 
     splits = load_splits(config)
-    made = pq.read_table(data.folder / MADE_FILE).to_pylist()
-    texts = [*splits.train["text"], *(row["text"] for row in made)]
-    labels = [*splits.train["label"], *(splits.label_names.index(row["label"]) for row in made)]
+    synthetic = pq.read_table(data.folder / SYNTHETIC_FILE).to_pylist()
+    texts = [*splits.train["text"], *(row["text"] for row in synthetic)]
+    labels = [*splits.train["label"], *(splits.label_names.index(row["label"]) for row in synthetic)]
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model("bert"))
-    model = build_classifier(of.model, data.label_names, of.seed).double().train()
+    model = build_classifier(trial_config.model, data.label_names, trial_config.seed).double().train()
     decayed = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=1e-3
     )
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, 2, 7)  # 99 rows by 16; 0.3 of 7 is 2
-    loss = build_loss(of.stage_two.loss, np.array([33, 33, 33])).function  # equal margins
+    loss = build_loss(trial_config.stage_two.loss, np.array([33, 33, 33])).function  # equal margins
     order = np.roll(np.arange(AUGMENTED_ROWS), 50)
     losses = []
     for first in range(0, AUGMENTED_ROWS, 16):
@@ -188,7 +193,7 @@ def test_a_stage_on_augmented_rows_is_the_plain_loop_on_the_texts_one_after_the_
         optimizer.step()
         schedule.step()
         losses.append(value.item())
-    torch.testing.assert_close(dict(found), dict(model.state_dict()), atol=1e-6, rtol=0)
+    torch.testing.assert_close(dict(actual), dict(model.state_dict()), atol=1e-6, rtol=0)
     assert reports[0][report_keys.TRAIN_LOSS] == pytest.approx(np.mean(losses), abs=1e-6)
     assert reports[0][report_keys.ROWS] == AUGMENTED_ROWS
 
@@ -197,11 +202,11 @@ def test_a_stage_on_augmented_rows_is_an_ordinary_one_on_a_data_set_of_them(
     data: PreparedData, tiny_model: TinyModel
 ) -> None:
     """Bit for bit, weights and order included; but the groups of the scores are those of the real rows."""
-    stage = {"trains": TOP_LAYER, "loss": LDAM}
+    stage = {"trainable": TOP_LAYER, "loss": LDAM}
     as_train = replace(data, train=data.rows_of("augmented"), class_counts=np.array([33, 33, 33]), augmented=None)
-    reports, found = train(trial(tiny_model("bert"), SKIPPED, {**stage, "rows": "augmented"}), data)
+    reports, actual = train(trial(tiny_model("bert"), SKIPPED, {**stage, "sampling": "augmented"}), data)
     expected_reports, expected = train(trial(tiny_model("bert"), SKIPPED, stage), as_train)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
     groups = [report_keys.on_split(report_keys.VALIDATION, f"recall_{group}") for group in ("many", "medium", "few")]
     groups.append(report_keys.on_split(report_keys.VALIDATION, "micro_f1_minority"))
     assert measured(reports, *groups) == measured(expected_reports, *groups)
@@ -211,28 +216,28 @@ def test_a_stage_on_augmented_rows_is_an_ordinary_one_on_a_data_set_of_them(
 
 def test_both_kinds_of_stage_follow_one_another(data: PreparedData, plain: PreparedData, tiny_model: TinyModel) -> None:
     stage_two = {"epochs": 1}
-    reports, _ = train(trial(tiny_model("bert"), {"trains": TOP_LAYER, "rows": "augmented"}, stage_two), data)
+    reports, _ = train(trial(tiny_model("bert"), {"trainable": TOP_LAYER, "sampling": "augmented"}, stage_two), data)
     assert [report[report_keys.ROWS] for report in reports] == [AUGMENTED_ROWS, TRAIN_ROWS]
-    ordinary = trial(tiny_model("bert"), {"trains": TOP_LAYER}, stage_two)
-    (found, found_end), (expected, expected_end) = (train(ordinary, one) for one in (data, plain))
-    assert measured(found) == measured(expected)  # where no stage asks for them, they change nothing
-    assert all(torch.equal(found_end[name], expected_end[name]) for name in expected_end)
+    ordinary = trial(tiny_model("bert"), {"trainable": TOP_LAYER}, stage_two)
+    (actual, actual_end), (expected, expected_end) = (train(ordinary, examples) for examples in (data, plain))
+    assert measured(actual) == measured(expected)  # where no stage asks for them, they change nothing
+    assert all(torch.equal(actual_end[name], expected_end[name]) for name in expected_end)
 
 
-def test_a_trial_goes_on_within_an_augmented_stage_as_if_it_had_never_stopped(
+def test_a_trial_resumes_in_an_augmented_stage_as_if_it_had_never_stopped(
     data: PreparedData, tiny_model: TinyModel, tmp_path: Path
 ) -> None:
-    stage = {"rows": "augmented", "loss": LDAM, "evaluations_per_epoch": 2}
-    of = trial(tiny_model("bert", dropout=0.3), {"trains": TOP_LAYER, **stage}, stage)
-    whole, expected = train(of, data, tmp_path)
+    stage = {"sampling": "augmented", "loss": LDAM, "evaluations_per_epoch": 2}
+    trial_config = trial(tiny_model("bert", dropout=0.3), {"trainable": TOP_LAYER, **stage}, stage)
+    whole, expected = train(trial_config, data, tmp_path)
     for name in ("stage_one_epoch_000.500", "stage_two_epoch_000.500"):
-        reports, found = train(of, data, start=tmp_path / name)
+        reports, actual = train(trial_config, data, start=tmp_path / name)
         assert measured(reports) == measured(whole)
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize(
-    ("architecture", "head", "trains"),
+    ("architecture", "head", "trainable"),
     [
         ("bert", "native", "head"),
         ("bert", "native", TOP_LAYER),
@@ -241,40 +246,42 @@ def test_a_trial_goes_on_within_an_augmented_stage_as_if_it_had_never_stopped(
     ids=str,
 )
 def test_an_augmented_stage_on_cached_features_is_the_one_behind_the_live_trunk(
-    architecture: str, head: Any, trains: Any, data: PreparedData, tiny_model: TinyModel, tmp_path: Path
+    architecture: str, head: Any, trainable: Any, data: PreparedData, tiny_model: TinyModel, tmp_path: Path
 ) -> None:
-    stage_one = {"trains": trains, "rows": "augmented", "learning_rate": 3e-4, "epochs": 2}
-    of = trial(tiny_model(architecture), stage_one, SKIPPED, head)
-    model = build_classifier(of.model, data.label_names, of.seed)
-    plan = plan_features(model, of.stage_one, data, "fp32", CPU)
+    stage_one = {"trainable": trainable, "sampling": "augmented", "learning_rate": 3e-4, "epochs": 2}
+    trial_config = trial(tiny_model(architecture), stage_one, SKIPPED, head)
+    model = build_classifier(trial_config.model, data.label_names, trial_config.seed)
+    plan = plan_features(model, trial_config.stage_one, data, "fp32", CPU)
     assert isinstance(plan, FeaturePlan), plan
     assert plan.num_rows == AUGMENTED_ROWS + len(data.validation)
     assert FeaturePlan.load(json.loads(json.dumps(plan.dump()))) == plan
     features = make_features(plan, model, data, tmp_path, CPU)
-    live_reports, expected = train(of, data)
-    reports, found = train(of, data, features=features)
-    assert all(str(report[report_keys.ROAD]).startswith("cached") for report in reports)
-    for report, live in zip(measured(reports, report_keys.ROAD), measured(live_reports, report_keys.ROAD), strict=True):
+    live_reports, expected = train(trial_config, data)
+    reports, actual = train(trial_config, data, features=features)
+    assert all(str(report[report_keys.EXECUTION]).startswith("cached") for report in reports)
+    for report, live in zip(
+        measured(reports, report_keys.EXECUTION), measured(live_reports, report_keys.EXECUTION), strict=True
+    ):
         assert report == pytest.approx(live, abs=1e-6)
     for name, value in expected.items():
         close = 1e-4 if "key" in name else 1e-6  # the gradient of a key's bias is 0 in truth
-        torch.testing.assert_close(found[name], value, atol=close, rtol=0)
+        torch.testing.assert_close(actual[name], value, atol=close, rtol=0)
 
 
 def test_features_of_original_rows_are_shared_with_trials_that_make_none(
     data: PreparedData, plain: PreparedData, tiny_model: TinyModel
 ) -> None:
-    def key(of: PreparedData, rows: str) -> str:
-        config = trial(tiny_model("bert"), {"trains": "head", "rows": rows}, {})
-        model = build_classifier(config.model, of.label_names, 0)
-        plan = plan_features(model, config.stage_one, of, "fp32", CPU)
+    def key(prepared: PreparedData, sampling: str) -> str:
+        config = trial(tiny_model("bert"), {"trainable": "head", "sampling": sampling}, {})
+        model = build_classifier(config.model, prepared.label_names, 0)
+        plan = plan_features(model, config.stage_one, prepared, "fp32", CPU)
         assert isinstance(plan, FeaturePlan)
         return plan.key
 
     assert key(data, "original") == key(plain, "original") == key(data, "oversampled") != key(data, "augmented")
 
 
-def test_words_that_occur_in_made_rows_only_are_trained_with_the_others(
+def test_words_that_occur_in_synthetic_rows_only_are_trained_with_the_others(
     data: PreparedData, tiny_model: TinyModel
 ) -> None:
     rows = data.rows_of("augmented")
@@ -282,19 +289,19 @@ def test_words_that_occur_in_made_rows_only_are_trained_with_the_others(
     odd = int(tokens.max()) + 3
     tokens[-2] = odd
     with_odd = replace(data, augmented=replace(rows, tokens=tokens))
-    config = trial(tiny_model("bert"), SKIPPED, {"rows": "augmented"})
+    config = trial(tiny_model("bert"), SKIPPED, {"sampling": "augmented"})
     model = build_classifier(config.model, data.label_names, 0)
-    words = OccurringWords(model, live_road(model, with_odd, CPU, "fp32"), with_odd, "augmented")
+    words = SparseEmbeddingTraining(model, live_execution(model, with_odd, CPU, "fp32"), with_odd, "augmented")
     embedding = word_embedding(model)
     assert embedding is not None
     whole = len(embedding.weight)
-    with words.alone():
+    with words.active():
         assert len(embedding.weight) == len({0, *tokens.tolist()}) < whole
     before = embedding.weight[odd].clone()
-    _, found = train(config, with_odd)
-    assert not torch.equal(found["bert.embeddings.word_embeddings.weight"][odd], before)
+    _, actual = train(config, with_odd)
+    assert not torch.equal(actual["bert.embeddings.word_embeddings.weight"][odd], before)
 
 
-def test_augmented_rows_that_nobody_has_made_are_a_fault_of_ours(plain: PreparedData, tiny_model: TinyModel) -> None:
+def test_augmented_rows_that_were_not_made_are_a_fault_of_ours(plain: PreparedData, tiny_model: TinyModel) -> None:
     with pytest.raises(AssertionError, match="no augmented rows were made"):
-        train(trial(tiny_model("bert"), SKIPPED, {"rows": "augmented"}), plain)
+        train(trial(tiny_model("bert"), SKIPPED, {"sampling": "augmented"}), plain)

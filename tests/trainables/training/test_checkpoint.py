@@ -1,4 +1,4 @@
-"""Checkpoints written and read back, without a trial around them (``test_stages.py`` goes on from real ones)."""
+"""Checkpoints written and read back, without a trial around them (``test_stages.py`` continues from real ones)."""
 
 import itertools
 import json
@@ -75,7 +75,7 @@ def test_progress_comes_back_to_the_last_digit(epoch: float, tmp_path: Path) -> 
     assert type(load_progress(tmp_path).epoch) is type(epoch)
 
 
-def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+def test_training_continues_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     model = small_model()
     optimizer = adamw(model)
     train(model, optimizer, steps=3)
@@ -111,16 +111,16 @@ def test_it_holds_what_has_trained_and_at_a_stages_end_no_moments(
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     save_checkpoint(tmp_path, Progress("stage_one", 2), model, trained, None)
     assert {path.name for path in tmp_path.iterdir()} == {"progress.json", "parameters.safetensors", "checksums.json"}
-    held = load_file(tmp_path / "parameters.safetensors")
-    layers = {name.split(".")[3] for name in held if name.startswith("bert.encoder.layer")}
+    parameters = load_file(tmp_path / "parameters.safetensors")
+    layers = {name.split(".")[3] for name in parameters if name.startswith("bert.encoder.layer")}
     assert layers == {"2"}
-    assert {name for name in held if not name.startswith("bert.encoder.layer")} == {
+    assert {name for name in parameters if not name.startswith("bert.encoder.layer")} == {
         "bert.pooler.dense.weight",
         "bert.pooler.dense.bias",
         "classifier.weight",
         "classifier.bias",
     }
-    # Into a model whose values all differ: what is not held stays as it was.
+    # Into a model whose values all differ: what is not parameters stays as it was.
     other = build_classifier(config, ("a", "b"), seed=1)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -128,7 +128,7 @@ def test_it_holds_what_has_trained_and_at_a_stages_end_no_moments(
     before = {name: value.clone() for name, value in other.state_dict().items()}
     load_parameters(tmp_path, other)
     for name, value in other.state_dict().items():
-        assert torch.equal(value, held[name] if name in held else before[name]), name
+        assert torch.equal(value, parameters[name] if name in parameters else before[name]), name
 
 
 def test_everything_in_it_is_json_or_safetensors(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_everything_in_it_is_json_or_safetensors(tmp_path: Path) -> None:
     assert load_file(tmp_path / "optimizer.safetensors").keys() == {f"{key}/{name}" for key, name in moments}
 
 
-def test_a_checkpoint_of_another_model_is_a_mistake_of_ours(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_is_an_error_of_ours(tmp_path: Path) -> None:
     model = small_model()
     save_checkpoint(tmp_path, Progress("stage_one", 1), model, all_names(model), None)
     with pytest.raises(AssertionError, match=r"is of another model: \['2\.bias', '2\.weight'\]"):
@@ -185,33 +185,33 @@ def test_a_damaged_checkpoint_is_noticed(tmp_path: Path, file: str, damage: str)
     assert not is_whole(folder)
 
 
-def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
+def test_the_newest_whole_checkpoint_is_resumed_from(tmp_path: Path) -> None:
     places = (("stage_one", 999), ("stage_one", 1000), ("stage_two", 1 / 3), ("stage_two", 1))
     folder = written(tmp_path, *places)
     for damaged in range(len(places) + 1):
-        with newest_checkpoint([str(tmp_path / "not there"), str(folder)]) as (found, passed_over):
-            left = [checkpoint_name(*place) for place in places[: len(places) - damaged]]
-            assert (None if found is None else found.name) == (left[-1] if left else None)
+        with newest_checkpoint([str(tmp_path / "not there"), str(folder)]) as (actual, passed_over):
+            whole = [checkpoint_name(*place) for place in places[: len(places) - damaged]]
+            assert (None if actual is None else actual.name) == (whole[-1] if whole else None)
             assert passed_over == [checkpoint_name(*place) for place in reversed(places[len(places) - damaged :])]
-        if left:
-            (folder / left[-1] / "progress.json").write_text("{}")
+        if whole:
+            (folder / whole[-1] / "progress.json").write_text("{}")
 
 
-def test_a_candidates_own_checkpoint_goes_before_its_parents(tmp_path: Path) -> None:
+def test_a_trials_own_checkpoint_goes_before_its_parents(tmp_path: Path) -> None:
     own, parents = written(tmp_path / "own", ("stage_two", 1)), written(tmp_path / "parent", ("stage_one", 2))
-    with newest_checkpoint([str(own), str(parents)]) as (found, _):
-        assert found == own / "stage_two_epoch_001"
-    with newest_checkpoint([str(tmp_path / "none"), str(parents)]) as (found, _):
-        assert found == parents / "stage_one_epoch_002"
+    with newest_checkpoint([str(own), str(parents)]) as (actual, _):
+        assert actual == own / "stage_two_epoch_001"
+    with newest_checkpoint([str(tmp_path / "none"), str(parents)]) as (actual, _):
+        assert actual == parents / "stage_one_epoch_002"
 
 
-def test_a_checkpoint_on_storage_that_is_no_disk_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_on_storage_that_is_no_disk_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a pyarrow filesystem that is not local by its type."""
     local = pafs.LocalFileSystem()
     opened = pafs.SubTreeFileSystem(str(written(tmp_path, ("stage_one", 1))), local)
     monkeypatch.setattr(checkpoint, "open_location", lambda location: (opened, ""))
-    with newest_checkpoint(["anywhere"]) as (found, _):
-        assert found is not None
-        assert found.parent != tmp_path
-        assert is_whole(found)
-    assert not found.exists()
+    with newest_checkpoint(["anywhere"]) as (actual, _):
+        assert actual is not None
+        assert actual.parent != tmp_path
+        assert is_whole(actual)
+    assert not actual.exists()

@@ -46,17 +46,17 @@ def test_log_priors_are_the_logs_of_the_shares():
 
 
 @pytest.mark.parametrize(
-    "of_counts", [lambda n: effective_number_weights(n, 0.9999), lambda n: effective_number_weights(n, 0.0),
+    "build", [lambda n: effective_number_weights(n, 0.9999), lambda n: effective_number_weights(n, 0.0),
                   lambda n: ldam_margins(n, 0.5), log_counts, log_priors]
 )  # fmt: skip
-def test_a_class_without_rows_is_an_error_that_names_it(of_counts):
+def test_a_class_without_rows_is_an_error_that_names_it(build):
     with pytest.raises(ValueError, match=r"of class 1, 3 is 0, but must be at least 1"):
-        of_counts(np.array([5, 0, 2, 0]))
+        build(np.array([5, 0, 2, 0]))
 
 
 def test_groups_have_their_limits_in_the_middle():
-    found = groups(np.array([101, 100, 20, 19, 0, 5000]))
-    assert {name: classes.tolist() for name, classes in found.items()} == {
+    actual = groups(np.array([101, 100, 20, 19, 0, 5000]))
+    assert {name: classes.tolist() for name, classes in actual.items()} == {
         "many": [0, 5],
         "medium": [1, 2],
         "few": [3, 4],
@@ -64,5 +64,5 @@ def test_groups_have_their_limits_in_the_middle():
 
 
 def test_group_limits_can_be_set_and_a_group_may_be_empty():
-    found = groups(np.array([3, 8]), many=5, few=2)
-    assert {name: classes.tolist() for name, classes in found.items()} == {"many": [1], "medium": [0], "few": []}
+    actual = groups(np.array([3, 8]), many=5, few=2)
+    assert {name: classes.tolist() for name, classes in actual.items()} == {"many": [1], "medium": [0], "few": []}

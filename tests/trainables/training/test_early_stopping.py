@@ -15,8 +15,8 @@ def reports(scores: list[float], stage: str = "stage_two", per_epoch: int = 1) -
 
 
 def over_after(scores: list[float], epochs: int, patience: int | None, per_epoch: int = 1) -> list[bool]:
-    heard = reports(scores, per_epoch=per_epoch)
-    return [stage_is_over("stage_two", heard[:n], METRIC, epochs, patience) for n in range(len(heard) + 1)]
+    reported = reports(scores, per_epoch=per_epoch)
+    return [stage_is_over("stage_two", reported[:n], METRIC, epochs, patience) for n in range(len(reported) + 1)]
 
 
 def test_without_patience_a_stage_ends_with_its_last_epoch() -> None:
@@ -55,9 +55,9 @@ def test_a_stage_of_no_epochs_is_over_before_it_begins(patience: int | None) -> 
 def test_it_is_the_counter_that_every_better_score_resets(scores: list[float], patience: int) -> None:
     """Against the rule as training loops have it: a best score and a count of what came since."""
 
-    def hear(state: tuple[float, int], score: float) -> tuple[float, int]:
+    def add_report(state: tuple[float, int], score: float) -> tuple[float, int]:
         best, waited = state
         return (score, 0) if score > best else (best, waited + 1)
 
-    waited = [count for _, count in accumulate(scores, hear, initial=(float("-inf"), 0))]
+    waited = [count for _, count in accumulate(scores, add_report, initial=(float("-inf"), 0))]
     assert over_after(scores, epochs=99, patience=patience) == [count >= patience for count in waited]

@@ -30,8 +30,8 @@ CONFIGS = [
 
 
 def name_of(config) -> str:
-    told = {key: value for key, value in config.model_dump(exclude_unset=True).items() if key != "name"}
-    return "-".join([config.name, *(f"{key}-{value}" for key, value in told.items())])
+    settings = {key: value for key, value in config.model_dump(exclude_unset=True).items() if key != "name"}
+    return "-".join([config.name, *(f"{key}-{value}" for key, value in settings.items())])
 
 
 each_loss = pytest.mark.parametrize("config", CONFIGS, ids=name_of)
@@ -125,11 +125,11 @@ def test_balanced_softmax_of_a_case_worked_by_hand():
 )
 def test_losses_meet_where_the_papers_say_so(settings, same_as):
     logits, labels = batch()
-    found, expected = (
-        build_loss(TypeAdapter(LossConfig).validate_python(one), CLASS_COUNTS).function(logits, labels)
-        for one in (settings, same_as)
+    actual, expected = (
+        build_loss(TypeAdapter(LossConfig).validate_python(config), CLASS_COUNTS).function(logits, labels)
+        for config in (settings, same_as)
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_smoothing_is_of_the_row_whatever_the_classes_weigh():
@@ -215,7 +215,7 @@ NEEDS_NO_COUNTS = [CONFIGS[0], CONFIGS[3], CONFIGS[7]]  # cross-entropy, focal w
 
 
 @pytest.mark.parametrize("config", [config for config in CONFIGS if config not in NEEDS_NO_COUNTS], ids=name_of)
-def test_a_loss_made_of_the_counts_refuses_a_class_without_rows(config):
+def test_a_loss_of_the_counts_rejects_a_class_without_rows(config):
     with pytest.raises(ValueError, match="class 2 is 0"):
         build_loss(config, np.array([9, 3, 0, 4]))
 
@@ -231,7 +231,7 @@ def test_other_losses_need_no_rows_of_every_class(config):
 
 @pytest.mark.parametrize("name", ["weighted_cross_entropy", "ldam", "focal"])
 def test_deferred_weights_come_in_after_their_share_of_the_steps(name):
-    config = TypeAdapter(LossConfig).validate_python({"name": name, "beta": 0.99, "defer": 0.8})
+    config = TypeAdapter(LossConfig).validate_python({"name": name, "beta": 0.99, "reweight_after": 0.8})
     losses = build_losses(config, CLASS_COUNTS, total_steps=11)  # 0.8 of them is 8, in whole steps
     plain, weighted = (
         build_loss(config.model_copy(update={"beta": 0.0}), CLASS_COUNTS),
@@ -246,7 +246,7 @@ def test_deferred_weights_come_in_after_their_share_of_the_steps(name):
 
 
 def test_ldam_keeps_its_margins_while_its_weights_are_deferred():
-    config = LDAM(name="ldam", max_margin=0.7, scale=3.0, defer=0.5)
+    config = LDAM(name="ldam", max_margin=0.7, scale=3.0, reweight_after=0.5)
     logits, labels = batch()
     margins = torch.tensor([0.7 * (4 / n) ** 0.25 for n in CLASS_COUNTS])
     expected = ldam(logits, labels, margins=margins, scale=3.0)
@@ -259,10 +259,12 @@ def test_a_stage_that_defers_nothing_has_one_loss_throughout():
 
 
 def test_weights_that_are_not_there_cannot_be_deferred():
-    with pytest.raises(ValueError, match=r"defer is 0\.5, but with beta 0 there are no class weights to defer"):
-        Focal(name="focal", defer=0.5)
-    with pytest.raises(ValueError, match="leave defer out"):
-        WeightedCrossEntropy(name="weighted_cross_entropy", beta=0.0, defer=0.1)
+    with pytest.raises(
+        ValueError, match=r"reweight_after is 0\.5, but with beta 0 there are no class weights to defer"
+    ):
+        Focal(name="focal", reweight_after=0.5)
+    with pytest.raises(ValueError, match="leave reweight_after out"):
+        WeightedCrossEntropy(name="weighted_cross_entropy", beta=0.0, reweight_after=0.1)
 
 
 def test_every_configured_loss_has_its_builder():

@@ -21,8 +21,8 @@ def by_scikit_learn(true: np.ndarray, predicted: np.ndarray) -> dict[str, float 
     recall = reference.recall_score(true, predicted, labels=range(5), average=None, zero_division=0)
 
     def mean_recall(classes: list[int]) -> float | None:
-        found = [recall[c] for c in classes if c in present]
-        return float(np.mean(found)) if found else None
+        actual = [recall[c] for c in classes if c in present]
+        return float(np.mean(actual)) if actual else None
 
     minority = [1, 2, 3, 4]
     micro = reference.f1_score(true, predicted, labels=minority, average="micro", zero_division=0)
@@ -54,16 +54,16 @@ def test_scores_are_those_of_scikit_learn(seed: int):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn on absent classes and single labels
         expected = by_scikit_learn(true, predicted)
-    found = scores(counts_of(true, predicted), CLASS_COUNTS, NAMES, "test")
-    assert found == {f"test/{name}": pytest.approx(value, abs=1e-12) for name, value in expected.items()}
+    actual = scores(counts_of(true, predicted), CLASS_COUNTS, NAMES, "test")
+    assert actual == {f"test/{name}": pytest.approx(value, abs=1e-12) for name, value in expected.items()}
 
 
 def test_scores_of_a_case_worked_by_hand():
-    # Class 0: 8 rows, 6 found, 2 taken for class 1. Class 1: 4 rows, 1 found, 3 taken for class 0. Class 2 is absent,
+    # Class 0: 8 rows, 6 actual, 2 taken for class 1. Class 1: 4 rows, 1 actual, 3 taken for class 0. Class 2 is absent,
     # and never predicted. F1: 12/17, 2/7. Recall: 3/4, 1/4.
     counts = np.array([[6, 2, 0], [3, 1, 0], [0, 0, 0]])
-    found = scores(counts, np.array([120, 50, 7]), ["a", "b", "c"])
-    assert found == {
+    actual = scores(counts, np.array([120, 50, 7]), ["a", "b", "c"])
+    assert actual == {
         "validation/macro_f1": pytest.approx((12 / 17 + 2 / 7) / 2),
         "validation/micro_f1_minority": pytest.approx(2 / 7),
         "validation/accuracy": pytest.approx(7 / 12),
@@ -80,13 +80,13 @@ def test_scores_of_a_case_worked_by_hand():
 
 
 def test_all_rows_given_to_one_class():
-    found = scores(np.array([[90, 0], [10, 0]]), np.array([900, 100]), ["common", "rare"])
-    assert found["validation/accuracy"] == 0.9
-    assert found["validation/macro_f1"] == pytest.approx(18 / 19 / 2)
-    assert found["validation/micro_f1_minority"] == 0.0
-    assert found["validation/mcc"] == 0.0
-    assert found["validation/g_mean"] == 0.0
-    assert found["validation/f1/rare"] == 0.0
+    actual = scores(np.array([[90, 0], [10, 0]]), np.array([900, 100]), ["common", "rare"])
+    assert actual["validation/accuracy"] == 0.9
+    assert actual["validation/macro_f1"] == pytest.approx(18 / 19 / 2)
+    assert actual["validation/micro_f1_minority"] == 0.0
+    assert actual["validation/mcc"] == 0.0
+    assert actual["validation/g_mean"] == 0.0
+    assert actual["validation/f1/rare"] == 0.0
 
 
 def test_of_equally_large_classes_the_first_is_the_majority():
@@ -96,10 +96,10 @@ def test_of_equally_large_classes_the_first_is_the_majority():
 
 
 def test_absent_class_is_null_even_where_rows_were_predicted_to_be_it():
-    found = scores(np.array([[5, 1], [0, 0]]), np.array([50, 5]), ["a", "b"])
-    assert found["validation/f1/b"] is None
-    assert found["validation/micro_f1_minority"] is None
-    assert found["validation/macro_f1"] == found["validation/f1/a"] == pytest.approx(10 / 11)
+    actual = scores(np.array([[5, 1], [0, 0]]), np.array([50, 5]), ["a", "b"])
+    assert actual["validation/f1/b"] is None
+    assert actual["validation/micro_f1_minority"] is None
+    assert actual["validation/macro_f1"] == actual["validation/f1/a"] == pytest.approx(10 / 11)
 
 
 def test_mcc_of_many_rows_does_not_overflow():
@@ -108,15 +108,15 @@ def test_mcc_of_many_rows_does_not_overflow():
     assert many == pytest.approx(few, abs=1e-12)
 
 
-def test_an_empty_split_is_our_mistake():
+def test_an_empty_split_is_our_issue():
     with pytest.raises(AssertionError, match="no rows of test"):
         scores(np.zeros((2, 2), dtype=np.int64), np.array([5, 3]), ["a", "b"], "test")
 
 
 def test_every_score_is_in_keys_and_the_other_way_round():
-    found = Confusion(2)
-    found.update(torch.eye(2), torch.tensor([0, 1]))
-    reported = set(found.scores(np.array([5, 3]), ["a", "b"]))
+    actual = Confusion(2)
+    actual.update(torch.eye(2), torch.tensor([0, 1]))
+    reported = set(actual.scores(np.array([5, 3]), ["a", "b"]))
     assert reported == {f"validation/{name}" for name in [*report_keys.SCORES, report_keys.LOSS, "f1/a", "f1/b"]}
 
 

@@ -21,7 +21,7 @@ from tailsweep.trainables.config.data import DataConfig
 from tailsweep.trainables.config.trial import HeadConfig, TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData, open_prepared
 from tailsweep.trainables.execution import backends, sparse_embeddings
-from tailsweep.trainables.execution.backends import live_road
+from tailsweep.trainables.execution.backends import live_execution
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training import stages
@@ -40,7 +40,7 @@ OVERSAMPLED_ROWS = 99  # 3 times 33
 CROSS_ENTROPY = {"name": "cross_entropy"}
 WEIGHTED = {"name": "weighted_cross_entropy", "beta": 0.99}
 LDAM = {"name": "ldam", "max_margin": 0.5, "scale": 2.0, "beta": 0.99}
-DEFERRED = LDAM | {"defer": 0.6}
+DEFERRED = LDAM | {"reweight_after": 0.6}
 every_loss = pytest.mark.parametrize("loss", [CROSS_ENTROPY, WEIGHTED, DEFERRED], ids=lambda loss: loss["name"])
 SKIPPED = {"epochs": 0}
 TOP_LAYER = {"top_layers": 1}
@@ -67,14 +67,14 @@ def data(tiny_model: TinyModel, rows_csv: Path) -> PreparedData:
 
 
 def trial(
-    model: Path, stage_one: dict[str, Any], stage_two: dict[str, Any], seed: int = 0, **of_model: Any
+    model: Path, stage_one: dict[str, Any], stage_two: dict[str, Any], seed: int = 0, **model_options: Any
 ) -> TrialConfig:
     """Stages with a batch of 16 and a high learning rate, unless they say otherwise."""
     usual = {"batch_size": 16, "learning_rate": 1e-3}
     return TrialConfig.model_validate(
         {
             "data": {"train": "not read here"},
-            "model": {"name": str(model), **of_model},
+            "model": {"name": str(model), **model_options},
             "stage_one": usual | stage_one,
             "stage_two": usual | stage_two,
             "seed": seed,
@@ -101,8 +101,8 @@ def train(
     return Trained(initial, model.state_dict(), runtime)
 
 
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-6) -> None:
-    torch.testing.assert_close(dict(found), dict(expected), atol=tolerance, rtol=0)
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-6) -> None:
+    torch.testing.assert_close(dict(actual), dict(expected), atol=tolerance, rtol=0)
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> set[str]:
@@ -119,7 +119,7 @@ def without_seconds(reports: Sequence[Report]) -> list[dict[str, Any]]:
 
 
 def test_every_epoch_is_reported_once_with_every_key(tiny_model: TinyModel, data: PreparedData) -> None:
-    config = trial(tiny_model("bert"), {"trains": TOP_LAYER, "rows": "oversampled", "epochs": 2}, {"epochs": 1})
+    config = trial(tiny_model("bert"), {"trainable": TOP_LAYER, "sampling": "oversampled", "epochs": 2}, {"epochs": 1})
     reports = train(config, data).reports
     assert [(r["stage"], r["epoch"]) for r in reports] == [("stage_one", 1), ("stage_one", 2), ("stage_two", 1)]
     everywhere = {
@@ -129,7 +129,7 @@ def test_every_epoch_is_reported_once_with_every_key(tiny_model: TinyModel, data
         "train/learning_rate",
         "train/rows",
         "seconds",
-        "road",
+        "execution",
         "validation/loss",
     }
     everywhere |= {f"validation/{score}" for score in report_keys.SCORES}
@@ -150,7 +150,7 @@ def test_an_epoch_in_spans_is_the_same_epoch_reported_more_often(
     """57 rows by 8 are 8 steps an epoch: a third is over after 3 of them, two thirds after 6, a quarter after 2."""
 
     def trained(in_stage_one: int, in_stage_two: int) -> Trained:
-        stage_one = {"trains": TOP_LAYER, "loss": LDAM, "epochs": 2, "batch_size": 8, "warmup": 0.2}
+        stage_one = {"trainable": TOP_LAYER, "loss": LDAM, "epochs": 2, "batch_size": 8, "warmup_fraction": 0.2}
         config = trial(
             tiny_model("bert", dropout=0.0),
             stage_one | {"evaluations_per_epoch": in_stage_one},
@@ -168,14 +168,14 @@ def test_an_epoch_in_spans_is_the_same_epoch_reported_more_often(
     ]
     rows = [24, 24, 9, 24, 24, 9, 16, 16, 16, 9]
     assert [report["train/rows"] for report in split.reports] == rows
-    of_epochs = [split.reports[:3], split.reports[3:6], split.reports[6:]]
-    for of_epoch, expected in zip(of_epochs, whole.reports, strict=True):
-        losses = [cast(float, report["train/loss"]) for report in of_epoch]
-        steps = [math.ceil(cast(int, report["train/rows"]) / 8) for report in of_epoch]
+    spans_by_epoch = [split.reports[:3], split.reports[3:6], split.reports[6:]]
+    for spans, expected in zip(spans_by_epoch, whole.reports, strict=True):
+        losses = [cast(float, report["train/loss"]) for report in spans]
+        steps = [math.ceil(cast(int, report["train/rows"]) / 8) for report in spans]
         assert np.average(losses, weights=steps) == pytest.approx(expected["train/loss"], abs=1e-6)
         assert len(set(losses)) == len(losses)
         since = {report_keys.TRAIN_LOSS, report_keys.ROWS, report_keys.SECONDS}
-        assert {k: v for k, v in of_epoch[-1].items() if k not in since} == {
+        assert {k: v for k, v in spans[-1].items() if k not in since} == {
             k: v for k, v in expected.items() if k not in since
         }
     names = [f"stage_one_epoch_{name}" for name in ("000.333", "000.667", "001", "001.333", "001.667", "002")]
@@ -193,8 +193,8 @@ def test_a_step_is_evaluated_once_however_often_an_epoch_asks_for_it(tiny_model:
 @pytest.fixture(scope="module")
 def learned(tiny_model: TinyModel, data: PreparedData) -> tuple[nn.Module, list[Report]]:
     """A model that has trained long enough to tell the classes apart, and its reports."""
-    stage_two = {"rows": "class_balanced", "learning_rate": 3e-3, "epochs": 8, "batch_size": 8}
-    config = trial(tiny_model("bert", dropout=0.0), {"trains": "head"}, stage_two, head={"pooling": "mean"})
+    stage_two = {"sampling": "class_balanced", "learning_rate": 3e-3, "epochs": 8, "batch_size": 8}
+    config = trial(tiny_model("bert", dropout=0.0), {"trainable": "head"}, stage_two, head={"pooling": "mean"})
     trained = train(config, data)
     model = build_classifier(config.model, data.label_names, config.seed)
     model.load_state_dict(trained.final)
@@ -209,16 +209,16 @@ def test_training_learns_the_rows(learned: tuple[nn.Module, list[Report]]) -> No
 
 
 @pytest.mark.parametrize("architecture", ["bert", "distilbert", "modernbert", "deberta-v2", "albert"])
-def test_training_goes_on_after_an_evaluation(architecture: str, tiny_model: TinyModel, data: PreparedData) -> None:
+def test_training_continues_after_an_evaluation(architecture: str, tiny_model: TinyModel, data: PreparedData) -> None:
     """Evaluation runs in inference mode, whose tensors must not be left behind for a backward pass to meet."""
-    config = trial(tiny_model(architecture), {"trains": "head", "epochs": 1}, {"epochs": 2})
+    config = trial(tiny_model(architecture), {"trainable": "head", "epochs": 1}, {"epochs": 2})
     trained = train(config, data)
     assert len(trained.reports) == 3
     assert same(trained.initial, trained.final) == set()
 
 
 def test_the_seed_decides_everything(tiny_model: TinyModel, data: PreparedData) -> None:
-    stage_one, stage_two = {"trains": TOP_LAYER, "rows": "class_balanced"}, {"epochs": 1}
+    stage_one, stage_two = {"trainable": TOP_LAYER, "sampling": "class_balanced"}, {"epochs": 1}
     first = train(trial(tiny_model("bert"), stage_one, stage_two, seed=1), data)
     torch.rand(7)
     again = train(trial(tiny_model("bert"), stage_one, stage_two, seed=1), data)
@@ -231,8 +231,8 @@ def test_the_seed_decides_everything(tiny_model: TinyModel, data: PreparedData) 
 @pytest.mark.parametrize("skipped", ["stage_one", "stage_two"])
 def test_a_stage_of_no_epochs_is_left_out(skipped: str, tiny_model: TinyModel, data: PreparedData) -> None:
     described: dict[str, dict[str, Any]] = {
-        "stage_one": {"trains": "head", "epochs": 2},
-        "stage_two": {"trains": "head", "epochs": 2},
+        "stage_one": {"trainable": "head", "epochs": 2},
+        "stage_two": {"trainable": "head", "epochs": 2},
     }
     described[skipped] = SKIPPED
     config = trial(tiny_model("bert"), described["stage_one"], described["stage_two"])
@@ -248,7 +248,7 @@ def test_a_stage_of_no_epochs_is_left_out(skipped: str, tiny_model: TinyModel, d
 def test_stage_one_moves_the_top_only_and_stage_two_moves_all(
     tiny_model: TinyModel, data: PreparedData, tmp_path: Path
 ) -> None:
-    config = trial(tiny_model("bert"), {"trains": TOP_LAYER, "weight_decay": 0.1}, {"trains": "all"})
+    config = trial(tiny_model("bert"), {"trainable": TOP_LAYER, "weight_decay": 0.1}, {"trainable": "all"})
     trained = train(config, data, tmp_path)
     top = {name for name in trained.initial if name.startswith(("classifier", "bert.pooler", "bert.encoder.layer.2"))}
     assert len(top) == 2 + 2 + 16
@@ -257,7 +257,7 @@ def test_stage_one_moves_the_top_only_and_stage_two_moves_all(
     assert same({name: trained.initial[name] for name in top}, after_stage_one) == set()
     assert same(trained.initial, trained.final) == set()
 
-    config = trial(tiny_model("bert"), {"trains": TOP_LAYER, "weight_decay": 0.1}, SKIPPED)
+    config = trial(tiny_model("bert"), {"trainable": TOP_LAYER, "weight_decay": 0.1}, SKIPPED)
     trained = train(config, data)
     assert same(trained.initial, trained.final) == set(trained.initial) - top
 
@@ -265,7 +265,7 @@ def test_stage_one_moves_the_top_only_and_stage_two_moves_all(
 def test_dropout_of_the_frozen_trunk_is_on_only_where_asked_for(tiny_model: TinyModel, data: PreparedData) -> None:
     def trained(dropout: float, frozen_dropout: bool) -> dict[str, Tensor]:
         head = HeadConfig(dropout=0)  # the trunk's dropout is the only one
-        stage_one = {"trains": "head", "frozen_dropout": frozen_dropout}
+        stage_one = {"trainable": "head", "frozen_dropout": frozen_dropout}
         folder = tiny_model("bert", dropout=dropout)
         return train(trial(folder, stage_one, SKIPPED, head=head.model_dump()), data).final
 
@@ -297,7 +297,14 @@ def test_a_stage_is_the_plain_training_loop(
     )
     """With a learning rate of its own for each layer, where the loss is the plain one."""
     layer_decay = 0.5 if loss == CROSS_ENTROPY else 1.0
-    stage = {"epochs": 2, "batch_size": 8, "loss": loss, "weight_decay": 0.1, "warmup": 0.2, "max_grad_norm": 0.7}
+    stage = {
+        "epochs": 2,
+        "batch_size": 8,
+        "loss": loss,
+        "weight_decay": 0.1,
+        "warmup_fraction": 0.2,
+        "max_grad_norm": 0.7,
+    }
     config = trial(tiny_model("bert", dropout=0.0), SKIPPED, stage | {"layer_decay": layer_decay})
     trained = train(config, data, dtype=torch.float64)
 
@@ -344,28 +351,30 @@ def test_a_stage_is_the_plain_training_loop(
 def test_gradient_accumulation_changes_nothing(loss: dict[str, Any], tiny_model: TinyModel, data: PreparedData) -> None:
     def trained(micro_batches: int) -> Trained:
         stage = {"loss": loss, "gradient_accumulation": micro_batches}
-        config = trial(tiny_model("bert", dropout=0.0), {"trains": TOP_LAYER, **stage}, stage)
+        config = trial(tiny_model("bert", dropout=0.0), {"trainable": TOP_LAYER, **stage}, stage)
         return train(config, data, dtype=torch.float64)
 
     # The last step of each epoch has one row, so that three of its four micro-batches have none.
     whole, split = trained(1), trained(4)
     assert same(whole.final, split.final) != set(whole.final)  # they did sum in another order
     assert_close(split.final, whole.final)
-    for found, expected in zip(without_seconds(split.reports), without_seconds(whole.reports), strict=True):
-        assert found == pytest.approx(expected, abs=1e-6)
+    for actual, expected in zip(without_seconds(split.reports), without_seconds(whole.reports), strict=True):
+        assert actual == pytest.approx(expected, abs=1e-6)
 
 
 def test_linear_schedule_by_hand_and_as_transformers_has_it() -> None:
     assert [LinearSchedule(8.0, 4)(step) for step in range(4)] == [8, 6, 4, 2]
     # A quarter of 8 steps is 2: up 0, 4; then down from 8 over the other 6.
-    warm = LinearSchedule(8.0, 8, warmup=0.25)
+    warm = LinearSchedule(8.0, 8, warmup_fraction=0.25)
     assert [warm(step) for step in range(8)] == pytest.approx([0, 4, 8, 8 * 5 / 6, 8 * 4 / 6, 4, 8 * 2 / 6, 8 / 6])
-    for total_steps, warmup in ((1, 0.0), (1, 0.9), (7, 0.5), (40, 0.1), (40, 0.99)):
+    for total_steps, warmup_fraction in ((1, 0.0), (1, 0.9), (7, 0.5), (40, 0.1), (40, 0.99)):
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=3e-4)
-        theirs = transformers.get_linear_schedule_with_warmup(optimizer, int(warmup * total_steps), total_steps)
-        ours = LinearSchedule(3e-4, total_steps, warmup)
+        theirs = transformers.get_linear_schedule_with_warmup(
+            optimizer, int(warmup_fraction * total_steps), total_steps
+        )
+        ours = LinearSchedule(3e-4, total_steps, warmup_fraction)
         for step in range(total_steps):
-            assert ours(step) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9), (total_steps, warmup, step)
+            assert ours(step) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9), (total_steps, warmup_fraction, step)
             optimizer.step()
             theirs.step()
 
@@ -373,8 +382,8 @@ def test_linear_schedule_by_hand_and_as_transformers_has_it() -> None:
 def test_each_stage_has_a_schedule_of_its_own_over_the_rows_it_visits(
     tiny_model: TinyModel, data: PreparedData
 ) -> None:
-    stage_one = {"trains": "head", "rows": "oversampled", "epochs": 2, "learning_rate": 0.26, "batch_size": 8}
-    stage_two = {"rows": "class_balanced", "learning_rate": 0.016, "batch_size": 8, "gradient_accumulation": 3}
+    stage_one = {"trainable": "head", "sampling": "oversampled", "epochs": 2, "learning_rate": 0.26, "batch_size": 8}
+    stage_two = {"sampling": "class_balanced", "learning_rate": 0.016, "batch_size": 8, "gradient_accumulation": 3}
     used: list[float] = []
     hook = register_optimizer_step_pre_hook(
         lambda optimizer, args, kwargs: used.append(*{group["lr"] for group in optimizer.param_groups})
@@ -389,7 +398,7 @@ def test_each_stage_has_a_schedule_of_its_own_over_the_rows_it_visits(
     assert [report["train/learning_rate"] for report in reports] == pytest.approx([0.14, 0.01, 0.002])
 
 
-# --- going on from a checkpoint
+# --- continuing from a checkpoint
 
 
 @pytest.mark.parametrize(
@@ -401,7 +410,7 @@ def test_each_stage_has_a_schedule_of_its_own_over_the_rows_it_visits(
         ("head", (2, 1), (["000.500", "001", "001.500"], ["001", "002"]), {"learning_rate": 1e-30, "patience": 2}),
     ],
 )
-def test_a_trial_that_goes_on_from_any_checkpoint_is_the_same_trial(
+def test_a_trial_that_continues_from_any_checkpoint_is_the_same_trial(
     stage_two_trains: str,
     evaluations: tuple[int, int],
     epochs: tuple[list[str], list[str]],
@@ -412,16 +421,21 @@ def test_a_trial_that_goes_on_from_any_checkpoint_is_the_same_trial(
 ) -> None:
     config = trial(
         tiny_model("bert", dropout=0.3),
-        {"trains": TOP_LAYER, "rows": "class_balanced", "loss": DEFERRED, "epochs": 2, "warmup": 0.1}
+        {"trainable": TOP_LAYER, "sampling": "class_balanced", "loss": DEFERRED, "epochs": 2, "warmup_fraction": 0.1}
         | {"evaluations_per_epoch": evaluations[0], **early},
-        {"trains": stage_two_trains, "epochs": 2, "gradient_accumulation": 2, "evaluations_per_epoch": evaluations[1]}
-        | {"layer_decay": 0.7, "rows": "progressive", "weight_decay": 0.1},
+        {
+            "trainable": stage_two_trains,
+            "epochs": 2,
+            "gradient_accumulation": 2,
+            "evaluations_per_epoch": evaluations[1],
+        }
+        | {"layer_decay": 0.7, "sampling": "progressive", "weight_decay": 0.1},
     )
     whole = train(config, data, tmp_path / "whole")
     names = [
         f"{stage}_epoch_{epoch}"
-        for stage, of_stage in zip(report_keys.STAGES, epochs, strict=True)
-        for epoch in of_stage
+        for stage, stage_epochs in zip(report_keys.STAGES, epochs, strict=True)
+        for epoch in stage_epochs
     ]
     assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == names
     for finished, name in enumerate(names, start=1):
@@ -433,10 +447,10 @@ def test_a_trial_that_goes_on_from_any_checkpoint_is_the_same_trial(
         assert without_seconds(resumed.reports) == without_seconds(whole.reports)
         written = sorted(path.name for path in (tmp_path / name).iterdir()) if (tmp_path / name).exists() else []
         assert written == names[finished:]
-        for later in written:  # they hold all that has ever trained, so that one can go on from them in turn
+        for later in written:  # they hold all that has ever trained, so that a trial can resume from them in turn
             expected = load_file(tmp_path / "whole" / later / "parameters.safetensors")
-            held = load_file(tmp_path / name / later / "parameters.safetensors")
-            assert same(held, expected) == set(expected), (name, later)
+            parameters = load_file(tmp_path / name / later / "parameters.safetensors")
+            assert same(parameters, expected) == set(expected), (name, later)
 
 
 def test_a_stage_waits_for_the_metric_it_is_given_and_leaves_no_optimiser_at_its_end(
@@ -450,8 +464,8 @@ def test_a_stage_waits_for_the_metric_it_is_given_and_leaves_no_optimiser_at_its
         return {"validation/accuracy": evaluated[-1], "validation/macro_f1": -evaluated[-1]}
 
     monkeypatch.setattr(stages, "evaluate", scored)
-    of_stages = {"trains": "head", "epochs": 4, "patience": 2}
-    config = trial(tiny_model("bert"), of_stages, of_stages)
+    settings = {"trainable": "head", "epochs": 4, "patience": 2}
+    config = trial(tiny_model("bert"), settings, settings)
     for metric, last in ((report_keys.DEFAULT_METRIC, 3), ("validation/accuracy", 4)):
         folder = tmp_path / str(last)
         runtime = SingleProcess(CPU, folder)
@@ -463,8 +477,8 @@ def test_a_stage_waits_for_the_metric_it_is_given_and_leaves_no_optimiser_at_its
         assert [report["train/learning_rate"] for report in runtime.reports] == pytest.approx(rates * 2)
         for stage in report_keys.STAGES:
             folders = [folder / f"{stage}_epoch_{epoch:03d}" for epoch in range(1, last + 1)]
-            left = [(one / "optimizer.safetensors").exists() for one in folders]
-            assert left == [True] * (last - 1) + [False]
+            have_optimizer = [(path / "optimizer.safetensors").exists() for path in folders]
+            assert have_optimizer == [True] * (last - 1) + [False]
 
 
 # --- what can go wrong
@@ -481,7 +495,7 @@ def test_a_stage_waits_for_the_metric_it_is_given_and_leaves_no_optimiser_at_its
 def test_a_loss_that_is_not_finite_ends_the_trial_and_says_where(
     stage_two: dict[str, Any], where: str, tiny_model: TinyModel, data: PreparedData
 ) -> None:
-    config = trial(tiny_model("bert"), {"trains": "head"}, {"epochs": 3, "learning_rate": 1e38} | stage_two)
+    config = trial(tiny_model("bert"), {"trainable": "head"}, {"epochs": 3, "learning_rate": 1e38} | stage_two)
     model = build_classifier(config.model, data.label_names, 0)
     runtime = SingleProcess(CPU)
     with pytest.raises(TrainingDiverged, match=where) as raised:
@@ -492,20 +506,20 @@ def test_a_loss_that_is_not_finite_ends_the_trial_and_says_where(
 
 def test_bf16_runs_with_parameters_in_fp32(tiny_model: TinyModel, data: PreparedData) -> None:
     folder = tiny_model("bert", dropout=0.0)
-    low = train(trial(folder, {"trains": TOP_LAYER, "precision": "bf16"}, {"precision": "bf16"}), data)
-    full = train(trial(folder, {"trains": TOP_LAYER}, {}), data)
+    low = train(trial(folder, {"trainable": TOP_LAYER, "precision": "bf16"}, {"precision": "bf16"}), data)
+    full = train(trial(folder, {"trainable": TOP_LAYER}, {}), data)
     assert {value.dtype for value in low.final.values()} == {torch.float32}
-    for found, expected in zip(low.reports, full.reports, strict=True):
-        assert found["train/loss"] != expected["train/loss"]
-        assert found["train/loss"] == pytest.approx(expected["train/loss"], rel=0.1)
+    for actual, expected in zip(low.reports, full.reports, strict=True):
+        assert actual["train/loss"] != expected["train/loss"]
+        assert actual["train/loss"] == pytest.approx(expected["train/loss"], rel=0.1)
 
 
-def test_test_rows_are_never_looked_at(tiny_model: TinyModel, data: PreparedData) -> None:
+def test_test_rows_are_never_used(tiny_model: TinyModel, data: PreparedData) -> None:
     class Untouchable:
         def __getattribute__(self, name: str) -> Any:
             raise AssertionError(f"test.{name} was looked at")
 
-    config = trial(tiny_model("bert"), {"trains": "head"}, {})
+    config = trial(tiny_model("bert"), {"trainable": "head"}, {})
     plain = train(config, data)
     without = train(config, replace(data, test=cast(Any, Untouchable())))
     assert without_seconds(without.reports) == without_seconds(plain.reports)
@@ -521,7 +535,7 @@ def test_evaluation_gives_what_single_rows_and_scikit_learn_give(
     monkeypatch.setattr(backends, "TOKENS_AT_ONCE", {"cpu": 100})
     model = learned[0]
     for rows, split in ((data.train, "train"), (data.validation, "validation"), (data.test, "test")):
-        found = evaluate(live_road(model.train(), data, CPU, "fp32"), data, SingleProcess(CPU), split)
+        actual = evaluate(live_execution(model.train(), data, CPU, "fp32"), data, SingleProcess(CPU), split)
         model.eval()
         probabilities = []
         for i in range(len(rows)):
@@ -547,7 +561,7 @@ def test_evaluation_gives_what_single_rows_and_scikit_learn_give(
             ),
         }
         for score, value in expected.items():
-            assert found[f"{split}/{score}"] == pytest.approx(value, abs=1e-6), (split, score)
+            assert actual[f"{split}/{score}"] == pytest.approx(value, abs=1e-6), (split, score)
 
 
 # --- two workers
@@ -565,6 +579,8 @@ def work(rank: int, world_size: int, configs: list[TrialConfig], tokens: Path, f
         (folder / f"{number}-{rank}.json").write_text(json.dumps(without_seconds(worker.reports)))
 
 
+@pytest.mark.thorough
+@pytest.mark.xdist_group("fork_server")
 def test_two_workers_train_the_same_model_as_one(
     tiny_model: TinyModel, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -572,9 +588,9 @@ def test_two_workers_train_the_same_model_as_one(
     configs = [
         trial(
             tiny_model("bert", dropout=0.0),
-            {"trains": TOP_LAYER, "loss": loss, "epochs": 2, "gradient_accumulation": 2},
+            {"trainable": TOP_LAYER, "loss": loss, "epochs": 2, "gradient_accumulation": 2},
             {"loss": loss, "weight_decay": 0.1, "evaluations_per_epoch": evaluations}
-            | {"layer_decay": 0.7, "patience": 1, "rows": "sqrt"},
+            | {"layer_decay": 0.7, "patience": 1, "sampling": "sqrt"},
         )
         for loss, evaluations in ((CROSS_ENTROPY, 1), (DEFERRED, 3))
     ]
@@ -587,8 +603,8 @@ def test_two_workers_train_the_same_model_as_one(
         for rank in (0, 1):
             assert_close(load_file(tmp_path / f"{number}-{rank}.safetensors"), alone.final)
             reports = json.loads((tmp_path / f"{number}-{rank}.json").read_text())
-            for found, expected in zip(reports, without_seconds(alone.reports), strict=True):
-                assert found.pop(report_keys.ROAD).startswith(
-                    str(expected.pop(report_keys.ROAD))
+            for actual, expected in zip(reports, without_seconds(alone.reports), strict=True):
+                assert actual.pop(report_keys.EXECUTION).startswith(
+                    str(expected.pop(report_keys.EXECUTION))
                 )  # which says more of the two
-                assert found == pytest.approx(expected, abs=1e-6)
+                assert actual == pytest.approx(expected, abs=1e-6)

@@ -1,5 +1,5 @@
 #!/bin/bash
-# several: several raylets of this machine. Rendered by tailsweep:
+# several: a local multi-node Ray cluster. Rendered by tailsweep:
 #     bash FILE
 
 set -euo pipefail
@@ -43,7 +43,7 @@ ports_of_node() { # options of ray start, for four ports
 
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 
-# Below those that the kernel gives to outgoing connections.
+# Below the ports that the kernel gives to outgoing connections.
 mapfile -t ports < <(free_ports "$((10000 + $$ % 1000 * 20))" "$((3 + 4 * num_nodes))")
 export RAY_ADDRESS=127.0.0.2:${ports[0]}
 rays=() sweep=

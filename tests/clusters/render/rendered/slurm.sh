@@ -25,7 +25,7 @@ umask 077
 
 secrets_file="$HOME"/.config/tailsweep/secrets.env
 if [ "$(stat -c %a -- "$secrets_file" 2>&1)" != 600 ]; then
-    echo "tailsweep: $secrets_file must be a file of mode 600, which nobody else can read: make it, or chmod 600 it" >&2
+    echo "tailsweep: $secrets_file must be a file of mode 600, which no one else can read: make it, or chmod 600 it" >&2
     exit 2
 fi
 while IFS= read -r line || [ -n "$line" ]; do
@@ -51,12 +51,12 @@ cpus=8 gpus=1 join_seconds=600
 
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 num_nodes=${#hosts[@]} head=${hosts[0]}
-# The address that the other nodes know the head by; Debian gives a host's own name 127.0.1.1.
+# The address by which the other nodes reach the head; Debian gives a host's own name 127.0.1.1.
 address=$(getent ahostsv4 "$head" | awk '$1 !~ /^127\.0\.1\./ && !seen++ { print $1 }')
 address=${address:-$(hostname -I | awk '{ print $1 }')}
-# Of this job's own twenty ports, which lie below those that the kernel gives to outgoing connections.
+# Twenty ports of this job alone, below those that the kernel gives to outgoing connections.
 first_port=$((10000 + SLURM_JOB_ID % 1000 * 20))
-# Of this job alone, in a folder that all nodes see, for the token.
+# For the token of this job alone, in a folder that all nodes see.
 shared=$PWD/.tailsweep-$SLURM_JOB_ID
 mkdir -p "$shared"
 RAY_AUTH_TOKEN_PATH=$shared/token
@@ -92,8 +92,8 @@ export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 mapfile -t ports < <(free_ports "$first_port" 3)
 export RAY_ADDRESS=$address:${ports[0]}
 
-start_ray() { # on one node, until it is told to end
-    # Of this job alone, with a short path: Ray's sockets and logs.
+start_ray() { # on one node, until it is stopped
+    # For Ray's sockets and logs of this job alone, with a short path.
     folder=/tmp/ts-$SLURM_JOB_ID-$SLURM_STEP_ID-$SLURM_PROCID
     rm -rf "$folder"
     mkdir -m 700 "$folder" || exit 1
@@ -103,10 +103,10 @@ start_ray() { # on one node, until it is told to end
     read -ra options < <(ports_of_node "${own[@]}")
     ray start "$@" "${options[@]}" --num-cpus="$cpus" --num-gpus="$gpus" --temp-dir="$folder" \
         --disable-usage-stats --block > "$folder/ray-start.out" 2>&1 &
-    told=
-    trap 'told=yes; kill "$!" 2> /dev/null || true' TERM INT
+    is_stopped=
+    trap 'is_stopped=yes; kill "$!" 2> /dev/null || true' TERM INT
     while kill -0 "$!" 2> /dev/null; do wait "$!" || true; done
-    if [ -z "$told" ]; then tail -n 30 "$folder/ray-start.out" >&2; fi
+    if [ -z "$is_stopped" ]; then tail -n 30 "$folder/ray-start.out" >&2; fi
 }
 export -f start_ray free_ports ports_of_node
 
@@ -155,7 +155,7 @@ while [ -n "$signalled" ]; do
     wait "$sweep" || status=$?
 done
 if [ -n "$noticed" ] && [ "$status" -ne 0 ]; then
-    echo "the time limit is near: the job is queued again, and goes on with this run"
+    echo "the time limit is near: the job is queued again, and resumes this run"
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

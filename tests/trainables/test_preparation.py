@@ -1,7 +1,8 @@
-"""Tokenised splits against plain per-row calls of the tokenizer; the cache under damage and under several callers."""
+"""Tokenized splits against plain per-row calls of the tokenizer; the cache under damage and under several callers."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from tailsweep.trainables import preparation as tokens_module
+from tailsweep.trainables import preparation
 from tailsweep.trainables.config.data import DataConfig
 from tailsweep.trainables.data.splits import DataError, load_splits
-from tailsweep.trainables.data.tokenized import TokenisedRows, fetch_prepared, length_batches, open_prepared
+from tailsweep.trainables.data.tokenized import TokenizedExamples, fetch_prepared, length_batches, open_prepared
 from tailsweep.trainables.preparation import prepare
+from tailsweep.trainables.storage.atomic import replace_folder
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -24,14 +26,14 @@ WORDS = ["plasma", "renal", "half", "life", "of", "the", "drug", "##s", "was", "
 def save_tokenizer(folder: Path, words: list[str] = WORDS, **settings: Any) -> str:
     """A tiny WordPiece tokenizer in the manner of BERT's."""
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
-    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    made.normalizer = normalizers.Lowercase()
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing(
+    tokenizer_model = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer_model.normalizer = normalizers.Lowercase()
+    tokenizer_model.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer_model.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     special = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **{**special, **settings})
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer_model, **{**special, **settings})
     fast.save_pretrained(folder)
     return str(folder)
 
@@ -59,7 +61,7 @@ def test_tokens_and_labels_are_those_of_each_row_in_order(
     splits = load_splits(config, tmp_path / "cache")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_path)
     for name in ("train", "validation", "test"):
-        rows: TokenisedRows = getattr(prepared, name)
+        rows: TokenizedExamples = getattr(prepared, name)
         expected = getattr(splits, name)
         assert len(rows) == len(expected)
         assert rows.labels.tolist() == expected["label"][:]
@@ -80,7 +82,7 @@ def test_arrays_are_read_only_views_of_the_mapped_file(config: DataConfig, token
         assert not array.flags.writeable
 
 
-def test_cut_rows_are_counted_and_rows_that_just_fit_are_not(tokenizer_path: str, tmp_path: Path) -> None:
+def test_truncated_rows_are_counted_and_rows_that_just_fit_are_not(tokenizer_path: str, tmp_path: Path) -> None:
     # [CLS] and [SEP] take two of five tokens: three words fit, the fourth is cut
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + "of the drug,a\n" * 3 + "of the long drug,b\n" * 2, encoding="utf-8")
@@ -88,9 +90,7 @@ def test_cut_rows_are_counted_and_rows_that_just_fit_are_not(tokenizer_path: str
     prepared = prepare(config, tokenizer_path, tmp_path / "cache")
     assert prepared.train.lengths.tolist() == [5] * 5
     assert prepared.train.tokens[-5:].tolist() == [2, 8, 9, 13, 3]  # [CLS] of the long [SEP]
-    assert prepared.notes[-1] == (
-        "longer than 5 tokens, and cut there: 2 of 5 train rows, 2 of 5 validation rows, 2 of 5 test rows"
-    )
+    assert prepared.notes[-1] == ("truncated to 5 tokens: 2 of 5 train rows, 2 of 5 validation rows, 2 of 5 test rows")
     meta = json.loads((prepared.folder / "meta.json").read_text(encoding="utf-8"))
     assert meta["splits"]["train"]["truncated"] == 2
 
@@ -120,7 +120,7 @@ def test_padded_batches_equal_those_of_the_tokenizer(config: DataConfig, tokeniz
 
 
 def test_padding_takes_the_given_id_after_the_last_row_too() -> None:
-    rows = TokenisedRows(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4]), np.array([0, 1]), pad_token_id=9)
+    rows = TokenizedExamples(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4]), np.array([0, 1]), pad_token_id=9)
     input_ids, attention_mask = rows.padded(np.array([1, 0]))
     assert input_ids.tolist() == [[8, 9, 9], [5, 6, 7]]
     assert attention_mask.tolist() == [[1, 0, 0], [1, 1, 1]]
@@ -139,7 +139,7 @@ def test_length_batches_hold_each_row_once_from_the_longest_down(lengths: list[i
 
 
 def test_positions_are_those_of_the_rows_tokens_in_the_order_asked_for() -> None:
-    rows = TokenisedRows(np.arange(10, 17, dtype=np.int32), np.array([0, 3, 4, 7]), np.array([0, 1, 0]), 0)
+    rows = TokenizedExamples(np.arange(10, 17, dtype=np.int32), np.array([0, 3, 4, 7]), np.array([0, 1, 0]), 0)
     assert rows.tokens[rows.positions(np.array([2, 0]))].tolist() == [14, 15, 16, 10, 11, 12]
     assert rows.between(1, 3).tokens.tolist() == [13, 14, 15, 16]
     assert rows.between(1, 3).offsets.tolist() == [0, 1, 4]
@@ -150,27 +150,26 @@ def test_positions_are_those_of_the_rows_tokens_in_the_order_asked_for() -> None
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The folders that were really tokenised into, in order."""
+def written(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders of the entries that were written, in order."""
     folders: list[Path] = []
-    make = tokens_module._make
 
-    def recorded(folder: Path, *rest: Any) -> None:
+    def recorded(folder: Path) -> AbstractContextManager[Path]:
         folders.append(folder)
-        make(folder, *rest)
+        return replace_folder(folder)
 
-    monkeypatch.setattr(tokens_module, "_make", recorded)
+    monkeypatch.setattr(preparation, "replace_folder", recorded)
     return folders
 
 
 def test_the_same_rows_are_tokenised_once_also_from_another_file(
-    config: DataConfig, tokenizer_path: str, tmp_path: Path, made: list[Path]
+    config: DataConfig, tokenizer_path: str, tmp_path: Path, written: list[Path]
 ) -> None:
     first = prepare(config, tokenizer_path, tmp_path / "cache")
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(Path(config.train).read_bytes())
     again = prepare(config.model_copy(update={"train": str(copy)}), tokenizer_path, tmp_path / "cache")
-    assert made == [first.folder] == [again.folder]
+    assert written == [first.folder] == [again.folder]
     assert again.key == first.key == first.folder.name
 
 
@@ -210,15 +209,15 @@ def test_a_tokenizer_elsewhere_with_the_same_content_has_the_same_key(config: Da
 
 
 def test_several_callers_at_once_tokenise_once(
-    config: DataConfig, tokenizer_path: str, tmp_path: Path, made: list[Path]
+    config: DataConfig, tokenizer_path: str, tmp_path: Path, written: list[Path]
 ) -> None:
     # Each call has a file lock of its own, so that threads stand for processes here; the rows are loaded beforehand.
     splits = load_splits(config, tmp_path / "cache")
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as threads:
-        patch.setattr(tokens_module, "load_splits", lambda *_: splits)
+        patch.setattr(preparation, "load_splits", lambda *_: splits)
         keys = list(threads.map(lambda _: prepare(config, tokenizer_path, tmp_path / "cache").key, range(4)))
     assert len(set(keys)) == 1
-    assert len(made) == 1
+    assert len(written) == 1
 
 
 def truncate(path: Path) -> None:
@@ -242,13 +241,13 @@ def flip(path: Path) -> None:
     ],
 )
 def test_a_damaged_entry_is_made_again(
-    config: DataConfig, tokenizer_path: str, tmp_path: Path, made: list[Path], name: str, damage: Any
+    config: DataConfig, tokenizer_path: str, tmp_path: Path, written: list[Path], name: str, damage: Any
 ) -> None:
     first = prepare(config, tokenizer_path, tmp_path / "cache")
     expected = {path.name: path.read_bytes() for path in first.folder.iterdir()}
     damage(first.folder / name)
     prepare(config, tokenizer_path, tmp_path / "cache")
-    assert len(made) == 2
+    assert len(written) == 2
     assert {path.name: path.read_bytes() for path in first.folder.iterdir()} == expected
 
 
@@ -265,11 +264,11 @@ def test_what_a_killed_process_left_is_cleared(config: DataConfig, tokenizer_pat
 
 
 def test_an_entry_opens_again_as_it_was_made(config: DataConfig, tokenizer_path: str, tmp_path: Path) -> None:
-    made = prepare(config, tokenizer_path, tmp_path / "cache")
-    opened = open_prepared(made.folder)
-    assert (opened.key, opened.label_names, opened.notes) == (made.key, made.label_names, made.notes)
-    assert opened.class_counts.tolist() == made.class_counts.tolist()
-    assert opened.test.tokens.tolist() == made.test.tokens.tolist()
+    entry = prepare(config, tokenizer_path, tmp_path / "cache")
+    opened = open_prepared(entry.folder)
+    assert (opened.key, opened.label_names, opened.notes) == (entry.key, entry.label_names, entry.notes)
+    assert opened.class_counts.tolist() == entry.class_counts.tolist()
+    assert opened.test.tokens.tolist() == entry.test.tokens.tolist()
 
 
 def test_opening_a_truncated_or_missing_entry_says_so(config: DataConfig, tokenizer_path: str, tmp_path: Path) -> None:
@@ -306,19 +305,19 @@ def test_the_cache_folder_can_be_set(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 # --- a node that lacks them ---
 
 
-def test_another_machine_fetches_the_published_copy_and_mends_a_damaged_one(
+def test_another_machine_fetches_the_published_copy_and_repairs_a_damaged_one(
     config: DataConfig, tokenizer_path: str, tmp_path: Path
 ) -> None:
-    made_here = prepare(config, tokenizer_path, tmp_path / "here")
-    published = str(made_here.folder)
+    local = prepare(config, tokenizer_path, tmp_path / "here")
+    published = str(local.folder)
     there = tmp_path / "there"
-    for damage in (lambda: None, lambda: truncate(there / "tokens" / made_here.key / "train.arrow")):
+    for damage in (lambda: None, lambda: truncate(there / "tokens" / local.key / "train.arrow")):
         damage()
-        fetched = fetch_prepared(made_here.key, published, there)
-        assert fetched.folder == there / "tokens" / made_here.key
-        np.testing.assert_array_equal(fetched.train.tokens, made_here.train.tokens)
-        assert (fetched.label_names, fetched.notes) == (made_here.label_names, made_here.notes)
-    assert [path.name for path in (there / "tokens").iterdir() if not path.name.endswith(".lock")] == [made_here.key]
-    fetch_prepared(made_here.key, "/nowhere", there)  # nothing to fetch: the copy here is whole
+        copy = fetch_prepared(local.key, published, there)
+        assert copy.folder == there / "tokens" / local.key
+        np.testing.assert_array_equal(copy.train.tokens, local.train.tokens)
+        assert (copy.label_names, copy.notes) == (local.label_names, local.notes)
+    assert [path.name for path in (there / "tokens").iterdir() if not path.name.endswith(".lock")] == [local.key]
+    fetch_prepared(local.key, "/nowhere", there)  # nothing to fetch: the copy here is whole
     with pytest.raises(DataError, match="/nowhere"):
-        fetch_prepared(made_here.key, "/nowhere", tmp_path / "elsewhere")
+        fetch_prepared(local.key, "/nowhere", tmp_path / "elsewhere")

@@ -1,7 +1,7 @@
-"""Fewer rows of a Parquet file, in the proportions of its classes: for comparisons that have to end the same day.
+"""Sample fewer examples from Parquet files, in the proportions of their classes, for shorter comparisons.
 
-python tests/benchmarks/cut.py train.parquet fewer.parquet --rows 2000
-python tests/benchmarks/cut.py train.parquet fewer.parquet --each 182     (as many of every class)
+python tests/benchmarks/subset.py train.parquet fewer.parquet --rows 2000
+python tests/benchmarks/subset.py train.parquet fewer.parquet --each 182     (the same number of every class)
 """
 
 import argparse
@@ -15,8 +15,8 @@ def main() -> None:
     parser.add_argument("source", type=Path, nargs="+", help="Parquet files with a column label; several are joined")
     parser.add_argument("target", type=Path)
     how_many = parser.add_mutually_exclusive_group(required=True)
-    how_many.add_argument("--rows", type=int, help="to be left of all classes together")
-    how_many.add_argument("--each", type=int, help="to be left of each class")
+    how_many.add_argument("--rows", type=int, help="number of examples of all classes together")
+    how_many.add_argument("--each", type=int, help="number of examples of each class")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rows = pd.concat([pd.read_parquet(path) for path in options.source], ignore_index=True)

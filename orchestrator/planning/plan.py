@@ -1,0 +1,92 @@
+"""Everything about a sweep that is settled before its trials start."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tailsweep.orchestrator.config.search_space import Trial
+from tailsweep.orchestrator.config.sweep import Sweep
+from tailsweep.orchestrator.planning.disk_usage import Forecast, forecast
+from tailsweep.orchestrator.planning.environment import Environment
+from tailsweep.orchestrator.planning.preparation import PreparedTrials, prepare_trials
+from tailsweep.orchestrator.planning.resources import placement
+from tailsweep.orchestrator.runs.trials import Records, TrialRecord, record_of
+from tailsweep.trainables import report_keys
+from tailsweep.trainables.distributed.train_run import Placement
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep with its trials, the inputs they share, the resources they request and the disk space they take.
+
+    It is computed once, by :func:`plan_sweep` or :func:`plan_resumed_sweep`, and handed to the checks before the start,
+    to the runner and to the records.
+    """
+
+    sweep: Sweep
+    trials: tuple[TrialRecord, ...]  # those known before the start
+    trial_configs: tuple[Mapping[str, Any], ...]  # dumped; of all trials, or of those that represent what may be drawn
+    prepared: PreparedTrials | None  # None: the sweep resumes, or its inputs cannot be prepared
+    disk: Forecast | None  # None: nothing is known
+
+    @property
+    def placements(self) -> dict[str, Placement]:
+        """The resources of one trial, by the stages whose resources this sweep requests."""
+        stages = [report_keys.STAGE_TWO] if self.is_single_phase else report_keys.STAGES
+        return {stage: placement(self.sweep, stage) for stage in stages}
+
+    @property
+    def is_single_phase(self) -> bool:
+        """Whether every trial does both stages at a stretch."""
+        return self.sweep.config.promote == "all"
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the pretrained models, each once."""
+        return tuple(dict.fromkeys(trial_config["model"]["name"] for trial_config in self.trial_configs))
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know before the start."""
+        return [*self.sweep.notes, *(self.prepared.notes if self.prepared is not None else ())]
+
+
+def plan_sweep(sweep: Sweep, trials: Sequence[Trial] | None = None) -> SweepPlan:
+    """Draw a sweep's trials, and prepare and check their inputs. Needs no cluster.
+
+    Args:
+        sweep: the sweep.
+        trials: in place of those that ``sweep`` draws.
+
+    Raises:
+        DataError: the data cannot be used, or cannot define the metric.
+        ModelError: a model cannot be found, or cannot train as a stage asks.
+    """
+    plan = plan_unprepared(sweep, trials)
+    config = sweep.config
+    prepared = prepare_trials(plan.trial_configs, config.metric, config.features, config.postprocess)
+    tokens = {key: sum(file.stat().st_size for file in data.folder.iterdir()) for key, data in prepared.data.items()}
+    features = {key: feature_plan.num_bytes for key, feature_plan in prepared.plans.items()}
+    disk = forecast(config, sweep.num_trials, tokens, features, prepared.checkpoints)
+    return SweepPlan(sweep, plan.trials, plan.trial_configs, prepared, disk)
+
+
+def plan_unprepared(sweep: Sweep, trials: Sequence[Trial] | None = None) -> SweepPlan:
+    """Draw a sweep's trials, and prepare nothing."""
+    drawn = tuple(record_of(trial) for trial in trials or sweep.trials())
+    return SweepPlan(sweep, drawn, _trial_configs(sweep, drawn), None, None)
+
+
+def plan_resumed_sweep(sweep: Sweep, records: Records, environment: Environment) -> SweepPlan:
+    """Plan what is left of a sweep, from its own records."""
+    left = sweep.num_trials - len(records.root_trials)
+    left += sum(trial.name not in records.outcomes for trial in records.trials)
+    features = {key: feature_plan.num_bytes for key, feature_plan in environment.features.items()}
+    disk = forecast(sweep.config, left, {}, features, environment.checkpoint_bytes, published=True)
+    trials = tuple(records.trials)
+    return SweepPlan(sweep, trials, _trial_configs(sweep, trials), None, disk)
+
+
+def _trial_configs(sweep: Sweep, trials: Sequence[TrialRecord]) -> tuple[Mapping[str, Any], ...]:
+    drawn = tuple(trial.config for trial in trials)
+    return drawn or tuple(trial_config.model_dump(mode="json") for trial_config in sweep.representative_trials())

@@ -1,0 +1,105 @@
+"""A run's results as text for a terminal."""
+
+import json
+from collections.abc import Sequence
+
+from tailsweep.orchestrator.runs.directory import (
+    BEST_FOLDER,
+    HISTORY_FILE,
+    REPORT_FILE,
+    TRIALS_TABLE,
+    RunDirectory,
+)
+from tailsweep.orchestrator.runs.tables import ranking, read_test_metrics, select_best
+from tailsweep.orchestrator.runs.trials import Records, Row, TrialState
+from tailsweep.trainables import report_keys
+
+
+def describe_run(run: RunDirectory, records: Records, rows: Sequence[Row], metric: str) -> str:
+    """Describe the ranking, the chosen trial's test metrics, and where the files are."""
+    swept = list(dict.fromkeys(name for trial in records.trials for name in trial.values))
+    lines = [format_ranking(rows, metric, swept, limit=20), *failures(rows), ""]
+    metrics = read_test_metrics(run)
+    chosen = select_best(rows, metric)
+    if metrics is None and chosen is not None:
+        lines.append(f"best by {metric}: {chosen['trial']}; no model has been made of it")
+    elif metrics is None:
+        lines.append("no trial has been chosen, so there is no model")
+    else:
+        where = f"{metrics['stage']} epoch {report_keys.shown_epochs(metrics['epoch'])}"
+        lines.append(f"chosen by {metric}: {metrics['trial']}, {where}")
+        if any(trial.config["data"]["train"].startswith("demo://") for trial in records.trials):
+            lines.append("its rows are synthetic: these numbers show that the sweep works, not what a method is worth")
+        lines += ["", format_test_metrics(metrics), "", f"model    {run.uri(BEST_FOLDER)}"]
+    lines.append(f"results  {run.uri(TRIALS_TABLE)}, {run.uri(HISTORY_FILE)}, {run.uri(REPORT_FILE)}")
+    return "\n".join(lines)
+
+
+def format_ranking(rows: Sequence[Row], metric: str, swept: Sequence[str], limit: int | None = None) -> str:
+    """Return the ranking as text, a line per trial."""
+    header = ["rank", "trial", "state", "epochs", metric.split("/", 1)[1], *swept, "seconds"]
+    table = [header]
+    ranked = ranking(rows, metric)
+    for rank, row in enumerate(ranked[:limit], start=1):
+        table.append(
+            [
+                str(rank) if row["state"] == TrialState.COMPLETED else "-",
+                row["trial"],
+                row["state"],
+                "+".join(report_keys.shown_epochs(row[f"{stage}_epochs"]) for stage in report_keys.STAGES),
+                format_cell(row.get(metric)),
+                *(format_cell(row.get(name)) for name in swept),
+                f"{row['seconds']:.0f}",
+            ]
+        )
+    text = aligned(table)
+    hidden = len(ranked) - len(table) + 1
+    return text + (f"\n... and {hidden} more in {TRIALS_TABLE}" if hidden > 0 else "")
+
+
+def format_test_metrics(metrics: Row) -> str:
+    """Return ``best/metrics.json`` as text: the scores of the test examples, then one line per class."""
+    scores = [["score", "test"]] + [
+        [name, format_cell(metrics[key])]
+        for name in report_keys.SCORES
+        if (key := report_keys.on_split(report_keys.TEST, name)) in metrics
+    ]
+    classes = [["class", "train rows", "test rows", "F1"]] + [
+        [
+            label,
+            str(metrics["train_rows"][label]),
+            str(metrics["test_rows"][label]),
+            format_cell(metrics[report_keys.class_f1(report_keys.TEST, label)]),
+        ]
+        for label in metrics["labels"]
+    ]
+    return aligned(scores) + "\n\n" + aligned(classes)
+
+
+def failures(rows: Sequence[Row]) -> list[str]:
+    """Return a line per failed trial, with its reason."""
+    return [f"{row['trial']} failed: {row['reason']}" for row in rows if row["state"] == TrialState.FAILED]
+
+
+def format_cell(value: object) -> str:
+    """Return a value as the tables show it: four decimals, a dash for None."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) >= 0.01 or value == 0 else f"{value:.3g}"
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+
+
+def aligned(table: list[list[str]]) -> str:
+    """Pad the columns to their widest cell, numbers to the right."""
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = []
+    for number, row in enumerate(table):
+        cells = [
+            cell.rjust(width) if number and cell[:1] in "0123456789-" else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+        if number == 0:
+            lines.append("  ".join("-" * width for width in widths))
+    return "\n".join(lines)

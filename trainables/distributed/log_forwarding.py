@@ -1,0 +1,43 @@
+"""A worker's log messages, on their way to the sweep's driver: they travel with the worker's next report."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tailsweep.trainables import report_keys
+
+LOGGER = logging.getLogger("tailsweep")
+
+
+class ForwardedMessages(logging.Handler):
+    """Collects messages until the next report takes them along."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message."""
+        self.messages.append(record.getMessage())
+
+    def take(self) -> dict[str, str]:
+        """Return the collected messages as part of a report, empty without messages, and forget them."""
+        if not self.messages:
+            return {}
+        notice = "; ".join(dict.fromkeys(self.messages))
+        self.messages.clear()
+        return {report_keys.NOTICE: notice}
+
+
+@contextmanager
+def forwarded_messages() -> Iterator[ForwardedMessages]:
+    """Collect the messages of the ``tailsweep`` loggers of this process while the context lasts."""
+    handler = ForwardedMessages()
+    level = LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    try:
+        yield handler
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
