@@ -109,7 +109,7 @@ wandb: {{mode: disabled}}
 WHERE_DRIVERS_GO = """
 import ray
 from tailsweep.clusters.definition import DRIVER_RESOURCE
-from tailsweep.orchestrator.planning.ray_session import driver_bundle, driver_slots, trial_slots
+from tailsweep.orchestrator.planning.resources import driver_bundle, driver_slots, trial_slots
 
 ray.init(log_to_driver=False)
 
