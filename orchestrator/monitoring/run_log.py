@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tailsweep.orchestrator.monitoring.log_output import JsonFormatter, handled_by
@@ -22,7 +22,6 @@ class RunLogHandler(logging.Handler):
         self.setFormatter(JsonFormatter())
         self.run = run
         self.lines: list[str] = []  # not yet written
-        self.refused = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, or keep it until the end."""
@@ -33,19 +32,14 @@ class RunLogHandler(logging.Handler):
     def close(self) -> None:
         """Upload what is left."""
         if self.lines and self.run.local is None:
-            try:
+            with suppress(StorageError):
                 before = self.run.read_text(LOG_FILE) if self.run.exists(LOG_FILE) else ""
                 self.run.write_text(LOG_FILE, before + "".join(self.lines))
-            except StorageError:
-                self.refused = True
         super().close()
 
     def _append(self, path: Path) -> None:
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(self.lines)
-        except OSError:
-            self.refused = True
+        with suppress(OSError), path.open("a", encoding="utf-8") as file:
+            file.writelines(self.lines)
         self.lines.clear()
 
 

@@ -26,9 +26,9 @@ def inspect_wandb(needs: Needs) -> list[Check]:
 
 
 def request_check(placements: Sequence[tuple[str, Placement]]) -> Check:
-    """What a trial asks for, against what the nodes of the connected Ray hold."""
+    """Compare what a trial requests with what the nodes of the connected Ray have."""
     findings = []
-    told = []
+    passed = []
     for stage, asked in placements:
         workers, share = asked["workers"], asked["gpus_per_worker"]
         try:
@@ -37,14 +37,14 @@ def request_check(placements: Sequence[tuple[str, Placement]]) -> Check:
             what, _, hint = str(error).rpartition(": ")
             findings.append(Finding("error", what, hint))
             continue
-        told.append(f"{slots} trial(s) at once in {stage}")
+        passed.append(f"{slots} trial(s) at once in {stage}")
         if workers > 1 and 0 < share < 1:
             what = (
                 f"resources.{stage}: {workers} workers have {share:g} of a GPU each, and so exchange gradients by gloo "
                 "over the CPU: NCCL refuses two workers on one GPU"
             )
             findings.append(Finding("note", what, "with gpus_per_worker: 1 they use NCCL"))
-    return Check("request", ", ".join(told) or "no sweep was given", tuple(findings))
+    return Check("request", ", ".join(passed) or "no sweep was given", tuple(findings))
 
 
 def disk_check(storage: str, free: int | None, rooms: Sequence[tuple[str, Room]], known: Forecast | None) -> Check:
@@ -80,16 +80,16 @@ def disk_check(storage: str, free: int | None, rooms: Sequence[tuple[str, Room]]
             findings.append(Finding("error", what, hint, (node,)))
         elif known is None and room["free"] < LEAST_FREE:
             findings.append(Finding("warning", f"{has}, less than {describe_bytes(LEAST_FREE)}", hint, (node,)))
-    told = [] if free is None else [f"{describe_bytes(free)} free in storage"]
-    told += (
+    passed = [] if free is None else [f"{describe_bytes(free)} free in storage"]
+    passed += (
         [] if least is None else [f"{describe_bytes(least)} in the cache" + (" of each node" if len(rooms) > 1 else "")]
     )
     if known is not None:
         in_cache = sum(known.tokens.values()) + sum(known.features.values())
-        told.append(
+        passed.append(
             f"the sweep takes up to {describe_bytes(known.storage_most)} and {describe_bytes(in_cache)} of these"
         )
-    return Check.merged("disk", "; ".join(told) or "nothing tells how much is free", findings)
+    return Check.merged("disk", "; ".join(passed) or "the free space is unknown", findings)
 
 
 def model_check(missing: Mapping[str, Mapping[str, str]]) -> Check:
@@ -110,13 +110,13 @@ def wandb_check(mode: Literal["offline", "online", "disabled"], account: WandbAc
     account: as it was found; None: nothing is to be sent.
     """
     if account is None:
-        told = {"offline": "offline: written into the run directory, for `wandb sync`", "disabled": "disabled"}
-        return Check("W&B", told[mode])
+        passed = {"offline": "offline: written into the run directory, for `wandb sync`", "disabled": "disabled"}
+        return Check("W&B", passed[mode])
     hint = "until then runs are written offline, for `wandb sync`"
     if not account.has_key:
         what = f"wandb.mode is online, but neither WANDB_API_KEY nor the netrc file has a key for {account.server}"
         return Check("W&B", "", (Finding("warning", what, f"export one or run `wandb login`; {hint}"),))
     if account.problem is not None:
         what = f"wandb.mode is online, but {account.server} cannot be used: {account.problem}"
-        return Check("W&B", "", (Finding("warning", what, f"mend the key or the network; {hint}"),))
+        return Check("W&B", "", (Finding("warning", what, f"fix the key or the network; {hint}"),))
     return Check("W&B", f"{account.server} takes the key")

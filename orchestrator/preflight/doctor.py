@@ -83,7 +83,7 @@ def require_ready(needs: Needs, started_here: bool) -> None:
 
 
 def doctor(sweep: Sweep | None, storage: str | None, address: str | None, as_json: bool) -> int:
-    """Make every check and print it; returns the exit status: 0, or 2 where something must be mended.
+    """Make every check and print it; returns the exit status: 0, or 2 where something must be fixed.
 
     Args:
         sweep: whose needs are looked at too; None: only what any sweep needs.
@@ -203,7 +203,7 @@ def table(checks: Sequence[Check]) -> str:
     width = max(len(name) for _, name, _ in rows)
     lines = [f"{severity:<7}  {name:<{width}}  {text}" for severity, name, text in rows]
     errors, warnings = (sum(severity == wanted for severity, _, _ in rows) for wanted in ("error", "warning"))
-    end = "nothing stands in the way" if not errors else f"{errors} to mend before a sweep can start"
+    end = "a sweep can start" if not errors else f"{errors} to fix before a sweep can start"
     return "\n".join([*lines, "", end + (f"; {warnings} warning(s)" if warnings else "")])
 
 

@@ -28,7 +28,7 @@ from tailsweep.trainables.errors import StorageError
 
 
 class SweepCallback(tune.Callback):  # type: ignore[misc]
-    """Hears everything Tune hears, in its order, and writes it down before anything else happens to it.
+    """Writes down every event of Tune, in its order, before anything else is done with it.
 
     Args:
         run: the run directory.
@@ -56,10 +56,10 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self.progress = progress
         self.history = HistoryWriter(run)
         self.failures: dict[str, str] = {}  # of trials that have said they cannot continue, the reason
-        self.given_up: dict[str, str] = {}  # by Tune, before they began, and why; whoever plays the round clears it
+        self.given_up: dict[str, str] = {}  # by Tune, before they began, and why; `SweepRunner.run_phase` clears it
         self.stopped: str | None = None  # why the sweep is to stop before its end
         self.storage_error: StorageError | None = None
-        self._same_failures = ConsecutiveFailures(config.max_consecutive_failures)
+        self._consecutive_failures = ConsecutiveFailures(config.max_consecutive_failures)
         self._began: dict[str, float] = {}
         self._seconds_before: defaultdict[str, float] = defaultdict(float)
         for row in records.history:
@@ -108,10 +108,10 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         name, reason = trial.config["trial"]["name"], _failure_reason(trial.error_file)
-        if trial.should_recover() or _is_told_twice(trial.error_file):
-            # Where a process that is handed on dies before the next trial has begun in it, Tune (2.60) hears of it
-            # twice, from the process and from what it was to do, and gives the trial up whatever its retries: it
-            # starts again what runs, and this one is yet to.
+        if trial.should_recover() or _is_reported_twice(trial.error_file):
+            # If a reused process dies before the next trial has begun in it, Tune (2.60) counts the death twice, for
+            # the process and for its task, and gives the trial up whatever its retries: it restarts running trials
+            # only, and this one has not begun.
             self._pause(name)
             self.given_up[name] = reason
             self.progress.noticed(name, f"{reason} before it had begun; is started again")
@@ -155,7 +155,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         best = best_epoch(self.records.history_of(name), self.metric)
         self._finish_tracking(outcome, best)
         self.progress.ended(name, state, reason, best[self.metric] if best else None)
-        if (cause := self._same_failures.told(state, reason)) is not None:
+        if (cause := self._consecutive_failures.record_end(state, reason)) is not None:
             self.stopped = self.stopped or cause
 
     def _finish_tracking(self, outcome: Outcome, best: Mapping[str, Any] | None) -> None:
@@ -209,8 +209,8 @@ class ConsecutiveFailures:
         self.most = most
         self._cause, self._count = "", 0
 
-    def told(self, state: TrialState, reason: str) -> str | None:
-        """Hear of a trial's end; why the sweep is to stop, once it is."""
+    def record_end(self, state: TrialState, reason: str) -> str | None:
+        """Record a trial's end; return why the sweep is to stop, or None while it continues."""
         if state != TrialState.FAILED:
             self._count = 0
             return None
@@ -225,14 +225,14 @@ class ConsecutiveFailures:
 class StopWhenAsked(tune.Stopper):  # type: ignore[misc]
     """Tune's question whether a sweep is to stop, answered by its :class:`SweepCallback`."""
 
-    def __init__(self, bookkeeping: SweepCallback) -> None:
-        self.bookkeeping = bookkeeping
+    def __init__(self, callback: SweepCallback) -> None:
+        self.callback = callback
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self.bookkeeping.stopped is not None
+        return self.callback.stopped is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles it into a file that nothing here reads: give it nothing."""
@@ -301,7 +301,7 @@ def _failure_reason(error_file: str | None) -> str:
     return lines[-1].strip()
 
 
-def _is_told_twice(error_file: str | None) -> bool:
+def _is_reported_twice(error_file: str | None) -> bool:
     """Whether the last two failures are of one process."""
     last_two = re.findall(r"actor_id: (\w+)", _read(error_file))[-2:]
     return len(last_two) == 2 and len(set(last_two)) == 1

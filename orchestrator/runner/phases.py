@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.console import Console
-from tailsweep.orchestrator.config.sweep import Sweep
-from tailsweep.orchestrator.planning.environment import Environment
 from tailsweep.orchestrator.planning.plan import SweepPlan
 from tailsweep.orchestrator.planning.resources import placement, trial_slots
-from tailsweep.orchestrator.runner.callback import SweepCallback
 from tailsweep.orchestrator.runner.publish_features import Entry, publish_features
 from tailsweep.orchestrator.runner.tune_run import Phase, TuneRequest, TuneRunner
-from tailsweep.orchestrator.runs.directory import FEATURES_FOLDER, RunDirectory
-from tailsweep.orchestrator.runs.trials import Records, TrialRecord, TrialState, record_of
+from tailsweep.orchestrator.runs.directory import FEATURES_FOLDER
+from tailsweep.orchestrator.runs.trials import TrialRecord, TrialState, record_of
 from tailsweep.orchestrator.search.promotion import stage_one_end, stage_one_ranking
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.distributed.worker import FeatureSource
@@ -26,39 +23,20 @@ class SweepRunner:
     """Run what is left of a sweep.
 
     Args:
-        run: the run directory.
         plan: the sweep.
-        environment: the inputs of its trials.
-        records: what is known of the trials; the callback updates it.
-        tune: runs Tune.
+        tune: runs Tune for it.
         console: shows progress.
     """
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        plan: SweepPlan,
-        environment: Environment,
-        records: Records,
-        tune: TuneRunner,
-        console: Console,
-    ) -> None:
-        self.run_directory = run
+    def __init__(self, plan: SweepPlan, tune: TuneRunner, console: Console) -> None:
         self.plan = plan
-        self.environment = environment
-        self.records = records
+        self.sweep = plan.sweep
         self.tune = tune
+        self.run_directory = tune.run_directory
+        self.environment = tune.environment
+        self.records = tune.records
+        self.callback = tune.callback
         self.console = console
-
-    @property
-    def sweep(self) -> Sweep:
-        """The sweep."""
-        return self.plan.sweep
-
-    @property
-    def callback(self) -> SweepCallback:
-        """What records the ends of trials."""
-        return self.tune.callback
 
     @property
     def finished(self) -> bool:

@@ -87,7 +87,7 @@ def publish_features(
                 raise cause from None
             reason = describe_error(cause, line="last")
             raise FeatureError(
-                f"{what}: {reason}; mend that and continue by `{run.resume_command}`, or start again with "
+                f"{what}: {reason}; fix that and continue by `{run.resume_command}`, or start again with "
                 "`--set features.cache=off`"
             ) from None
     return sources

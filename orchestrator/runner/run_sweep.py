@@ -216,7 +216,7 @@ class StartedSweep:
         progress = Progress(epochs, self.config.metric, self.console, self.plan.sweep.num_trials)
         callback = SweepCallback(self.run, self.records, scheduler, tracker, progress, self.config)
         tune = TuneRunner(self.run, self.plan, self.environment, self.records, scheduler, callback)
-        return SweepRunner(self.run, self.plan, self.environment, self.records, tune, self.console)
+        return SweepRunner(self.plan, tune, self.console)
 
     def _record_known_ends(self, runner: SweepRunner, lost: Collection[str]) -> None:
         """Show the outcomes there are, and write those that a killed sweep had no time for: its history has them.
@@ -249,7 +249,7 @@ class StartedSweep:
         best = best_trial(self.run, self.plan.sweep, self.records, self.environment, trial)
         task = ray.remote(num_cpus=asked["cpus_per_worker"], num_gpus=asked["gpus_per_worker"])(export_best)
         for step in result_of(task.remote(best)):
-            logger.info(f"finish   {step}")
+            logger.info(f"postprocess  {step}")
 
     def _say_how_to_sync(self) -> None:
         is_local = self.run.local is not None

@@ -1,7 +1,7 @@
 """A worker's log messages, on their way to the sweep's driver: they travel with the worker's next report."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from tailsweep.trainables import report_keys
@@ -22,11 +22,18 @@ class ForwardedMessages(logging.Handler):
 
     def take(self) -> dict[str, str]:
         """Return the collected messages as part of a report, empty without messages, and forget them."""
-        if not self.messages:
-            return {}
-        notice = "; ".join(dict.fromkeys(self.messages))
-        self.messages.clear()
-        return {report_keys.NOTICE: notice}
+        messages, self.messages = self.messages, []
+        return _as_notice(messages)
+
+
+def joined_notices(reports: Iterable[Mapping[str, object]]) -> dict[str, str]:
+    """Return the notices of several workers' reports as one, each message once; empty without any."""
+    return _as_notice(str(report[report_keys.NOTICE]) for report in reports if report_keys.NOTICE in report)
+
+
+def _as_notice(messages: Iterable[str]) -> dict[str, str]:
+    notice = "; ".join(dict.fromkeys(messages))
+    return {report_keys.NOTICE: notice} if notice else {}
 
 
 @contextmanager

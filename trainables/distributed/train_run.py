@@ -11,6 +11,7 @@ import ray.train
 import ray.train.torch
 import torch
 from tailsweep.trainables.config.trial import TrialConfig
+from tailsweep.trainables.distributed.log_forwarding import joined_notices
 from tailsweep.trainables.distributed.ray_compat import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, RayTrainError
 from tailsweep.trainables.distributed.report_queue import End, Notice, Reported
 from tailsweep.trainables.distributed.retry_policy import Fault, Recovery, fault_of
@@ -46,7 +47,8 @@ class TuneTrialConfig(TypedDict):
 
 
 class ReportPublisher(ray.train.UserCallback):  # type: ignore[misc]
-    """Train's side of the report queue; runs in the controller. All ranks report the same sums: rank 0's are used."""
+    """Train's side of the report queue; runs in the controller. All ranks report the same sums: rank 0's are used. Each
+    rank has notices of its own."""
 
     def __init__(self, report_queue: Any, attempt: str) -> None:
         self.report_queue = report_queue
@@ -55,7 +57,8 @@ class ReportPublisher(ray.train.UserCallback):  # type: ignore[misc]
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Publish a report, and wait for it: no report may be overtaken by the "end" that another process sends."""
         controller = ray.get_runtime_context().current_actor
-        ray.get(self.report_queue.put.remote(self.attempt, Reported(metrics[0], controller)))
+        report = metrics[0] | joined_notices(metrics)
+        ray.get(self.report_queue.put.remote(self.attempt, Reported(report, controller)))
 
 
 def train_environment() -> dict[str, str]:

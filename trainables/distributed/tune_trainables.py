@@ -20,6 +20,7 @@ import torch
 from ray import tune
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
+from tailsweep.trainables.distributed.log_forwarding import ForwardedMessages, forwarded_messages
 from tailsweep.trainables.distributed.ray_compat import propagate_ray_address
 from tailsweep.trainables.distributed.report_queue import End, Notice
 from tailsweep.trainables.distributed.retry_policy import Recovery, fault_of
@@ -107,7 +108,10 @@ def run_stage_one(config: TuneConfig, setup: TrialSetup) -> None:
     features = features_of(worker)
     while True:
         try:
-            with newest_checkpoint(worker["resume_from"]) as (start, damaged):
+            with (
+                forwarded_messages() as runtime.messages,
+                newest_checkpoint(worker["resume_from"]) as (start, damaged),
+            ):
                 if (notice := describe_damaged(damaged, start)) is not None:
                     tune.report({report_keys.NOTICE: notice})
                 train_stage_one(recovery.trial, source, features, runtime, start, worker["metric"])
@@ -135,6 +139,7 @@ class StageOneRuntime(SingleProcess):
         super().__init__()
         self.filesystem, self.path = open_location(storage)
         self.reported = reported
+        self.messages = ForwardedMessages()  # go with the next report
 
     def report(self, report: Report, checkpoint: Path | None) -> None:
         """Keep the checkpoint, and report to Tune what it has not yet."""
@@ -143,7 +148,7 @@ class StageOneRuntime(SingleProcess):
         place = (str(report[report_keys.STAGE]), cast(float, report[report_keys.EPOCH]))
         if place not in self.reported:
             self.reported.add(place)
-            tune.report(dict(report))  # returns once Tune has decided
+            tune.report({**report, **self.messages.take()})  # returns once Tune has decided
 
     def _keep(self, checkpoint: Path) -> None:
         """Store the checkpoint, then delete the earlier ones.

@@ -229,7 +229,7 @@ def test_a_key_is_tried_at_the_server_and_never_shown(
     [
         (WandbAccount("https://w", has_key=True), []),
         (WandbAccount("https://w", has_key=False), ["neither WANDB_API_KEY nor the netrc file has a key for https://w"]),
-        (WandbAccount("https://w", True, "no answer"), ["https://w cannot be used: no answer; mend the key or"]),
+        (WandbAccount("https://w", True, "no answer"), ["https://w cannot be used: no answer; fix the key or"]),
     ],
 )  # fmt: skip
 def test_without_wandb_a_sweep_may_start(account: WandbAccount, expected: list[str]):
@@ -254,7 +254,7 @@ def test_the_table_has_a_line_for_each_thing():
         "warning  disk      n1: little; free some",
         "error    disk      none; buy one",
         "",
-        "1 to mend before a sweep can start; 1 warning(s)",
+        "1 to fix before a sweep can start; 1 warning(s)",
     ]
 
 

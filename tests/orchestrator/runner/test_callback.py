@@ -426,20 +426,20 @@ def test_words_are_no_part_of_the_history(printed: Callable[[], str], sweep: Swe
 
 def test_failures_of_one_cause_in_a_row_stop_the_sweep_and_others_do_not() -> None:
     same = ConsecutiveFailures(3)
-    assert same.told("failed", "ValueError: row 17 of 30 has no label") is None
-    assert same.told("failed", "ValueError: row 4 of 30 has no label") is None
-    assert same.told("pruned", "below the rung") is None
-    assert same.told("failed", "ValueError: row 4 of 30 has no label") is None
-    assert same.told("failed", "TypeError: else") is None
-    assert same.told("failed", "TypeError: else") is None
-    assert same.told("failed", "TypeError: else") == (
+    assert same.record_end("failed", "ValueError: row 17 of 30 has no label") is None
+    assert same.record_end("failed", "ValueError: row 4 of 30 has no label") is None
+    assert same.record_end("pruned", "below the rung") is None
+    assert same.record_end("failed", "ValueError: row 4 of 30 has no label") is None
+    assert same.record_end("failed", "TypeError: else") is None
+    assert same.record_end("failed", "TypeError: else") is None
+    assert same.record_end("failed", "TypeError: else") == (
         "3 trials in a row failed of one cause, the last with: TypeError: else"
     )
 
 
 def test_a_sweep_is_asked_to_stop_after_so_many_failures(sweep: Sweep) -> None:
     stopper = StopWhenAsked(sweep.callback)
-    sweep.callback._same_failures.most = len(NAMES)
+    sweep.callback._consecutive_failures.most = len(NAMES)
     for name in NAMES:
         assert not stopper.stop_all()
         sweep.start(name)

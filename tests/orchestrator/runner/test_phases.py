@@ -22,6 +22,7 @@ class FakeTune:
     """
 
     def __init__(self, records: Records, given_up: list[set[str]], stops_in: int | None = None) -> None:
+        self.run_directory = self.environment = None
         self.records = records
         self.gives_up = given_up
         self.stops_in = stops_in
@@ -47,8 +48,7 @@ def run_phase(given_up: list[set[str]], stops_in: int | None = None) -> FakeTune
     sweep = Sweep.resolved(SweepConfig.model_construct(retries=2, metric="validation/macro_f1"), "demo", 3)
     tune = FakeTune(records, given_up, stops_in)
     plan = SweepPlan(sweep, tuple(records.trials), (), None, None)
-    nothing = cast(Any, None)
-    runner = SweepRunner(nothing, plan, nothing, records, cast(Any, tune), nothing)
+    runner = SweepRunner(plan, cast(Any, tune), cast(Any, None))
     runner.run_phase(TuneRequest(Phase.BOTH_STAGES, records.trials, PLACEMENT))
     return tune
 
