@@ -257,6 +257,7 @@ import sys
 from pathlib import Path
 import psutil
 from tailsweep.orchestrator.config.sweep import WandbConfig
+from tailsweep.orchestrator.monitoring.log_output import terminal_output
 from tailsweep.orchestrator.monitoring.wandb_tracker import Tracker
 tracker = Tracker(WandbConfig(), "ended", Path(sys.argv[1]))
 tracker.start("t000", {}, [])
@@ -265,7 +266,8 @@ of_wandb = psutil.Process().children(recursive=True)
 for process in of_wandb:
     process.terminate()
 psutil.wait_procs(of_wandb)
-tracker.close()
+with terminal_output():
+    tracker.close()
 print("closed")
 """
 
