@@ -44,17 +44,22 @@ SHARED_WORDS = (
 ROWS = {"absorption": 55, "excretion": 30, "metabolism": 10}  # of the CSV, by class
 
 
+# A whole sweep can be the fixture of a test that starts Ray. This is to end a test that hangs, not one on a slow machine.
+RAY_TIMEOUT = 900  # seconds
+
 # Plain `pytest` tests one architecture; `make test` runs the same tests on these too.
 MORE_ARCHITECTURES = {"roberta", "distilbert", "electra", "albert", "mpnet"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests of more architectures as thorough, order all tests and append their group to their id."""
+    """Mark the tests of more architectures, give those that start Ray their time, order all, append groups to ids."""
     items.sort(key=_turn)
     for item in items:
         if _strings(item) & MORE_ARCHITECTURES:
             item.add_marker(pytest.mark.thorough)
+        if item.get_closest_marker("ray") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(RAY_TIMEOUT))
         if hasattr(config, "workerinput") and (marker := item.get_closest_marker("xdist_group")):
             _append_to_id(item, f"@{marker.args[0]}")
 

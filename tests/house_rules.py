@@ -25,7 +25,7 @@ PROSE = ("*.md", "*.y*ml", "tests/*.md", "docs/**/*.md", "docs/**/*.y*ml", "orch
          "orchestrator/sweeps/**/*.md", "clusters/definitions/*.y*ml")  # fmt: skip
 MAX_MODULES, MAX_DICT_ANY, MAX_PARAMETERS, MAX_LINES, MAX_MEAN_WORDS, MAX_WORDS = 12, 60, 6, 60, 15, 40
 # To be lowered with every change that removes some, and never raised. The goal is 120 `Any` and none of the others.
-MAX_ANY, MAX_WIDE_FUNCTIONS, MAX_RETIRED_WORDS = 164, 2, 49
+MAX_ANY, MAX_WIDE_FUNCTIONS, MAX_RETIRED_WORDS = 85, 1, 47
 
 # Files, or "file::function", that may exceed MAX_PARAMETERS: transformers dictates how attention functions are called.
 KERNELS = ("trainables/execution/attention.py",)

@@ -1,15 +1,27 @@
-"""Name, unit and direction of every value a trial reports. Imports nothing, so that anything may import it.
+"""Name, unit and direction of every value a trial reports. Imports nothing of ours, so that anything may import it.
 
-A report is a flat dict. ``STAGE`` and ``EPOCH`` say where in the trial it was made, the other keys what was measured
-there, or in training since the stage's last report. Scores are named without their split; a report carries them as
-``validation/macro_f1`` (see :func:`on_split`).
+A report is a flat dict. ``STAGE`` and ``EPOCH`` say at which point of the trial it was made. The other keys hold what
+was measured there, or in training since the stage's last report. Scores are named without their split; a report
+carries them as ``validation/macro_f1`` (see :func:`on_split`).
 """
 
-STAGE = "stage"  # "stage_one" or "stage_two"
+from enum import StrEnum
+from typing import Final
+
+
+class Stage(StrEnum):
+    """A stage of a trial. Files, reports and W&B hold its plain value."""
+
+    ONE = "stage_one"
+    TWO = "stage_two"
+
+
+STAGES: Final = tuple(Stage)  # in the order of training
+STAGE_ONE: Final = Stage.ONE
+STAGE_TWO: Final = Stage.TWO
+
+STAGE = "stage"  # the value of a Stage
 EPOCH = "epoch"  # epochs of that stage that are done: an int where whole, within an epoch a share of its steps (1.25)
-STAGE_ONE = "stage_one"
-STAGE_TWO = "stage_two"
-STAGES = (STAGE_ONE, STAGE_TWO)
 
 # The same number in reports of stage one alone: a clock for curves and searches that are to see nothing of stage two.
 STAGE_ONE_EPOCH = "stage_one_epoch"
@@ -18,7 +30,7 @@ EPOCH_DECIMALS = 3  # two reports of a stage differ by as much: enough to name, 
 TRAIN_LOSS = "train/loss"  # the stage's own (weighted) loss, mean of the steps since the last report; lower is better
 LEARNING_RATE = "train/learning_rate"  # of the last optimizer step, at the head (see StageConfig.layer_decay)
 ROWS = "train/rows"  # rows visited since the last report, over all workers
-EXECUTION = "execution"  # how the logits were computed, and why so (execution paths.py, vocabulary.py)
+EXECUTION = "execution"  # how the logits were computed, and why so (backends.py, sparse_embeddings.py)
 SECONDS = "seconds"  # wall seconds since the last report, this one's evaluation included
 
 # A report may carry, or consist of, words that are not kept in the history:
@@ -26,7 +38,7 @@ NOTICE = "notice"  # what happened to the trial, for the log
 FAILURE = "failure"  # why it cannot continue
 
 TRAIN = "train"
-AUGMENTED = "augmented"  # the training rows, followed by rows made of them
+AUGMENTED = "augmented"  # the training rows, followed by the synthetic examples
 VALIDATION = "validation"
 TEST = "test"
 
@@ -49,15 +61,27 @@ CLASS_F1 = "f1"  # followed by the class: validation/f1/absorption
 
 
 def on_split(split: str, score: str) -> str:
-    """``("validation", "macro_f1")`` -> ``"validation/macro_f1"``."""
+    """Return the key of a score on a split.
+
+    >>> on_split("validation", "macro_f1")
+    'validation/macro_f1'
+    """
     return f"{split}/{score}"
 
 
 def shown_epochs(epochs: float) -> str:
-    """As tables and messages have it: ``2`` -> ``"2"``, ``4 / 3`` -> ``"1.333"``."""
+    """Format a number of epochs for tables and messages.
+
+    >>> shown_epochs(2), shown_epochs(4 / 3)
+    ('2', '1.333')
+    """
     return f"{round(epochs, EPOCH_DECIMALS):.10g}"
 
 
 def class_f1(split: str, label: str) -> str:
-    """The key of one class's F1: ``("test", "absorption")`` -> ``"test/f1/absorption"``."""
+    """Return the key of one class's F1.
+
+    >>> class_f1("test", "absorption")
+    'test/f1/absorption'
+    """
     return f"{split}/{CLASS_F1}/{label}"

@@ -194,7 +194,7 @@ def _predict(run: RunDirectory, sweep: Sweep, records: Records, name: str) -> No
     retraining = RunDirectory(join_location(sweep.config.storage, sweep.name))
     environment = read_environment(retraining)
     asked = placement(sweep, report_keys.STAGE_TWO)
-    task = ray.remote(num_cpus=asked["cpus_per_worker"], num_gpus=asked["gpus_per_worker"])(predict_test)
+    task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(predict_test)
     asked_for = {}
     for trial in records.trials:
         file = predictions_file(name, trial.config["seed"])
@@ -220,7 +220,7 @@ def _fit_baselines(run: RunDirectory, comparison: Comparison, fold: int | None) 
             continue
         logger.info(f"baseline {fold_name(name, fold)}")
         began = time.monotonic()
-        task = ray.remote(num_cpus=asked["cpus_per_worker"], num_gpus=asked["gpus_per_worker"])(fit_baseline)
+        task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(fit_baseline)
         fitted = result_of(task.remote(name, trial_config.data, trial_config.model, data, sweep.config.metric))
         said = {
             "strength": fitted.strength,

@@ -11,8 +11,8 @@ from tailsweep.orchestrator.planning.environment import Environment
 from tailsweep.orchestrator.planning.preparation import PreparedTrials, prepare_trials
 from tailsweep.orchestrator.planning.resources import placement
 from tailsweep.orchestrator.runs.trials import Records, TrialRecord, record_of
-from tailsweep.trainables import report_keys
-from tailsweep.trainables.distributed.train_run import Placement
+from tailsweep.trainables.distributed.settings import Placement
+from tailsweep.trainables.report_keys import Stage
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class SweepPlan:
     disk: Forecast | None  # None: nothing is known
 
     @property
-    def placements(self) -> dict[str, Placement]:
+    def placements(self) -> dict[Stage, Placement]:
         """The resources of one trial, by the stages whose resources this sweep requests."""
-        stages = [report_keys.STAGE_TWO] if self.is_single_phase else report_keys.STAGES
+        stages = [Stage.TWO] if self.is_single_phase else list(Stage)
         return {stage: placement(self.sweep, stage) for stage in stages}
 
     @property

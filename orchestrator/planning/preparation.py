@@ -121,8 +121,8 @@ def _check_models(trial_configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str,
         what = json.dumps([dumped["model"], trainable, decayed, run], sort_keys=True)
         if what not in checked:
             trial_config = TrialConfig.model_validate(dumped)
-            trainable = {stage: getattr(trial_config, stage).trainable for stage in report_keys.STAGES}
-            model = check_model(trial_config.model, trainable, decayed)
+            settings = {stage.value: getattr(trial_config, stage).trainable for stage in report_keys.STAGES}
+            model = check_model(trial_config.model, settings, decayed)
             models[trial_config.model.model_dump_json()] = model
             checked[what] = checkpoint_bytes(model, trial_config)
     return models, CheckpointBytes.largest(checked.values())

@@ -7,15 +7,16 @@ import ray
 from tailsweep.clusters.capacity import grown_nodes, workers_on
 from tailsweep.clusters.definition import DRIVER_RESOURCE
 from tailsweep.orchestrator.config.sweep import Sweep
-from tailsweep.trainables.distributed.train_run import Placement
+from tailsweep.trainables.distributed.settings import Placement
 from tailsweep.trainables.errors import InputError
+from tailsweep.trainables.report_keys import Stage
 
 
 class ClusterError(InputError):
     """The Ray asked for cannot be reached, or cannot give what a trial asks for."""
 
 
-def trial_slots(placement: Placement, stage: str = "stage_two") -> int:
+def trial_slots(placement: Placement, stage: Stage = Stage.TWO) -> int:
     """How many trials the cluster's nodes can hold at once, at least 1; where it grows by itself, once it has grown.
 
     Args:
@@ -26,16 +27,16 @@ def trial_slots(placement: Placement, stage: str = "stage_two") -> int:
     """
     nodes = grown_nodes(os.environ) or _resources_of_nodes()
     workers_that_fit = sum(_workers_on(node, placement) for node in nodes)
-    if workers_that_fit < placement["min_workers"]:
+    if workers_that_fit < placement.min_workers:
         largest_cpu = max(node.get("CPU", 0) for node in nodes)
         largest_gpu = max(node.get("GPU", 0) for node in nodes)
         raise ClusterError(
-            f"resources.{stage} asks for {placement['min_workers']} worker(s) of {placement['cpus_per_worker']:g} CPU "
-            f"and {placement['gpus_per_worker']:g} GPU each, but the cluster's {len(nodes)} node(s) hold "
+            f"resources.{stage} asks for {placement.min_workers} worker(s) of {placement.cpus_per_worker:g} CPU "
+            f"and {placement.gpus_per_worker:g} GPU each, but the cluster's {len(nodes)} node(s) hold "
             f"{workers_that_fit} of these (the largest has {largest_cpu:g} CPU and {largest_gpu:g} GPU): ask for "
             "less, or add nodes"
         )
-    return max(1, workers_that_fit // placement["workers"])
+    return max(1, workers_that_fit // placement.workers)
 
 
 def driver_bundle() -> dict[str, float]:
@@ -58,10 +59,10 @@ def _resources_of_nodes() -> list[dict[str, float]]:
 
 
 def _workers_on(node: dict[str, float], placement: Placement) -> int:
-    return workers_on(node, placement["cpus_per_worker"], placement["gpus_per_worker"])
+    return workers_on(node, placement.cpus_per_worker, placement.gpus_per_worker)
 
 
-def placement(sweep: Sweep, stage: str) -> Placement:
+def placement(sweep: Sweep, stage: Stage) -> Placement:
     """What one trial asks for in a stage."""
     asked = getattr(sweep.config.resources, stage)
     return Placement(

@@ -13,7 +13,8 @@ from tailsweep.orchestrator.planning.disk_usage import Forecast
 from tailsweep.orchestrator.planning.resources import ClusterError, trial_slots
 from tailsweep.orchestrator.preflight.needs import Needs
 from tailsweep.orchestrator.preflight.node_probe import Room
-from tailsweep.trainables.distributed.train_run import Placement
+from tailsweep.trainables.distributed.settings import Placement
+from tailsweep.trainables.report_keys import Stage
 
 LEAST_FREE = 5e9  # bytes, below which a disk is worth a warning where no sweep says what it needs
 
@@ -25,12 +26,12 @@ def inspect_wandb(needs: Needs) -> list[Check]:
     return [wandb_check(mode, wandb_account() if mode == "online" else None)]
 
 
-def request_check(placements: Sequence[tuple[str, Placement]]) -> Check:
+def request_check(placements: Sequence[tuple[Stage, Placement]]) -> Check:
     """Compare what a trial requests with what the nodes of the connected Ray have."""
     findings = []
     passed = []
     for stage, asked in placements:
-        workers, share = asked["workers"], asked["gpus_per_worker"]
+        workers, share = asked.workers, asked.gpus_per_worker
         try:
             slots = trial_slots(asked, stage)
         except ClusterError as error:

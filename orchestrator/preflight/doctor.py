@@ -144,7 +144,7 @@ def inspect_cluster(needs: Needs, started_here: bool, thorough: bool) -> Cluster
         thorough: look at GPUs no one asks for, and in a process of its own even here.
     """
     nodes = alive_nodes()
-    asks_for_gpus = any(asked["gpus_per_worker"] for _, asked in needs.placements)
+    asks_for_gpus = any(asked.gpus_per_worker for _, asked in needs.placements)
     gpus: Literal["no", "count", "names"] = "no"
     if (thorough or asks_for_gpus) and any(node.gpus for node in nodes):
         gpus = "count" if started_here and not thorough else "names"

@@ -6,7 +6,8 @@ from tailsweep.orchestrator.config.schema import WandbConfig
 from tailsweep.orchestrator.planning.disk_usage import Forecast
 from tailsweep.orchestrator.planning.plan import SweepPlan
 from tailsweep.orchestrator.runs.directory import RunDirectory
-from tailsweep.trainables.distributed.train_run import Placement
+from tailsweep.trainables.distributed.settings import Placement
+from tailsweep.trainables.report_keys import Stage
 from tailsweep.trainables.storage.filesystem import parent_location
 
 
@@ -15,7 +16,7 @@ class Needs:
     """What a sweep will ask for, or several that share storage and cluster, as far as it is known before the start."""
 
     storage: str
-    placements: tuple[tuple[str, Placement], ...] = ()  # with the stage whose resources they are
+    placements: tuple[tuple[Stage, Placement], ...] = ()  # with the stage whose resources they are
     models: tuple[str, ...] = ()
     features_dir: str | None = None
     forecast: Forecast | None = None  # None: nothing is known

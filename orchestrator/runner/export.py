@@ -27,6 +27,7 @@ from tailsweep.trainables.models.classifier import build_classifier, save_classi
 from tailsweep.trainables.models.hub import resolve
 from tailsweep.trainables.postprocess.calibration import expected_calibration_error
 from tailsweep.trainables.postprocess.pipeline import Postprocessed, postprocess_classifier
+from tailsweep.trainables.report_keys import Stage
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training.checkpoint import checkpoint_name, load_parameters
 from tailsweep.trainables.training.metrics import Confusion
@@ -115,7 +116,7 @@ def _finished(
     """The trial's best checkpoint with all that is done after training, on this process's device."""
     model = build_classifier(trial_config.model, data.label_names, trial_config.seed)
     best = chosen["best"]
-    name = checkpoint_name(best[report_keys.STAGE], best[report_keys.EPOCH])
+    name = checkpoint_name(Stage(best[report_keys.STAGE]), best[report_keys.EPOCH])
     folder = f"{CHECKPOINTS_FOLDER}/{chosen['trial']}/{name}"
     with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
         checkpoint = Path(temporary) / "checkpoint"

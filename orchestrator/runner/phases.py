@@ -14,7 +14,7 @@ from tailsweep.orchestrator.runs.directory import FEATURES_FOLDER
 from tailsweep.orchestrator.runs.trials import TrialRecord, TrialState, record_of
 from tailsweep.orchestrator.search.promotion import stage_one_end, stage_one_ranking
 from tailsweep.trainables import report_keys
-from tailsweep.trainables.distributed.worker import FeatureSource
+from tailsweep.trainables.distributed.settings import FeatureSource
 
 logger = logging.getLogger(__name__)
 
@@ -136,9 +136,9 @@ class SweepRunner:
         began = time.monotonic()
         in_one, in_two = (placement(self.sweep, stage) for stage in report_keys.STAGES)
         # The whole trunk is work for a GPU, where stage two has one, though stage one's heads may need none.
-        use_stage_two = self.plan.is_single_phase or (in_two["gpus_per_worker"] and not in_one["gpus_per_worker"])
+        use_stage_two = self.plan.is_single_phase or (in_two.gpus_per_worker and not in_one.gpus_per_worker)
         asked = in_two if use_stage_two else in_one
-        slots = trial_slots({**asked, "workers": 1, "min_workers": 1})
+        slots = trial_slots(asked.model_copy(update={"workers": 1, "min_workers": 1}))
         cache_dir = self.sweep.config.features.dir
         features = publish_features(self.run_directory, self._entries(), asked, slots, cache_dir, self.console)
         if features:

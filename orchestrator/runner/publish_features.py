@@ -13,8 +13,7 @@ from rich.progress import Progress
 from tailsweep.orchestrator.runs.directory import DATA_FOLDER, FEATURES_FOLDER, RunDirectory
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import fetch_prepared
-from tailsweep.trainables.distributed.train_run import Placement
-from tailsweep.trainables.distributed.worker import FeatureSource
+from tailsweep.trainables.distributed.settings import FeatureSource, Placement
 from tailsweep.trainables.errors import InputError, StorageError, describe_error
 from tailsweep.trainables.execution.feature_plan import FeaturePlan
 from tailsweep.trainables.execution.feature_store import PartSet, is_whole, make_part
@@ -63,7 +62,7 @@ def publish_features(
         FeatureError: they cannot be made.
         StorageError: the run directory continues refusing them.
     """
-    task = ray.remote(num_cpus=placement["cpus_per_worker"], num_gpus=placement["gpus_per_worker"])(_make_one_part)
+    task = ray.remote(num_cpus=placement.cpus_per_worker, num_gpus=placement.gpus_per_worker)(_make_one_part)
     sources = {}
     for entry in entries:
         plan = entry.plan

@@ -52,6 +52,7 @@ from tailsweep.orchestrator.runs.trials import Records, TrialState, best_epoch
 from tailsweep.orchestrator.search.asha import Rungs, StageASHA
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import StorageError
+from tailsweep.trainables.report_keys import Stage
 from tailsweep.trainables.storage.filesystem import join_location
 from tailsweep.trainables.training.checkpoint import checkpoint_name
 
@@ -247,7 +248,7 @@ class StartedSweep:
         """Make ``best/`` in a task with a worker's resources: the driver's node may have no accelerator."""
         asked = placement(self.plan.sweep, report_keys.STAGE_TWO)
         best = best_trial(self.run, self.plan.sweep, self.records, self.environment, trial)
-        task = ray.remote(num_cpus=asked["cpus_per_worker"], num_gpus=asked["gpus_per_worker"])(export_best)
+        task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(export_best)
         for step in result_of(task.remote(best)):
             logger.info(f"postprocess  {step}")
 
@@ -280,7 +281,7 @@ def _scheduler(sweep: Sweep, records: Records) -> StageASHA | None:
     trial_configs = [trial.config for trial in records.trials]
     if config.search == "optuna":  # what may yet be drawn
         trial_configs += [trial_config.model_dump(mode="json") for trial_config in sweep.representative_trials()]
-    rungs = {}
+    rungs: dict[str, Rungs] = {}
     for stage, asha in ((report_keys.STAGE_ONE, config.asha), (report_keys.STAGE_TWO, config.stage_two_search.asha)):
         max_epochs = max(trial_config[stage]["epochs"] for trial_config in trial_configs)
         if asha is not None and max_epochs >= asha.grace_epochs:
@@ -301,7 +302,7 @@ def drop_spent_checkpoints(run: RunDirectory, records: Records, metric: str) -> 
         elif outcome.state == TrialState.COMPLETED:
             best = best_epoch(records.history_of(name), metric)
             assert best is not None, "a completed trial has reported"
-            kept = checkpoint_name(best[report_keys.STAGE], best[report_keys.EPOCH])
+            kept = checkpoint_name(Stage(best[report_keys.STAGE]), best[report_keys.EPOCH])
             for checkpoint in run.list(folder):
                 if checkpoint.startswith(report_keys.STAGES) and checkpoint != kept:
                     run.delete_folder(f"{folder}/{checkpoint}")

@@ -2,7 +2,7 @@
 
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -23,9 +23,15 @@ from tailsweep.orchestrator.search.tpe import AdaptiveSearch
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.distributed.report_queue import ReportQueue
-from tailsweep.trainables.distributed.train_run import Placement, TrialSetup, TuneTrialConfig
+from tailsweep.trainables.distributed.settings import (
+    FeatureSource,
+    Placement,
+    TrialSetup,
+    TuneTrialConfig,
+    WorkerConfig,
+)
 from tailsweep.trainables.distributed.tune_trainables import run_stage_one, run_trial
-from tailsweep.trainables.distributed.worker import FeatureSource, WorkerConfig
+from tailsweep.trainables.report_keys import Stage
 
 
 class Phase(StrEnum):
@@ -43,7 +49,7 @@ class TuneRequest:
     phase: Phase
     trials: Sequence[TrialRecord]  # in the order of their start
     placement: Placement  # the resources of one trial
-    features: dict[str, FeatureSource] = field(default_factory=dict)  # by their keys
+    features: Mapping[str, FeatureSource] = field(default_factory=dict)  # by their keys
     may_draw: bool = False  # whether an adaptive search draws new trials in this run
 
 
@@ -114,7 +120,7 @@ class TuneRunner:
         if budget is not None and budget.spent:
             self._end_those_never_started(trials)
 
-    def tune_config(self, phase: Phase, features: dict[str, FeatureSource], trial: TrialRecord) -> TuneTrialConfig:
+    def tune_config(self, phase: Phase, features: Mapping[str, FeatureSource], trial: TrialRecord) -> TuneTrialConfig:
         """Return what Tune passes to a trial."""
         trial_config = TrialConfig.model_validate(trial.config)
         if phase == Phase.STAGE_ONE_RUN:
@@ -123,14 +129,15 @@ class TuneRunner:
         inputs = self.environment.inputs_of(trial.config)
         uri = self.run_directory.uri
         worker = WorkerConfig(
-            trial=trial_config.model_dump(mode="json"),
+            trial=trial_config,
             metric=self.config.metric,
             data_key=inputs.data,
             published_data=uri(f"{DATA_FOLDER}/{inputs.data}"),
             features=None if inputs.features is None else features.get(inputs.features),
-            resume_from=[uri(f"{CHECKPOINTS_FOLDER}/{name}") for name in (trial.name, trial.parent) if name],
+            resume_from=tuple(uri(f"{CHECKPOINTS_FOLDER}/{name}") for name in (trial.name, trial.parent) if name),
         )
-        reported = [(row[report_keys.STAGE], row[report_keys.EPOCH]) for row in self.records.history_of(trial.name)]
+        history = self.records.history_of(trial.name)
+        reported = tuple((Stage(row[report_keys.STAGE]), row[report_keys.EPOCH]) for row in history)
         return TuneTrialConfig(name=trial.name, worker=worker, reported=reported)
 
     def _slots(self, request: TuneRequest) -> int:
@@ -160,8 +167,8 @@ class TuneRunner:
         )
         bundle = driver_bundle()
         if reused:
-            asked = {"CPU": request.placement["cpus_per_worker"], "GPU": request.placement["gpus_per_worker"]}
-            bundle = {kind: amount for kind, amount in asked.items() if amount}
+            requested = {"CPU": request.placement.cpus_per_worker, "GPU": request.placement.gpus_per_worker}
+            bundle = {kind: amount for kind, amount in requested.items() if amount}
         function: Callable[..., None] = run_stage_one if reused else run_trial
         return tune.with_resources(functools.partial(function, setup=setup), tune.PlacementGroupFactory([bundle]))
 
@@ -172,9 +179,12 @@ class TuneRunner:
         to_draw: int | None,
         budget: SecondsBudget | None,
         slots: int,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Return the parameters of ``Tuner`` that say which trials run, in which order and how many at once."""
-        tune_config_of = functools.partial(self.tune_config, request.phase, request.features)
+
+        def tune_config_of(trial: TrialRecord) -> dict[str, object]:
+            return self.tune_config(request.phase, request.features, trial).dump()
+
         searching: dict[str, Any] = {}
         if to_draw is not None:
             searching = {

@@ -105,10 +105,10 @@ class _Plot:
 
 def draw_curves(records: Records, rows: Sequence[Row], metric: str, chosen: str | None) -> str:
     """Draw an SVG of ``metric`` over the epochs of stage one, then of stage two: a line per trial, its end marked."""
-    epochs = {
+    epochs: dict[str, int] = {
         stage: max((c.config[stage]["epochs"] for c in records.trials), default=0) for stage in report_keys.STAGES
     }
-    spans = {
+    spans: dict[str, float] = {
         stage: min(
             (report[report_keys.EPOCH] % 1 or 1 for report in records.history if report[report_keys.STAGE] == stage),
             default=1,

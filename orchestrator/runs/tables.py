@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from tailsweep.orchestrator.runs.directory import HISTORY_FILE, METRICS_FILE, TRIALS_TABLE, RunDirectory
 from tailsweep.orchestrator.runs.trials import Records, Row, TrialState, best_epoch
 from tailsweep.trainables import report_keys
+from tailsweep.trainables.report_keys import Stage
 
 
 def result_rows(records: Records, metric: str) -> list[Row]:
@@ -44,7 +45,7 @@ def result_rows(records: Records, metric: str) -> list[Row]:
     return rows
 
 
-def _epochs_done(history: Sequence[Row], stage: str) -> float:
+def _epochs_done(history: Sequence[Row], stage: Stage) -> float:
     return max((report[report_keys.EPOCH] for report in history if report[report_keys.STAGE] == stage), default=0)
 
 

@@ -13,6 +13,7 @@ from tailsweep.orchestrator.config.search_space import Trial
 from tailsweep.orchestrator.config.tree import Tree
 from tailsweep.orchestrator.runs.directory import RunDirectoryError
 from tailsweep.trainables import report_keys
+from tailsweep.trainables.report_keys import Stage
 from tailsweep.trainables.training.early_stopping import stage_is_over
 
 Row = dict[str, Any]  # of a table: one report, or the results of one trial, by column
@@ -156,12 +157,12 @@ def inputs_key(trial_config: Dump) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def last_stage(trial_config: Dump) -> str:
+def last_stage(trial_config: Dump) -> Stage:
     """Return the stage after which a trial is complete."""
-    return report_keys.STAGE_TWO if trial_config[report_keys.STAGE_TWO]["epochs"] > 0 else report_keys.STAGE_ONE
+    return Stage.TWO if trial_config[Stage.TWO]["epochs"] > 0 else Stage.ONE
 
 
-def is_over(trial_config: Dump, stage: str, history: Iterable[Row], metric: str) -> bool:
+def is_over(trial_config: Dump, stage: Stage, history: Iterable[Row], metric: str) -> bool:
     """Return whether a trial with this history has finished a stage."""
     described = trial_config[stage]
     return stage_is_over(stage, history, metric, described["epochs"], described.get("patience"))

@@ -12,7 +12,7 @@ from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import open_prepared
 from tailsweep.trainables.models.classifier import build_classifier
 from tailsweep.trainables.training.runtime import Report, SingleProcess
-from tailsweep.trainables.training.stages import run_two_stages
+from tailsweep.trainables.training.stages import TrialRun, run_two_stages
 from torch import Tensor
 
 
@@ -27,7 +27,7 @@ def without_ray(run: Path, trial: str, checkpoints: Path | None = None) -> tuple
     data = open_prepared(folder)
     model = build_classifier(trial_config.model, data.label_names, trial_config.seed)
     runtime = SingleProcess(torch.device("cpu"), checkpoints)
-    run_two_stages(trial_config, data, model, runtime)
+    run_two_stages(TrialRun(trial_config, data, runtime), model)
     return runtime.reports, model.state_dict()
 
 

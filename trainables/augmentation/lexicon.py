@@ -10,9 +10,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import cache, lru_cache
 from importlib import resources
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tailsweep.trainables.errors import InputError
+
+if TYPE_CHECKING:
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
 Synonyms = Callable[[str], tuple[str, ...]]  # of a word in lower case, sorted; none where it is not known
 
@@ -148,7 +151,7 @@ def _wordnet() -> Synonyms:
     return synonyms
 
 
-def _load_wordnet() -> Any:
+def _load_wordnet() -> "WordNetCorpusReader":
     try:
         from nltk.corpus import wordnet
     except ImportError:

@@ -7,7 +7,6 @@ where a block begins with null and where values are nested deeply, and makes tim
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import datasets
 
@@ -25,7 +24,7 @@ def json_rows(content: str) -> datasets.Dataset:
         ValueError: it is not JSON, not of rows, or a name comes twice in an object; the message says where.
     """
     rows = list(_rows(content))
-    columns: dict[str, list[Any]] = {}
+    columns: dict[str, list[object]] = {}
     features = datasets.Features()
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
@@ -36,7 +35,7 @@ def json_rows(content: str) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features)
 
 
-def _rows(content: str) -> Iterator[dict[str, Any]]:
+def _rows(content: str) -> Iterator[dict[str, object]]:
     values = _values(content)
     try:
         for number, value in enumerate(values, 1):
@@ -50,7 +49,7 @@ def _rows(content: str) -> Iterator[dict[str, Any]]:
         raise ValueError("it has values that are nested too deeply") from None
 
 
-def _values(content: str) -> Iterator[Any]:
+def _values(content: str) -> Iterator[object]:
     """Of a text of any number of JSON values."""
     decoder = json.JSONDecoder(object_pairs_hook=_object)
     place = SPACE.match(content, 0).end()  # type: ignore[union-attr]
@@ -60,7 +59,7 @@ def _values(content: str) -> Iterator[Any]:
         place = SPACE.match(content, place).end()  # type: ignore[union-attr]
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     pairs_by_name = dict(pairs)
     if len(pairs_by_name) < len(pairs):
         names = [name for name, _ in pairs]
@@ -69,7 +68,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return pairs_by_name
 
 
-def _row(value: Any, number: int) -> dict[str, Any]:
+def _row(value: object, number: int) -> dict[str, object]:
     if isinstance(value, str):
         return {"text": value}
     if value is not None and not isinstance(value, dict):
@@ -77,7 +76,7 @@ def _row(value: Any, number: int) -> dict[str, Any]:
     return value or {}
 
 
-def _feature(values: list[Any]) -> Any:
+def _feature(values: list[object]) -> datasets.Value | datasets.Json:
     kinds = {type(value) for value in values if value is not None}
     if not kinds:
         return datasets.Value("null")

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import datasets
 import pandas as pd
@@ -116,7 +116,7 @@ def read_file(path: Path, called: str, cache_dir: Path | None) -> datasets.Datas
             return json_rows(path.read_text(encoding="utf-8-sig"))
         # `datasets` knows a file by its path and time; a conversion must not outlive the bytes it was made of.
         cache = None if cache_dir is None else str(cache_dir / "datasets" / file_sha256(path)[:32])
-        options: dict[str, Any] = {}
+        options: dict[str, object] = {}
         if kind == "csv":
             options = _csv_options(path)
         elif kind == "parquet" and pyarrow.parquet.read_metadata(path).num_rows == 0:
@@ -135,7 +135,7 @@ def read_file(path: Path, called: str, cache_dir: Path | None) -> datasets.Datas
         raise DataError(f'{called}: cannot read "{path}" as {path.suffix[1:]}: {_cause(error)}') from error
 
 
-def _csv_options(path: Path) -> dict[str, Any]:
+def _csv_options(path: Path) -> dict[str, object]:
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     columns = pd.read_csv(path, sep=separator, nrows=0, encoding="utf-8", index_col=False).columns
     return {

@@ -186,7 +186,7 @@ def _label_names(
     return names, None
 
 
-def _wrong_label(value: Any, kind: str, column: str, role: Role) -> DataError:
+def _wrong_label(value: object, kind: str, column: str, role: Role) -> DataError:
     hint = " (pandas makes integers floats where some are missing)" if kind == "float" else ""
     return DataError(
         f'data.{role}: the label column "{column}" holds the {kind} {value!s:.40}, but labels must be strings, '

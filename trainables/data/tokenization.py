@@ -4,7 +4,6 @@ import hashlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import transformers
@@ -14,14 +13,14 @@ from tailsweep.trainables.errors import DataError, describe_error
 ROWS_AT_ONCE = 1000  # given to the tokenizer
 
 
-def _load_tokenizer(path: str, trust_remote_code: bool) -> Any:
+def _load_tokenizer(path: str, trust_remote_code: bool) -> transformers.PreTrainedTokenizerBase:
     try:
         return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f'model.name: cannot load the tokenizer of "{path}": {describe_error(error)}') from error
 
 
-def _tokenizer_fingerprint(tokenizer: Any) -> str:
+def _tokenizer_fingerprint(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
     """Of the files the tokenizer would save: what it does, wherever it was loaded from."""
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
@@ -33,7 +32,7 @@ def _tokenizer_fingerprint(tokenizer: Any) -> str:
     return digest.hexdigest()
 
 
-def _usable_length(max_length: int, tokenizer: Any) -> tuple[int, list[str]]:
+def _usable_length(max_length: int, tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[int, list[str]]:
     """``max_length``, or the model's own limit where that is lower; tokenizers without a limit say 10**30."""
     limit = int(tokenizer.model_max_length)
     if max_length <= limit:
@@ -41,7 +40,9 @@ def _usable_length(max_length: int, tokenizer: Any) -> tuple[int, list[str]]:
     return limit, [f"data.max_length is {max_length}, but the model takes at most {limit} tokens: rows end there"]
 
 
-def tokenize(texts: Sequence[str], tokenizer: Any, max_length: int) -> tuple[NDArray[np.int32], NDArray[np.int64], int]:
+def tokenize(
+    texts: Sequence[str], tokenizer: transformers.PreTrainedTokenizerBase, max_length: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64], int]:
     """The rows' tokens end to end, their offsets (see ``TokenizedExamples``), and how many rows were truncated."""
     pieces = [np.empty(0, np.int32)]
     lengths: list[int] = []
@@ -61,7 +62,7 @@ def tokenize(texts: Sequence[str], tokenizer: Any, max_length: int) -> tuple[NDA
     return np.concatenate(pieces), offsets, truncated
 
 
-def _input_ids(tokenizer: Any, texts: list[str], max_length: int) -> list[list[int]]:
+def _input_ids(tokenizer: transformers.PreTrainedTokenizerBase, texts: list[str], max_length: int) -> list[list[int]]:
     encoded = tokenizer(
         texts,
         truncation=True,

@@ -7,9 +7,9 @@ whole or not at all, and is never changed. ``tokens.py`` makes it; this module n
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -91,6 +91,7 @@ class PreparedData:
     key_without_synthetic: str | None = None  # where some were: of the same rows without them
 
     def rows_of(self, split: str) -> TokenizedExamples:
+        """Return the examples of a split, ``augmented`` included."""
         rows: TokenizedExamples | None = getattr(self, split)
         assert rows is not None, f"no {split} rows were made"
         return rows
@@ -199,7 +200,7 @@ def is_whole(folder: Path) -> bool:
     return True
 
 
-def _open_split(folder: Path, name: str, described: dict[str, Any], pad_token_id: int) -> TokenizedExamples:
+def _open_split(folder: Path, name: str, described: Mapping[str, object], pad_token_id: int) -> TokenizedExamples:
     path = folder / f"{name}.arrow"
     size = path.stat().st_size
     if size != described["bytes"]:

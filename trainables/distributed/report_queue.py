@@ -7,15 +7,18 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 
 @dataclass(frozen=True)
 class Reported:
     """A report on its way, and the Train controller it came from."""
 
-    report: Mapping[str, Any]
-    controller: Any  # actor handle
+    report: Mapping[str, object]
+    controller: "ActorHandle"
 
 
 @dataclass(frozen=True)

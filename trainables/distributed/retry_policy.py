@@ -1,14 +1,14 @@
-"""The decision about a trial that ended with an error: retry it, with smaller micro-batches if need be, or not.
+"""The decision about a trial that ended with an error: retry it, retry it with smaller micro-batches, or give up.
 
-Knows nothing of Ray; ``train_run.py`` says which of Ray's errors mean a lost process.
+Free of Ray: ``train_run.py`` classifies Ray's own errors.
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
+from tailsweep.trainables.report_keys import STAGES
 
 # own: the trial's settings or rows are at fault, and would be again. memory: too much at once for the device or the
 # host. lost: a process or node died. peer: another worker of the run is gone, for a reason that worker knows.
@@ -35,7 +35,7 @@ def fault_of(error: BaseException) -> Fault:
 
 @dataclass(frozen=True)
 class RetryDecision:
-    """A trial is to be started again from its last checkpoint."""
+    """The decision to start a trial again from its last checkpoint."""
 
     trial: TrialConfig
     delay: float  # seconds
@@ -44,12 +44,12 @@ class RetryDecision:
 
 @dataclass
 class Recovery:
-    """Decides for one trial, and counts.
+    """The retry policy of one trial, with the number of retries used.
 
     Args:
-        trial: as it is to run.
-        retries: how often it is started again after lost processes and refused files. Preempted nodes are
-            no fault of the trial and are not counted. Neither is memory: micro-batches can be halved only so often.
+        trial: The trial's configuration.
+        retries: How often it is started again after lost processes and refused files. Preempted nodes are
+            not the trial's fault and are not counted. Nor is memory: micro-batches can be halved only so often.
     """
 
     trial: TrialConfig
@@ -57,10 +57,11 @@ class Recovery:
     used: int = field(default=0, init=False)
 
     def after(self, fault: Fault, reason: str) -> RetryDecision | None:
-        """Decide how to resume after a fault; None: not at all.
+        """Decide how to resume after a fault; None: the trial fails.
 
         Args:
-            reason: the error in one line.
+            fault: The kind of fault.
+            reason: The error in one line.
         """
         if fault == "memory" and (smaller := halved(self.trial)) is not None:
             self.trial = smaller
@@ -79,16 +80,14 @@ class Recovery:
 def halved(trial: TrialConfig) -> TrialConfig | None:
     """Halve the micro-batches of both stages; return None if they have one row each."""
     stages = {}
-    for stage in report_keys.STAGES:
+    for stage in STAGES:
         described = getattr(trial, stage)
-        parts = min(2 * described.gradient_accumulation, described.batch_size)
-        stages[stage] = described.model_copy(update={"gradient_accumulation": parts})
+        micro_batches = min(2 * described.gradient_accumulation, described.batch_size)
+        stages[stage.value] = described.model_copy(update={"gradient_accumulation": micro_batches})
     smaller = trial.model_copy(update=stages)
     return None if smaller == trial else smaller
 
 
 def _micro_batches(trial: TrialConfig) -> str:
-    parts = [
-        f"{getattr(trial, stage).gradient_accumulation} in {stage.replace('_', ' ')}" for stage in report_keys.STAGES
-    ]
-    return f"steps in more micro-batches ({', '.join(parts)})"
+    counts = [f"{getattr(trial, stage).gradient_accumulation} in {stage.replace('_', ' ')}" for stage in STAGES]
+    return f"steps in more micro-batches ({', '.join(counts)})"

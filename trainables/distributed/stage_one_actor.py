@@ -4,7 +4,6 @@ Only the top of the model trains, so one model serves every trial: what an earli
 itself is the one that every trial runs (``stages.py``).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,13 +12,13 @@ import torch
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import ModelConfig, Trainable, TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData, fetch_prepared
-from tailsweep.trainables.execution.feature_plan import FeaturePlan
+from tailsweep.trainables.distributed.settings import FeatureSource
 from tailsweep.trainables.execution.feature_store import Features, PartSet, make_features
 from tailsweep.trainables.models.classifier import build_classifier
 from tailsweep.trainables.models.layers import set_trainable
 from tailsweep.trainables.storage.cache import cache_folder, default_cache_dir
 from tailsweep.trainables.training.runtime import Runtime
-from tailsweep.trainables.training.stages import run_two_stages
+from tailsweep.trainables.training.stages import TrialRun, run_two_stages
 from torch import Tensor, nn
 
 
@@ -34,7 +33,7 @@ class DataSource:
 def train_stage_one(
     trial: TrialConfig,
     source: DataSource,
-    features: Mapping[str, object] | None,
+    features: FeatureSource | None,
     runtime: Runtime,
     start: Path | None,
     metric: str = report_keys.DEFAULT_METRIC,
@@ -43,7 +42,7 @@ def train_stage_one(
 
     Args:
         source: the trial's tokenized examples.
-        features: keywords of :func:`open_features_of`; None: the trunk is run live.
+        features: the source of its features; None: the trunk is run live.
         runtime: the worker it runs on, and the receiver of its reports.
         start: a checkpoint folder of this trial's stage one to resume from.
         metric: the key of the score that a stage with ``patience`` waits for.
@@ -51,24 +50,16 @@ def train_stage_one(
     data = _examples(source)
     reusable = _model(trial.model.model_dump_json(), source, trial.seed)
     model = reusable.reset(trial.stage_one.trainable)
-    opened = None if features is None else _features(model, data, **features)  # type: ignore[arg-type]
+    opened = None if features is None else _features(model, data, features)
     only_stage_one = trial.model_copy(update={"stage_two": trial.stage_two.model_copy(update={"epochs": 0})})
-    run_two_stages(only_stage_one, data, model, runtime, start, opened, metric)
+    run_two_stages(TrialRun(only_stage_one, data, runtime, opened, metric), model, start)
 
 
-def open_features_of(
-    model: nn.Module, data: PreparedData, plan: FeaturePlan, published: str, num_parts: int, cache_dir: str | None
-) -> Features:
-    """Open the features of a plan on this node; compute them here if no one has published them.
-
-    Args:
-        published: where the sweep has written their parts.
-        num_parts: how many parts there are.
-        cache_dir: ``features.dir`` of the sweep; None: the project's cache.
-    """
-    cache = cache_folder(cache_dir)
+def open_features_of(model: nn.Module, data: PreparedData, source: FeatureSource) -> Features:
+    """Open the features of a trial on this node; compute them here if no one has published them."""
+    cache = cache_folder(source.cache_dir)
     device = next(model.parameters()).device
-    return make_features(plan, model, data, cache, device, PartSet(published, num_parts))
+    return make_features(source.load_plan(), model, data, cache, device, PartSet(source.published, source.num_parts))
 
 
 class ReusableModel:
@@ -106,9 +97,8 @@ def _model(config: str, source: DataSource, seed: int) -> ReusableModel:
 _opened: dict[str, Features] = {}  # of the sweep that this process works for, by key
 
 
-def _features(
-    model: nn.Module, data: PreparedData, plan: FeaturePlan, published: str, num_parts: int, cache_dir: str | None
-) -> Features:
-    if plan.key not in _opened:
-        _opened[plan.key] = open_features_of(model, data, plan, published, num_parts, cache_dir)
-    return _opened[plan.key]
+def _features(model: nn.Module, data: PreparedData, source: FeatureSource) -> Features:
+    key = source.load_plan().key
+    if key not in _opened:
+        _opened[key] = open_features_of(model, data, source)
+    return _opened[key]

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, cast
 
 import pyarrow.fs as pafs
 import ray
@@ -15,46 +15,29 @@ from tailsweep.trainables.distributed.log_forwarding import joined_notices
 from tailsweep.trainables.distributed.ray_compat import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, RayTrainError
 from tailsweep.trainables.distributed.report_queue import End, Notice, Reported
 from tailsweep.trainables.distributed.retry_policy import Fault, Recovery, fault_of
-from tailsweep.trainables.distributed.worker import CHECKPOINT_SCORE, WorkerConfig, train_two_stages
+from tailsweep.trainables.distributed.settings import TrialSetup, TuneTrialConfig
+from tailsweep.trainables.distributed.worker import CHECKPOINT_SCORE, train_two_stages
 from tailsweep.trainables.errors import describe_error
 from tailsweep.trainables.storage.filesystem import join_location, open_location
 
-
-class Placement(TypedDict):
-    """The resources of one Train run."""
-
-    workers: int
-    min_workers: int  # at least these, so that a run continues with fewer than `workers` after a node is lost
-    cpus_per_worker: float
-    gpus_per_worker: float
-
-
-class TrialSetup(TypedDict):
-    """What the trials of a phase share."""
-
-    checkpoints_uri: str  # of the folder that holds one folder of checkpoints per trial
-    placement: Placement
-    report_queue: Any  # handle of a ReportQueue; None where the trials train in their own processes
-    retries: int  # of each trial, see Recovery
-
-
-class TuneTrialConfig(TypedDict):
-    """One trial as Tune passes it to a trainable: ``config["trial"]``, the only key of Tune's own ``config``."""
-
-    name: str  # of the trial and of its Train run, so that an interrupted run is resumed
-    worker: WorkerConfig
-    reported: list[tuple[str, float]]  # the (stage, epoch) pairs already in the sweep's history
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 
 class ReportPublisher(ray.train.UserCallback):  # type: ignore[misc]
     """Train's side of the report queue; runs in the controller. All ranks report the same sums: rank 0's are used. Each
     rank has notices of its own."""
 
-    def __init__(self, report_queue: Any, attempt: str) -> None:
+    def __init__(self, report_queue: "ActorHandle", attempt: str) -> None:
         self.report_queue = report_queue
         self.attempt = attempt
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+    def after_report(
+        self,
+        run_context: object,
+        metrics: list[dict[str, object]],
+        checkpoint: ray.train.Checkpoint | None,
+    ) -> None:
         """Publish a report, and wait for it: no report may be overtaken by the "end" that another process sends."""
         controller = ray.get_runtime_context().current_actor
         report = metrics[0] | joined_notices(metrics)
@@ -76,15 +59,15 @@ def train_environment() -> dict[str, str]:
 def _trainer(
     tune_config: TuneTrialConfig, setup: TrialSetup, trial: TrialConfig, attempt: str
 ) -> ray.train.torch.TorchTrainer:
-    placement = setup["placement"]
-    gpus = placement["gpus_per_worker"]
-    resources = {"CPU": placement["cpus_per_worker"]} | ({"GPU": gpus} if gpus else {})
-    workers, fewest = placement["workers"], placement["min_workers"]
+    placement = setup.placement
+    gpus = placement.gpus_per_worker
+    resources = {"CPU": placement.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    workers, fewest = placement.workers, placement.min_workers
     # NCCL refuses two ranks on one GPU.
     backend = "nccl" if gpus >= 1 and torch.distributed.is_nccl_available() else "gloo"
     return ray.train.torch.TorchTrainer(
         cast(Callable[..., None], train_two_stages),
-        train_loop_config={**tune_config["worker"], "trial": trial.model_dump(mode="json")},
+        train_loop_config=tune_config.worker.model_copy(update={"trial": trial}).model_dump(mode="json"),
         torch_config=ray.train.torch.TorchConfig(backend=backend),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers if workers == fewest else (fewest, workers),
@@ -92,9 +75,9 @@ def _trainer(
             resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
-            name=tune_config["name"],
-            storage_path=setup["checkpoints_uri"],
-            callbacks=[ReportPublisher(setup["report_queue"], attempt)],
+            name=tune_config.name,
+            storage_path=setup.checkpoints_uri,
+            callbacks=[ReportPublisher(setup.report_queue, attempt)],
             # Train keeps the best one and, always, the latest one.
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=CHECKPOINT_SCORE, checkpoint_score_order="max"
@@ -118,11 +101,12 @@ def fit_with_retries(tune_config: TuneTrialConfig, setup: TrialSetup, attempt: s
         attempt: names this attempt's reports in the queue.
         stopped: set when the trial itself ended its Train run.
     """
-    recovery = Recovery(TrialConfig.model_validate(tune_config["worker"]["trial"]), setup["retries"])
-    report_queue = setup["report_queue"]
+    recovery = Recovery(tune_config.worker.trial, setup.retries)
+    report_queue = setup.report_queue
+    assert report_queue is not None, "a Train run has a report queue"
     while True:
         try:
-            _forget_checkpoints(join_location(setup["checkpoints_uri"], tune_config["name"]))
+            _forget_checkpoints(join_location(setup.checkpoints_uri, tune_config.name))
             _trainer(tune_config, setup, recovery.trial, attempt).fit()
             reason = None
             break

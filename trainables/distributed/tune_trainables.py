@@ -9,8 +9,9 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import cast
 
 import pyarrow.fs as pafs
 import ray
@@ -19,52 +20,41 @@ import ray.train.torch
 import torch
 from ray import tune
 from tailsweep.trainables import report_keys
-from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.distributed.log_forwarding import ForwardedMessages, forwarded_messages
 from tailsweep.trainables.distributed.ray_compat import propagate_ray_address
 from tailsweep.trainables.distributed.report_queue import End, Notice
 from tailsweep.trainables.distributed.retry_policy import Recovery, fault_of
-from tailsweep.trainables.distributed.train_run import (
-    TrialSetup,
-    TuneTrialConfig,
-    describe_failure,
-    fit_with_retries,
-    train_environment,
-)
-from tailsweep.trainables.distributed.worker import describe_damaged, features_of
+from tailsweep.trainables.distributed.settings import TrialSetup, TuneTrialConfig
+from tailsweep.trainables.distributed.train_run import describe_failure, fit_with_retries, train_environment
+from tailsweep.trainables.distributed.worker import describe_damaged
 from tailsweep.trainables.storage.atomic import replace_folder
 from tailsweep.trainables.storage.filesystem import join_location, open_location, upload
 from tailsweep.trainables.storage.retry import with_retries
 from tailsweep.trainables.training.runtime import Report, SingleProcess
 
 
-class TuneConfig(TypedDict):
-    """Tune's own ``config`` of a trial."""
-
-    trial: TuneTrialConfig
-
-
-def run_trial(config: TuneConfig, setup: TrialSetup) -> None:
+def run_trial(config: Mapping[str, object], setup: TrialSetup) -> None:
     """Run one trial as one Ray Train run of both stages. Tune's trainable.
 
     A trial that cannot continue ends with a report of its failure. It does not raise, since Tune retries what raises;
     those retries are for processes that died.
 
     Args:
-        config: the trial.
-        setup: what it shares with the others.
+        config: Tune's own ``config``; its ``trial`` is a ``TuneTrialConfig``, dumped.
+        setup: What the trial shares with the others.
     """
-    tune_config = config["trial"]
+    tune_config = TuneTrialConfig.model_validate(config["trial"])
     propagate_ray_address()
-    attempt = f"{tune_config['name']}-{uuid.uuid4().hex}"
-    report_queue = setup["report_queue"]
+    attempt = f"{tune_config.name}-{uuid.uuid4().hex}"
+    report_queue = setup.report_queue
+    assert report_queue is not None, "a Train run has a report queue"
     for variable, value in train_environment().items():
         os.environ.setdefault(variable, value)
     stopped = threading.Event()
     arguments = (tune_config, setup, attempt, stopped)
     fitting = threading.Thread(target=fit_with_retries, args=arguments, name=f"fit-{attempt}", daemon=True)
     fitting.start()
-    reported = {(stage, epoch) for stage, epoch in tune_config["reported"]}
+    reported = tune_config.reported_places
     while True:
         item = ray.get(report_queue.next.remote(attempt))
         if isinstance(item, End):
@@ -86,35 +76,34 @@ def run_trial(config: TuneConfig, setup: TrialSetup) -> None:
             raise
 
 
-def run_stage_one(config: TuneConfig, setup: TrialSetup) -> None:
+def run_stage_one(config: Mapping[str, object], setup: TrialSetup) -> None:
     """Run one trial's stage one in this process, which Tune reuses. The trainable of a two-phase sweep's first phase.
 
     Args:
-        config: the trial.
-        setup: what it shares with the others.
+        config: Tune's own ``config``; its ``trial`` is a ``TuneTrialConfig``, dumped.
+        setup: What the trial shares with the others.
     """
     from tailsweep.trainables.distributed.allocator import keep_freed_memory
     from tailsweep.trainables.distributed.stage_one_actor import DataSource, train_stage_one
     from tailsweep.trainables.training.checkpoint import newest_checkpoint
 
-    tune_config = config["trial"]
-    worker = tune_config["worker"]
-    reported = {(stage, epoch) for stage, epoch in tune_config["reported"]}
-    runtime = StageOneRuntime(join_location(setup["checkpoints_uri"], tune_config["name"]), reported)
+    tune_config = TuneTrialConfig.model_validate(config["trial"])
+    worker = tune_config.worker
+    checkpoints = join_location(setup.checkpoints_uri, tune_config.name)
+    runtime = StageOneRuntime(checkpoints, tune_config.reported_places)
     if runtime.device.type == "cpu":
         keep_freed_memory()
-    recovery = Recovery(TrialConfig.model_validate(worker["trial"]), setup["retries"])
-    source = DataSource(worker["data_key"], worker["published_data"])
-    features = features_of(worker)
+    recovery = Recovery(worker.trial, setup.retries)
+    source = DataSource(worker.data_key, worker.published_data)
     while True:
         try:
             with (
                 forwarded_messages() as runtime.messages,
-                newest_checkpoint(worker["resume_from"]) as (start, damaged),
+                newest_checkpoint(worker.resume_from) as (start, damaged),
             ):
                 if (notice := describe_damaged(damaged, start)) is not None:
                     tune.report({report_keys.NOTICE: notice})
-                train_stage_one(recovery.trial, source, features, runtime, start, worker["metric"])
+                train_stage_one(recovery.trial, source, worker.features, runtime, start, worker.metric)
             return
         except Exception as error:  # the trial fails with this error
             reason = describe_failure(error)

@@ -1,16 +1,18 @@
 """The function that every Ray Train worker runs, and the `Runtime` it runs with."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import cast
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
 from tailsweep.trainables import report_keys
-from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.distributed.log_forwarding import ForwardedMessages, forwarded_messages
+from tailsweep.trainables.distributed.settings import WorkerConfig
+from tailsweep.trainables.report_keys import Stage
 from tailsweep.trainables.training.runtime import Report
 from torch import Tensor, nn
 
@@ -22,28 +24,12 @@ TIE_BREAK = 1e-9  # per epoch: of equal scores the earlier checkpoint is kept
 CHECKPOINT_SCORE = "checkpoint_score"
 
 
-class FeatureSource(TypedDict):
-    """Where a trial's features come from, see ``stage_one_actor.open_features_of``."""
+def train_two_stages(train_loop_config: Mapping[str, object]) -> None:
+    """Train both stages in a Ray Train worker, from the newest whole checkpoint on.
 
-    plan: dict[str, Any]  # FeaturePlan, dumped
-    published: str  # URI of the parts that the sweep had made
-    num_parts: int
-    cache_dir: str | None
-
-
-class WorkerConfig(TypedDict):
-    """The configuration of a trial's workers, in plain values."""
-
-    trial: dict[str, Any]  # TrialConfig, dumped
-    metric: str  # the key that says which report was best, and what a stage with patience waits for
-    data_key: str  # of the tokenized rows, in the node's cache
-    published_data: str  # URI of the sweep's own copy of them, for nodes that lack it
-    features: FeatureSource | None  # of stage one's frozen trunk; None: it is run live
-    resume_from: list[str]  # URIs of the folders with checkpoints: the trial's own, its parent's
-
-
-def train_two_stages(config: WorkerConfig) -> None:
-    """Train both stages in a Ray Train worker, from the newest whole checkpoint on."""
+    Args:
+        train_loop_config: A ``WorkerConfig``, dumped.
+    """
     # Imported here: the trial's driver and Train's controller unpickle this function and need none of it.
     from tailsweep.trainables.data.tokenized import fetch_prepared
     from tailsweep.trainables.distributed.allocator import keep_freed_memory
@@ -51,30 +37,22 @@ def train_two_stages(config: WorkerConfig) -> None:
     from tailsweep.trainables.models.classifier import build_classifier
     from tailsweep.trainables.storage.cache import default_cache_dir
     from tailsweep.trainables.training.checkpoint import newest_checkpoint
-    from tailsweep.trainables.training.stages import run_two_stages, stage_one_is_left
+    from tailsweep.trainables.training.stages import TrialRun, run_two_stages, stage_one_is_left
 
-    trial = TrialConfig.model_validate(config["trial"])
-    data = fetch_prepared(config["data_key"], config["published_data"], default_cache_dir())
+    config = WorkerConfig.model_validate(train_loop_config)
+    trial, metric = config.trial, config.metric
+    data = fetch_prepared(config.data_key, config.published_data, default_cache_dir())
     # Train would name the latest checkpoint it knows of, even a damaged one.
-    with forwarded_messages() as messages, newest_checkpoint(config["resume_from"]) as (start, damaged):
-        runtime = RayRuntime(config["metric"], messages)
+    with forwarded_messages() as messages, newest_checkpoint(config.resume_from) as (start, damaged):
+        runtime = RayRuntime(metric, messages)
         if runtime.device.type == "cpu":
             keep_freed_memory()
         model = runtime.place(build_classifier(trial.model, data.label_names, trial.seed))
         if (notice := describe_damaged(damaged, start)) is not None:
             logger.warning(notice)
-        source = features_of(config)
-        is_left = stage_one_is_left(trial, start, config["metric"])
-        features = open_features_of(model, data, **source) if source and is_left else None
-        run_two_stages(trial, data, model, runtime, start, features, config["metric"])
-
-
-def features_of(config: WorkerConfig) -> dict[str, Any] | None:
-    """Return the keywords of ``stage_one_actor.open_features_of``, the plan loaded; None to run the trunk live."""
-    from tailsweep.trainables.execution.feature_plan import FeaturePlan
-
-    source = config["features"]
-    return None if source is None else {**source, "plan": FeaturePlan.load(source["plan"])}
+        is_left = stage_one_is_left(trial, start, metric)
+        features = open_features_of(model, data, config.features) if config.features and is_left else None
+        run_two_stages(TrialRun(trial, data, runtime, features, metric), model, start)
 
 
 class RayRuntime:
@@ -113,7 +91,8 @@ class RayRuntime:
 
     def report(self, report: Report, checkpoint: Path | None) -> None:
         """Report to Ray Train, with the score that ranks the checkpoint."""
-        stage, epoch = report_keys.STAGES.index(str(report[report_keys.STAGE])), cast(float, report[report_keys.EPOCH])
+        stage = report_keys.STAGES.index(Stage(str(report[report_keys.STAGE])))
+        epoch = cast(float, report[report_keys.EPOCH])
         score = STAGE_OFFSET * stage + cast(float, report[self.metric]) - TIE_BREAK * epoch
         ray.train.report(
             {**report, **self.messages.take(), CHECKPOINT_SCORE: score},

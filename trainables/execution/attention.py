@@ -1,7 +1,7 @@
 """The attention function that keeps the sequences of a packed batch apart."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ def attend_within_rows(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **_: Any,
+    **_: object,
 ) -> tuple[Tensor, None]:
     """An attention function as ``transformers`` wants it: query, key and value (1, h, N, D) -> (1, N, h, D).
 
@@ -100,7 +100,7 @@ def _within_window(length: int, window: int | None, device: torch.device) -> Ten
     return (positions[:, None] - positions).abs() < window
 
 
-def _no_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
+def _no_mask(*_: object, attention_mask: Tensor | None = None, **__: object) -> None:
     """The mask function of our attention: rows are kept apart by :class:`Packing`, and padding has no place here."""
     if attention_mask is not None:
         raise ValueError("packed attention was given a mask, so a padded batch")

@@ -6,13 +6,14 @@ rows.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tailsweep.trainables.data.tokenized import TOKENS_AT_ONCE, PreparedData, length_batches
+from tailsweep.trainables import report_keys
+from tailsweep.trainables.data.tokenized import TOKENS_AT_ONCE, PreparedData, TokenizedExamples, length_batches
 from tailsweep.trainables.execution.feature_store import Features
 from tailsweep.trainables.execution.packed import PackedClassifier, why_not_packable
 from tailsweep.trainables.execution.packing import Packing
@@ -28,13 +29,20 @@ EVALUATION_VECTORS = 4096
 _agreed: WeakKeyDictionary[nn.Module, set[tuple[str, str, str]]] = WeakKeyDictionary()
 
 
+class SplitExamples(Protocol):
+    """Tokenized examples by split, such as ``PreparedData``."""
+
+    def rows_of(self, split: str) -> TokenizedExamples:
+        """Return the examples of a split."""
+
+
 class Execution(Protocol):
     """A way to compute the model's logits."""
 
     description: str  # for the log and the history: which execution path, and why not a faster one
     module: nn.Module  # called with inputs(...), gives logits (B, C); its parameters are the classifier's
 
-    def inputs(self, split: str, rows: NDArray[np.int64]) -> tuple[Any, ...]:
+    def inputs(self, split: str, rows: NDArray[np.int64]) -> tuple[Tensor | Packing, ...]:
         """Return the module's arguments for a batch of the split's rows, on the device, in this order."""
 
     def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -44,9 +52,9 @@ class Execution(Protocol):
         """Return batches that hold each row of the split once."""
 
 
-def live_execution(model: nn.Module, data: PreparedData, device: torch.device, precision: str) -> "Execution":
+def live_execution(model: nn.Module, data: SplitExamples, device: torch.device, precision: str) -> "Execution":
     """Run the whole model on the rows' tokens: packed where a probe agrees, else padded."""
-    reason = why_not_packable(model, data.train, device, precision)
+    reason = why_not_packable(model, data.rows_of(report_keys.TRAIN), device, precision)
     if reason is None:
         return PackedExecution(model, data, device)
     return PaddedExecution(model, data, device, reason)
@@ -59,8 +67,8 @@ def cached_execution(
     execution: Execution = (CachedTokensExecution if features.split_point.per_token else CachedVectorsExecution)(
         model, features, data, device
     )
-    asked = (features.key, str(device), precision)
-    if asked in _agreed.setdefault(model, set()):
+    probed = (features.key, str(device), precision)
+    if probed in _agreed.setdefault(model, set()):
         return execution
     live = live_execution(model, data, device, precision)
     split = features.training_split
@@ -69,7 +77,7 @@ def cached_execution(
         expected, logits = (path.module(*path.inputs(split, few)).float() for path in (live, execution))
     lowered = "bf16" in (precision, features.dtype)
     if (off := difference(logits, expected)) <= (BF16_TOLERANCE if lowered else TOLERANCE):
-        _agreed[model].add(asked)
+        _agreed[model].add(probed)
         return execution
     live.description += f" (the cached features give other logits, off by {off:.1g})"
     return live
@@ -89,7 +97,7 @@ def split_logits(execution: Execution, split: str) -> Tensor:
 class PaddedExecution:
     """Batches padded to their longest row: what every architecture takes."""
 
-    def __init__(self, model: nn.Module, data: PreparedData, device: torch.device, reason: str) -> None:
+    def __init__(self, model: nn.Module, data: SplitExamples, device: torch.device, reason: str) -> None:
         self.description = f"padded: {reason}"
         self.module: nn.Module = _Padded(model)
         self.data = data
@@ -112,7 +120,7 @@ class PaddedExecution:
 class PackedExecution:
     """Rows laid end to end, nothing padded."""
 
-    def __init__(self, model: nn.Module, data: PreparedData, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, data: SplitExamples, device: torch.device) -> None:
         self.description = "packed"
         self.module: nn.Module = PackedClassifier(model)
         self.data = data
@@ -148,7 +156,7 @@ class CachedVectorsExecution:
         return (self.features.take(split, rows, self.device),)
 
     def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """In the live execution path's order and sizes: the head's dropout is then the same."""
+        """Order and group the rows as the live execution path does: the head's dropout is then the same."""
         lengths = self.data.rows_of(split).lengths
         return [_by_length(rows, lengths)] if self.features.packed else _parts_to_pad(rows, lengths, self.device)
 
@@ -202,15 +210,15 @@ class _Padded(nn.Module):
 
 
 def _by_length(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows of one length side by side: they attend in one call."""
+    """Sort rows by length: rows of one length attend in one call."""
     return rows[np.argsort(lengths[rows], kind="stable")]
 
 
 def _parts_to_pad(rows: NDArray[np.int64], lengths: NDArray[np.int64], device: torch.device) -> list[NDArray[np.int64]]:
-    """A micro-batch in smaller ones, rows of like length together: the same gradient from fewer padding tokens.
+    """Split a micro-batch into smaller ones of similar length: the same gradient from fewer padding tokens.
 
-    On a CPU padding costs what tokens cost, and small products run as fast as large ones; a GPU would rather have one
-    launch. An empty part stays one part: its worker still exchanges gradients.
+    On a CPU padding costs as much as tokens, and small products run as fast as large ones; on a GPU one launch is
+    faster. An empty part stays one part: its worker still exchanges gradients.
     """
     if device.type != "cpu":
         return [rows]
@@ -218,5 +226,5 @@ def _parts_to_pad(rows: NDArray[np.int64], lengths: NDArray[np.int64], device: t
     return [by_length[start : start + CPU_ROWS_AT_ONCE] for start in range(0, max(len(rows), 1), CPU_ROWS_AT_ONCE)]
 
 
-def _to(array: NDArray[Any], device: torch.device) -> Tensor:
+def _to(array: NDArray[np.int64], device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device, non_blocking=True)

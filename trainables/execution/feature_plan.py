@@ -1,14 +1,15 @@
-"""What of a frozen trunk would be cached for a stage, and under which key, or why it has to be run live."""
+"""Plan which outputs of a frozen trunk are cached for a stage, and under which key, or why the trunk must run live."""
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import StageConfig
 from tailsweep.trainables.data.tokenized import PreparedData, TokenizedExamples
@@ -26,6 +27,7 @@ from tailsweep.trainables.execution.trunk import (
 from tailsweep.trainables.models.layers import set_trainable
 from tailsweep.trainables.storage.cache import checked_key
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 FORMAT_VERSION = 1  # of an entry; part of its key
 
@@ -45,7 +47,7 @@ _NOT_THE_TRUNKS = {
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """An entry before it is made."""
+    """An entry of the cache before it is computed."""
 
     key: str
     split_point: SplitPoint
@@ -56,26 +58,27 @@ class FeaturePlan:
     packed: bool  # False: the architecture takes padded batches only
     training_split: str = report_keys.TRAIN  # which rows those of "train" are, see StageConfig
 
-    def dump(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, object]:
         """Return the plan as plain values."""
         return asdict(self)
 
     @classmethod
-    def load(cls, dumped: dict[str, Any]) -> "FeaturePlan":
-        """Load a dumped plan. Raises DataError for an invalid key, since it names a folder."""
-        return cls(
-            **{
-                **dumped,
-                "key": checked_key(dumped["key"]),
-                "split_point": SplitPoint(**dumped["split_point"]),
-                "counts": tuple(dumped["counts"]),
-            }
-        )
+    def load(cls, dumped: Mapping[str, object]) -> "FeaturePlan":
+        """Load a dumped plan and check it.
+
+        Raises:
+            DataError: The key, which names a folder, is invalid.
+        """
+        checked_key(str(dumped["key"]))
+        return _PLAN.validate_python(dumped)
 
     @property
     def num_bytes(self) -> int:
         """The size of the entry on disk."""
         return sum(self.counts) * self.width * ITEM_BYTES[self.dtype]
+
+
+_PLAN = TypeAdapter(FeaturePlan)
 
 
 def plan_features(
@@ -143,10 +146,12 @@ def whole_model(
     return lambda: model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
-def _identity(model: nn.Module, split_point: SplitPoint, data_key: str, dtype: Dtype) -> tuple[int, list[Any]]:
-    """The vectors' width, and what the entry's key is made of. The data's key stands for rows, tokenizer, length."""
+def _identity(
+    model: nn.Module, split_point: SplitPoint, data_key: str, dtype: Dtype
+) -> tuple[int, list[str | int | None]]:
+    """Return the vectors' width and the inputs of the entry's key. The data's key covers rows, tokenizer and length."""
     digest = hashlib.sha256()
-    config: Any = model.base_model.config  # type: ignore[union-attr]
+    config = cast(PreTrainedModel, model.base_model).config
     settings = {k: v for k, v in config.to_dict().items() if not k.startswith("_") and k not in _NOT_THE_TRUNKS}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, parameter in sorted(model.named_parameters()):

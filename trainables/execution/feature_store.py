@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.fs as pafs
@@ -37,8 +36,9 @@ SHARE_OF_GPU = 0.25  # of its free memory, that features may take
 ROWS_AT_ONCE = 2048  # that a part is made of: enough to find rows of one length in, few enough for memory
 CHECKSUM = ".xxh3"  # the file next to a part's that says what it holds
 
-# bf16 lies in the file as the 16-bit integers that NumPy can map
-_NUMPY: dict[str, Any] = {"fp32": np.float32, "bf16": np.uint16}
+FeatureArray = NDArray[np.float32 | np.uint16]
+# NumPy has no bf16: the file holds 16-bit integers
+_NUMPY: dict[str, type[np.float32] | type[np.uint16]] = {"fp32": np.float32, "bf16": np.uint16}
 _TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -184,7 +184,7 @@ def _write_part(
         stream.write(digest.hexdigest().encode())
 
 
-def _outputs(plan: FeaturePlan, model: nn.Module, rows: TokenizedExamples, device: torch.device) -> NDArray[Any]:
+def _outputs(plan: FeaturePlan, model: nn.Module, rows: TokenizedExamples, device: torch.device) -> FeatureArray:
     """The trunk's outputs for some rows, in their order: (n, H), or (N, H) where the split point is at tokens."""
     count = int(rows.offsets[-1]) if plan.split_point.per_token else len(rows)
     values = np.empty((count, plan.width), _NUMPY[plan.dtype])
@@ -274,7 +274,7 @@ def _part_name(split: str, part: int, num_parts: int) -> str:
     return f"{split}-{part:04d}-of-{num_parts:04d}.bin"
 
 
-def _as_numpy(outputs: Tensor, dtype: Dtype) -> NDArray[Any]:
+def _as_numpy(outputs: Tensor, dtype: Dtype) -> FeatureArray:
     converted = outputs.to(_TORCH[dtype]).cpu()
     return (converted.view(torch.uint16) if dtype == "bf16" else converted).numpy()
 

@@ -11,7 +11,7 @@ B rows, N tokens in all, T in the longest row, h heads of width D, H hidden widt
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from tailsweep.trainables.execution.packing import Packing, first_tokens, row_me
 from tailsweep.trainables.execution.probe import BF16_TOLERANCE, TOLERANCE, difference, probe_rows, probing
 from tailsweep.trainables.models.layers import encoder_layers, layer_stack
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PretrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
+from transformers.utils import ModelOutput
 
 
 class PackedClassifier(nn.Module):
@@ -59,7 +60,7 @@ class Packer:
     def __init__(self, model: nn.Module) -> None:
         encoder = cast(nn.Module, model.base_model)
         configs = {id(c): c for module in model.modules() if (c := getattr(module, "config", None)) is not None}
-        self._configs: list[Any] = list(configs.values())
+        self._configs: list[PretrainedConfig] = list(configs.values())
         self._first_position = first_position(model)
         self._stack = layer_stack(model)
         self._by_mean = pools_by_mean(model)
@@ -88,7 +89,9 @@ class Packer:
             for config, implementation in zip(self._configs, before, strict=True):
                 config._attn_implementation = implementation
 
-    def _reduce(self, packing: Packing, module: nn.Module, arguments: Any, output: Any) -> Any:
+    def _reduce(
+        self, packing: Packing, module: nn.Module, arguments: tuple[object, ...], output: ModelOutput
+    ) -> ModelOutput:
         states = output["last_hidden_state"][0]
         if self._by_mean:
             pooled = row_means(states, packing)
@@ -132,7 +135,7 @@ def _after_last_attention(encoder: nn.Module) -> nn.Module | None:
     return after if isinstance(after, nn.Module) else None
 
 
-def _only_first_tokens(packing: Packing, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def _only_first_tokens(packing: Packing, module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Attention's output and the residual, (1, N, H) each -> those of the first tokens, (1, B, H)."""
     return tuple(first_tokens(states[0], packing)[None] for states in arguments)
 

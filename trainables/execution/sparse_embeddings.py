@@ -9,7 +9,7 @@ whole.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from tailsweep.trainables.data.tokenized import PreparedData, TokenizedExamples
 from tailsweep.trainables.execution.backends import Execution
 from tailsweep.trainables.execution.probe import TOLERANCE, difference, probe_rows, probing
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 # The small table lies in memory next to the whole one. It saves a gradient and two moments of every word that is not
 # in it: of V of W words, V against 3 (W - V).
@@ -101,7 +102,7 @@ class SparseEmbeddingTraining:
     def _to_places(self, _: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return self._places[given[0]], *given[1:]
 
-    def _decay_others(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _decay_others(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """What AdamW's step does to a parameter without gradient and moments."""
         for group in optimizer.param_groups:
             if any(parameter is self._weight for parameter in group["params"]):
@@ -123,7 +124,7 @@ class SparseEmbeddingTraining:
 def word_embedding(model: nn.Module) -> nn.Embedding | None:
     """What looks up the embedding of a token, if it trains and no other module has the same table."""
     try:
-        embedding = cast(Any, model.base_model).get_input_embeddings()
+        embedding = cast(PreTrainedModel, model.base_model).get_input_embeddings()
     except (NotImplementedError, AttributeError):  # of an architecture without such a thing, or with several
         return None
     if not isinstance(embedding, nn.Embedding) or not embedding.weight.requires_grad:

@@ -11,7 +11,7 @@ B rows, N tokens, H hidden width, C classes; states are (N, H) packed and (B, T,
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from tailsweep.trainables.config.trial import Trainable
@@ -21,7 +21,12 @@ from tailsweep.trainables.execution.packing import Packing
 from tailsweep.trainables.models.classifier import PooledClassifier
 from tailsweep.trainables.models.layers import encoder_layers, layer_stack
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, BaseModelOutputWithPooling
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPooling,
+    SequenceClassifierOutput,
+)
+from transformers.utils import ModelOutput
 
 TOLERANCE = 1e-6  # fp32, relative to the largest logit if that is above 1
 
@@ -159,18 +164,20 @@ class _Reached(Exception):
     """The split point has been reached; the rest of the model need not run."""
 
 
-def _states(given: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
-    """A layer's first argument, however it was passed."""
-    states: Tensor = given[0] if given else named["hidden_states"]
-    return states
+def _states(given: tuple[object, ...], named: dict[str, object]) -> Tensor:
+    """Return a layer's first argument, however it was passed."""
+    return cast(Tensor, given[0] if given else named["hidden_states"])
 
 
-def _with_states(given: tuple[Any, ...], named: dict[str, Any], states: Tensor) -> tuple[tuple[Any, ...], Any]:
+def _with_states(
+    given: tuple[object, ...], named: dict[str, object], states: Tensor
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Return the arguments of a layer with other states."""
     return ((states, *given[1:]), named) if given else (given, named | {"hidden_states": states})
 
 
-def _vector(output: Any, split_point: SplitPoint) -> Tensor:
-    """What the head (or its pooler) reads of the encoder's output."""
+def _vector(output: ModelOutput, split_point: SplitPoint) -> Tensor:
+    """Return what the head (or its pooler) reads of the encoder's output."""
     pooled = output.get("pooler_output") if split_point.kind == "pooled" else None
     vector: Tensor = output["last_hidden_state"][:, 0] if pooled is None else pooled
     return vector
@@ -186,6 +193,6 @@ def _giving(module: nn.Module, output: object) -> Iterator[None]:
         object.__delattr__(module, "forward")
 
 
-def _logits(output: Any) -> Tensor:
+def _logits(output: SequenceClassifierOutput) -> Tensor:
     logits: Tensor = output.logits
     return logits

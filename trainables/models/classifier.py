@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import transformers
@@ -44,10 +44,10 @@ class PooledClassifier(nn.Module):
                 f"model.head.pooling is pooler, but {type(encoder).__name__} has no pooler: use cls or mean"
             )
         if has_pooler and head.pooling != "pooler":
-            cast(Any, encoder).pooler = None
+            cast(transformers.PreTrainedModel, encoder).pooler = None
         self.encoder = encoder
         self.pooling = head.pooling
-        width = int(cast(Any, encoder.config).hidden_size)
+        width = int(cast(transformers.PretrainedConfig, encoder.config).hidden_size)
         self.dropout = nn.Dropout(head.dropout)
         self.head: nn.Module = (
             nn.Linear(width, num_classes)
@@ -61,7 +61,7 @@ class PooledClassifier(nn.Module):
         return self.encoder
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **encoder_inputs: Any
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **encoder_inputs: object
     ) -> SequenceClassifierOutput:
         """Without a mask every token is real; further arguments are the encoder's."""
         output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **encoder_inputs)
@@ -130,15 +130,19 @@ def check_model(config: ModelConfig, trainable: Mapping[str, Trainable], decayed
 
 
 def save_classifier(
-    model: nn.Module, tokenizer: Any, folder: Path, head: Literal["native"] | HeadConfig, label_names: tuple[str, ...]
+    model: nn.Module,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    folder: Path,
+    head: Literal["native"] | HeadConfig,
+    label_names: tuple[str, ...],
 ) -> None:
     """Write a folder that :func:`load_classifier` opens; with the native head, plain ``transformers`` opens it too."""
     with quiet_transformers():
         if head == "native":
-            cast(Any, model).save_pretrained(folder)
+            cast(transformers.PreTrainedModel, model).save_pretrained(folder)
         else:
             assert isinstance(model, PooledClassifier)
-            config: Any = model.encoder.config
+            config: transformers.PretrainedConfig = model.encoder.config
             for key, value in _labels(label_names).items():
                 setattr(config, key, value)
             config.save_pretrained(folder)
@@ -148,7 +152,7 @@ def save_classifier(
         tokenizer.save_pretrained(folder)
 
 
-def load_classifier(folder: str | Path) -> tuple[nn.Module, Any]:
+def load_classifier(folder: str | Path) -> tuple[nn.Module, transformers.PreTrainedTokenizerBase]:
     """Open a model folder of ours: ``model, tokenizer = load_classifier("runs/demo/best")``.
 
     The model is in eval mode; ``model(input_ids=..., attention_mask=...).logits`` are (B, C) and
@@ -174,7 +178,7 @@ def load_classifier(folder: str | Path) -> tuple[nn.Module, Any]:
         raise ModelError(f'the model in "{folder}" cannot be opened: {cause}') from error
 
 
-def _open_classifier(folder: Path) -> tuple[nn.Module, Any]:
+def _open_classifier(folder: Path) -> tuple[nn.Module, transformers.PreTrainedTokenizerBase]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not (folder / HEAD_FILE).exists():
         model, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -196,7 +200,7 @@ def _open_classifier(folder: Path) -> tuple[nn.Module, Any]:
     return pooled.eval(), tokenizer
 
 
-def _labels(label_names: tuple[str, ...]) -> dict[str, Any]:
+def _labels(label_names: tuple[str, ...]) -> dict[str, object]:
     return {
         "num_labels": len(label_names),
         "id2label": dict(enumerate(label_names)),

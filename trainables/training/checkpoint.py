@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 import torch
 from safetensors.torch import load_file, save_file
 from tailsweep.trainables import report_keys
+from tailsweep.trainables.report_keys import STAGES, Stage
 from tailsweep.trainables.storage.checksums import checksum_of
 from tailsweep.trainables.storage.filesystem import download, open_location
 from tailsweep.trainables.storage.retry import with_retries
@@ -34,7 +35,7 @@ CHECKSUMS_FILE = "checksums.json"  # of the others, by name
 class Progress:
     """How far a trial has come: ``epoch`` epochs of ``stage`` are done, as its last report has it."""
 
-    stage: str = report_keys.STAGE_ONE
+    stage: Stage = Stage.ONE
     epoch: int | float = 0  # an int where whole
     reports: tuple[Report, ...] = ()
 
@@ -44,8 +45,12 @@ class Progress:
         return checkpoint_name(self.stage, self.epoch)
 
 
-def checkpoint_name(stage: str, epoch: float) -> str:
-    """``stage_one_epoch_003``, within an epoch ``stage_one_epoch_002.333``; names sort in the order of training."""
+def checkpoint_name(stage: Stage, epoch: float) -> str:
+    """Return the name of a checkpoint's folder; names sort in the order of training.
+
+    >>> checkpoint_name(Stage.ONE, 3), checkpoint_name(Stage.ONE, 7 / 3)
+    ('stage_one_epoch_003', 'stage_one_epoch_002.333')
+    """
     whole = f"{stage}_epoch_{int(epoch):03d}"
     return whole if epoch == int(epoch) else whole + f"{epoch % 1:.{report_keys.EPOCH_DECIMALS}f}".removeprefix("0")
 
@@ -106,7 +111,7 @@ def newest_checkpoint(locations: Sequence[str]) -> Iterator[tuple[Path | None, l
             filesystem, path = open_location(location)
             selector = pafs.FileSelector(path, allow_not_found=True)
             entries = with_retries(partial(filesystem.get_file_info, selector), location)
-            names = [info.base_name for info in entries if info.base_name.startswith(report_keys.STAGES)]
+            names = [info.base_name for info in entries if info.base_name.startswith(STAGES)]
             for name in sorted(names, key=_place, reverse=True):
                 folder = Path(path) / name
                 if not isinstance(filesystem, pafs.LocalFileSystem):
@@ -122,7 +127,7 @@ def newest_checkpoint(locations: Sequence[str]) -> Iterator[tuple[Path | None, l
 def load_progress(folder: Path) -> Progress:
     """Read how far the checkpoint's trial has come."""
     read = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
-    return Progress(read["stage"], read["epoch"], tuple(read["reports"]))
+    return Progress(Stage(read["stage"]), read["epoch"], tuple(read["reports"]))
 
 
 def load_parameters(folder: Path, model: nn.Module) -> None:
@@ -148,7 +153,7 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
 def _place(name: str) -> tuple[int, float]:
     """Return the stage's index and the epoch that a checkpoint's name gives."""
     stage, epoch = name.split("_epoch_")
-    return report_keys.STAGES.index(stage), float(epoch)
+    return STAGES.index(Stage(stage)), float(epoch)
 
 
 def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:

@@ -5,7 +5,6 @@ from its number.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tailsweep.trainables.config.trial import StageConfig
@@ -30,7 +29,7 @@ def adamw(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((depth_of.get(name, 0), parameter.ndim < 2), []).append((name, parameter))
-    described: list[dict[str, Any]] = [
+    described: list[dict[str, object]] = [
         {
             "params": members,
             "weight_decay": 0.0 if are_vectors else config.weight_decay,

@@ -26,6 +26,7 @@ from tailsweep.trainables.execution.backends import Execution, cached_execution,
 from tailsweep.trainables.execution.feature_store import Features
 from tailsweep.trainables.execution.sparse_embeddings import SparseEmbeddingTraining
 from tailsweep.trainables.models.layers import set_train_mode, set_trainable
+from tailsweep.trainables.report_keys import STAGES, Stage
 from tailsweep.trainables.training.checkpoint import (
     Progress,
     load_optimizer,
@@ -45,6 +46,17 @@ STEPS_BETWEEN_LOSS_CHECKS = 50  # reading the loss waits for the device
 
 class TrainingDiverged(ArithmeticError):
     """The loss or a score is not a finite number; the trial fails, the sweep continues."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrialRun:
+    """What both stages of a trial use, apart from its model."""
+
+    config: TrialConfig
+    data: PreparedData
+    runtime: Runtime  # the worker it runs on, and the receiver of its reports
+    features: Features | None = None  # the cached outputs of stage one's frozen trunk; None: the trunk is run live
+    metric: str = report_keys.DEFAULT_METRIC  # key of the score that ``patience`` waits for
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,30 +82,19 @@ class Optimization:
     schedule: LinearSchedule
 
 
-def run_two_stages(
-    config: TrialConfig,
-    data: PreparedData,
-    model: nn.Module,
-    runtime: Runtime,
-    start: Path | None = None,
-    features: Features | None = None,
-    metric: str = report_keys.DEFAULT_METRIC,
-) -> None:
+def run_two_stages(run: TrialRun, model: nn.Module, start: Path | None = None) -> None:
     """Train ``model`` through both stages, reporting after every epoch, or span of one.
 
     Args:
-        config: the trial.
-        data: its tokenized examples.
-        model: as ``build_classifier`` gives it for this configuration and seed.
-        runtime: the worker it runs on, and the receiver of its reports.
-        start: a checkpoint folder to resume from. Its reports are published again first, without a checkpoint: the
+        run: The trial.
+        model: The model as ``build_classifier`` returns it for the trial's configuration and seed.
+        start: A checkpoint folder to resume from. Its reports are published again first, without a checkpoint: the
             last of them may have been lost.
-        features: the outputs of stage one's frozen trunk, where they are cached; None: the trunk is run live.
-        metric: the key of the score that a stage with ``patience`` waits for.
 
     Raises:
-        TrainingDiverged: see there.
+        TrainingDiverged: The loss or a score is not finite.
     """
+    config, data, runtime = run.config, run.data, run.runtime
     progress = Progress()
     model = runtime.place(model)
     if start is not None:
@@ -102,29 +103,29 @@ def run_two_stages(
         for report in progress.reports:
             runtime.report(report, None)
     trained: set[str] = set()  # names of the parameters that some stage has trained so far
-    for stage, stage_config in ((report_keys.STAGE_ONE, config.stage_one), (report_keys.STAGE_TWO, config.stage_two)):
+    for stage, stage_config in ((Stage.ONE, config.stage_one), (Stage.TWO, config.stage_two)):
         if stage_config.epochs == 0:
             continue
         set_trainable(model, stage_config.trainable)
         trained |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        if report_keys.STAGES.index(stage) < report_keys.STAGES.index(progress.stage):
+        if STAGES.index(stage) < STAGES.index(progress.stage):
             continue
         if stage != progress.stage:
             progress, start = Progress(stage, 0, progress.reports), None
-        if _is_over(stage_config, progress, metric):
+        if _is_over(stage_config, progress, run.metric):
             continue
-        if stage == report_keys.STAGE_ONE and features is not None:
-            execution = cached_execution(model, features, data, runtime.device, stage_config.precision)
+        if stage == Stage.ONE and run.features is not None:
+            execution = cached_execution(model, run.features, data, runtime.device, stage_config.precision)
         else:
             execution = live_execution(model, data, runtime.device, stage_config.precision)
-        stage_run = StageRun(stage_config, data, model, execution, runtime, config.seed, metric)
+        stage_run = StageRun(stage_config, data, model, execution, runtime, config.seed, run.metric)
         progress = run_stage(stage_run, progress, trained, start)
 
 
 def stage_one_is_left(config: TrialConfig, start: Path | None, metric: str = report_keys.DEFAULT_METRIC) -> bool:
     """Return whether a trial that resumes from ``start`` still has epochs of stage one to train."""
     progress = Progress() if start is None else load_progress(start)
-    return progress.stage == report_keys.STAGE_ONE and not _is_over(config.stage_one, progress, metric)
+    return progress.stage == Stage.ONE and not _is_over(config.stage_one, progress, metric)
 
 
 def run_stage(run: StageRun, progress: Progress, trained: set[str], start: Path | None = None) -> Progress:
@@ -140,7 +141,7 @@ def run_stage(run: StageRun, progress: Progress, trained: set[str], start: Path 
         The progress at the stage's end, with every report.
     """
     config, data, model, runtime = run.config, run.data, run.model, run.runtime
-    stage_index = report_keys.STAGES.index(progress.stage)
+    stage_index = STAGES.index(progress.stage)
     split = config.training_split
     labels, class_counts = data.rows_of(split).labels, data.class_counts_of(split)
     words = SparseEmbeddingTraining(model, run.execution, data, split)
@@ -166,7 +167,7 @@ def run_stage(run: StageRun, progress: Progress, trained: set[str], start: Path 
         with words.active(optimizer):
             train_loss = train_span(run, optimization, span_steps, first_step, where)
         report: dict[str, str | int | float | None] = {
-            report_keys.STAGE: progress.stage,
+            report_keys.STAGE: progress.stage.value,
             report_keys.EPOCH: span.done,
             report_keys.TRAIN_LOSS: train_loss,
             report_keys.LEARNING_RATE: schedule(first_step + len(span_steps) - 1),
@@ -175,7 +176,7 @@ def run_stage(run: StageRun, progress: Progress, trained: set[str], start: Path 
             **evaluate(run.execution, data, runtime, report_keys.VALIDATION, config.precision),
         }
         _check_finite(report, where, config)
-        if progress.stage == report_keys.STAGE_ONE:
+        if progress.stage == Stage.ONE:
             report[report_keys.STAGE_ONE_EPOCH] = span.done
         report[report_keys.SECONDS] = time.perf_counter() - began
         progress = replace(progress, epoch=span.done, reports=(*progress.reports, report))

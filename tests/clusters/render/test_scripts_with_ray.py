@@ -110,6 +110,7 @@ WHERE_DRIVERS_GO = """
 import ray
 from tailsweep.clusters.definition import DRIVER_RESOURCE
 from tailsweep.orchestrator.planning.resources import driver_bundle, driver_slots, trial_slots
+from tailsweep.trainables.distributed.settings import Placement
 
 ray.init(log_to_driver=False)
 
@@ -123,7 +124,7 @@ bundle = driver_bundle()
 assert bundle == {"memory": 1, DRIVER_RESOURCE: 1}, bundle
 ask = address.options(memory=1, resources={DRIVER_RESOURCE: 1})
 print("drivers", *sorted(set(ray.get([ask.remote() for _ in range(8)]))))
-asked = {"workers": 1, "min_workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 1}
+asked = Placement(workers=1, min_workers=1, cpus_per_worker=1, gpus_per_worker=1)
 print("slots", driver_slots(), trial_slots(asked))
 print("nodes", *sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]))
 """

@@ -16,6 +16,7 @@ import transformers
 from tailsweep.orchestrator.cli.main import main
 from tailsweep.trainables import inference
 from tailsweep.trainables.config.trial import HeadConfig, ModelConfig
+from tailsweep.trainables.execution.packed import PackedClassifier
 from tailsweep.trainables.models.classifier import build_classifier, load_classifier, save_classifier
 from torch import nn
 
@@ -78,9 +79,9 @@ def test_a_folder_with_a_head_of_ours_is_opened(
     model_folder: Callable[..., Path], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[type] = []
-    forward = inference.PackedClassifier.forward
+    forward = PackedClassifier.forward
     monkeypatch.setattr(
-        inference.PackedClassifier, "forward", lambda self, *given: ran.append(type(self)) or forward(self, *given)
+        PackedClassifier, "forward", lambda self, *given: ran.append(type(self)) or forward(self, *given)
     )
     output = tmp_path / "out.jsonl"
     folder = model_folder("bert", MEAN)

@@ -9,7 +9,7 @@ from tailsweep.clusters.capacity import GROWTH_VARIABLE, growth
 from tailsweep.clusters.definition import DRIVER_RESOURCE, Group
 from tailsweep.orchestrator.planning.ray_session import result_of
 from tailsweep.orchestrator.planning.resources import ClusterError, driver_bundle, driver_slots, trial_slots
-from tailsweep.trainables.distributed.train_run import Placement
+from tailsweep.trainables.distributed.settings import Placement
 from tailsweep.trainables.errors import DataError, StorageError
 
 

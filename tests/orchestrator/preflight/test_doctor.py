@@ -25,7 +25,7 @@ from tailsweep.orchestrator.preflight.node_probe import Room, inspect_for_sweep,
 from tailsweep.orchestrator.runs.directory import RunDirectory
 from tailsweep.orchestrator.runs.trials import Outcome, Records, record_of
 from tailsweep.trainables.config.trial import TrialConfig
-from tailsweep.trainables.distributed.train_run import Placement
+from tailsweep.trainables.distributed.settings import Placement
 from tailsweep.trainables.models.classifier import build_classifier
 from tailsweep.trainables.models.layers import set_trainable
 from tailsweep.trainables.training.checkpoint import Progress, save_checkpoint

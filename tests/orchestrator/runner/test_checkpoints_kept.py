@@ -14,6 +14,7 @@ from tailsweep.orchestrator.runner.run_sweep import drop_spent_checkpoints
 from tailsweep.orchestrator.runner.tune_run import Phase, TuneRunner
 from tailsweep.orchestrator.runs.directory import CHECKPOINTS_FOLDER, RunDirectory
 from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord, inputs_key
+from tailsweep.trainables.distributed.settings import TuneTrialConfig
 from tailsweep.trainables.distributed.tune_trainables import StageOneRuntime
 from tailsweep.trainables.training.checkpoint import checkpoint_name
 
@@ -66,14 +67,14 @@ def test_the_config_of_a_trial_names_its_checkpoints_and_recorded_reports(run: R
     child = replace(trial, name="t000.1", parent="t000")
     records = Records([trial, child], history)
     runner = TuneRunner(run, plan_unprepared(sweep), environment, records, None, no_callback)
-    config = json.loads(json.dumps(runner.tune_config(Phase.STAGE_ONE_RUN, {}, trial)))
+    config = json.loads(json.dumps(runner.tune_config(Phase.STAGE_ONE_RUN, {}, trial).dump()))
     assert config["worker"]["resume_from"] == [f"{run.path}/state/checkpoints/t000"]
     child_config = runner.tune_config(Phase.BOTH_STAGES, {}, child)
-    assert child_config["worker"]["resume_from"] == [
+    assert child_config.worker.resume_from == tuple(
         f"{run.path}/state/checkpoints/{name}" for name in ("t000.1", "t000")
-    ]
-    # The same floats after a journey, so that a report made again is known.
-    assert {tuple(place) for place in config["reported"]} == {
+    )
+    # The same floats after a round trip, so that a repeated report is recognized.
+    assert TuneTrialConfig.model_validate(config).reported_places == {
         ("stage_one", epoch) for epoch in (1 / 3, 2 / 3, 1, 4 / 3)
     }
 

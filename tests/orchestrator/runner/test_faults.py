@@ -18,7 +18,7 @@ from support.sweep_without_ray import assert_same, without_ray
 from tailsweep.orchestrator.cli.main import main
 from tailsweep.trainables import report_keys
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray_phases"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray_phases")]
 
 EPOCHS = 10
 

@@ -18,7 +18,6 @@ from tailsweep.trainables import report_keys
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.xdist_group("ray_sweeps"),
-    pytest.mark.timeout(600),
 ]  # a sweep, twice on a Ray of its own
 
 

@@ -67,7 +67,6 @@ def plant(folder: Path, bomb: Bomb, but_not_in: tuple[str, ...]) -> int:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)  # where it is the first to ask for the finished run
 def test_planted_pickles_stay_unread_by_every_command(
     finished: Path, rows_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,7 +288,6 @@ def test_a_name_that_is_a_path_is_no_name_of_a_run(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)  # where it is the first to ask for the finished run
 def test_no_key_is_in_anything_that_a_run_wrote(
     finished: Path, ray_temp: str, keys_in_the_environment: list[str], small_sweep: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],

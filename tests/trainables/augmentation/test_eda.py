@@ -168,7 +168,7 @@ def test_a_synonym_has_the_inflection_of_its_word(word: str, expected: str) -> N
 
 def test_what_a_word_can_be_twice_is_replaced_only_by_what_can_be_both() -> None:
     synonyms = synonyms_of("built_in")
-    assert synonyms("walk") == ("stroll",)  # verb and noun, and so is stroll
+    assert synonyms("walk") == ("stroll",)  # an action and a thing, and so is stroll
     assert synonyms("start") == ()  # to begin, a beginning
     assert synonyms("quit") == ()  # resign, resigned
     assert synonyms("forbidden") == ("prohibited",)
@@ -233,7 +233,7 @@ def test_wordnet_gives_single_words_of_the_commonest_part_of_speech_inflected(mo
     monkeypatch.setitem(sys.modules, "nltk.corpus", fake_wordnet())
     synonyms = synonyms_of("wordnet")
     assert synonyms("large") == ("big", "bombastic")
-    assert synonyms("starts") == ("begins",)  # the verb, 20 times to 3
+    assert synonyms("starts") == ("begins",)  # the action, 20 times to 3
     assert synonyms("began") == ("started",)
     assert synonyms("started") == ()  # began or begun
     assert synonyms("unheard") == ()

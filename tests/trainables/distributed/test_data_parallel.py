@@ -24,7 +24,7 @@ from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training import stages
 from tailsweep.trainables.training.losses import LOSSES
 from tailsweep.trainables.training.runtime import SingleProcess
-from tailsweep.trainables.training.stages import run_two_stages
+from tailsweep.trainables.training.stages import TrialRun, run_two_stages
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -75,7 +75,7 @@ def gradients_of(config: TrialConfig, data: PreparedData, runtime: Any) -> list[
 
     hook = register_optimizer_step_pre_hook(keep)
     try:
-        run_two_stages(config, data, model, runtime)
+        run_two_stages(TrialRun(config, data, runtime), model)
     finally:
         hook.remove()
     return actual
@@ -194,7 +194,7 @@ def test_workers_have_the_gradients_and_scores_of_one(
             steps = [visited()[first : first + size] for first in range(0, ROWS, size)]
             expected = [Plain(data).gradients(config, rows)[0] for rows in steps]
             alone = SingleProcess(CPU)
-            run_two_stages(config, data, build_classifier(config.model, data.label_names, config.seed), alone)
+            run_two_stages(TrialRun(config, data, alone), build_classifier(config.model, data.label_names, config.seed))
         for rank in (0, world_size - 1):
             actual = load_file(tmp_path / f"{number}-{rank}.safetensors")
             assert len(actual) == sum(map(len, expected))
@@ -237,7 +237,7 @@ def work_and_continue(rank: int, world_size: int, configs: list[TrialConfig], to
         for start in (None, "stage_one_epoch_000.333", "stage_two_epoch_000.667"):
             model = build_classifier(config.model, data.label_names, config.seed).double()
             worker = Worker(rank, world_size, None if start else own)
-            run_two_stages(config, data, model, worker, None if start is None else own / start)
+            run_two_stages(TrialRun(config, data, worker), model, None if start is None else own / start)
             save_file(model.state_dict(), folder / f"{number}-{start}-{rank}.safetensors")
             torch.distributed.barrier()
 
@@ -259,5 +259,5 @@ def test_workers_continue_within_an_epoch_at_the_very_batch(
                 assert all(torch.equal(resumed[name], value) for name, value in whole.items()), (start, rank)
             if number == 1:
                 model = build_classifier(config.model, data.label_names, config.seed).double()
-                run_two_stages(config, data, model, SingleProcess(CPU), tmp_path / "1" / start)
+                run_two_stages(TrialRun(config, data, SingleProcess(CPU)), model, tmp_path / "1" / start)
                 torch.testing.assert_close(dict(model.state_dict()), dict(whole), atol=1e-6, rtol=0)

@@ -11,12 +11,13 @@ from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.data import DataConfig
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData
+from tailsweep.trainables.distributed.settings import FeatureSource
 from tailsweep.trainables.distributed.stage_one_actor import DataSource, open_features_of, train_stage_one
 from tailsweep.trainables.execution.feature_plan import FeaturePlan, plan_features
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training.runtime import Report, SingleProcess
-from tailsweep.trainables.training.stages import run_two_stages, stage_one_is_left
+from tailsweep.trainables.training.stages import TrialRun, run_two_stages, stage_one_is_left
 from torch import Tensor
 
 TinyModel = Callable[..., Path]
@@ -45,11 +46,11 @@ def trial(
     )
 
 
-def features_of(config: TrialConfig, data: PreparedData) -> dict[str, Any]:
+def features_of(config: TrialConfig, data: PreparedData) -> FeatureSource:
     model = build_classifier(config.model, data.label_names, config.seed)
     plan = plan_features(model, config.stage_one, data, "fp32", CPU)
     assert isinstance(plan, FeaturePlan)
-    return {"plan": plan, "published": "/nowhere", "num_parts": 1, "cache_dir": None}
+    return FeatureSource(plan=plan.dump(), published="/nowhere", num_parts=1, cache_dir=None)
 
 
 def warm(
@@ -65,9 +66,9 @@ def active(
 ) -> tuple[list[Report], dict[str, Tensor]]:
     """Both stages in a process that has trained nothing else."""
     model = build_classifier(config.model, data.label_names, config.seed)
-    features = open_features_of(model, data, **features_of(config, data))
+    features = open_features_of(model, data, features_of(config, data))
     runtime = SingleProcess(CPU)
-    run_two_stages(config, data, model, runtime, start, features)
+    run_two_stages(TrialRun(config, data, runtime, features), model, start)
     return runtime.reports, model.state_dict()
 
 
@@ -113,7 +114,7 @@ def test_it_waits_for_the_sweeps_metric(
     given: list[Any] = []
     monkeypatch.setattr(
         "tailsweep.trainables.distributed.stage_one_actor.run_two_stages",
-        lambda *arguments: given.append(arguments[-1]),
+        lambda run, *arguments: given.append(run.metric),
     )
     train_stage_one(config, DataSource(data.key, str(data.folder)), None, SingleProcess(CPU), None, "validation/mcc")
     assert given == ["validation/mcc"]

@@ -13,7 +13,13 @@ from tailsweep.trainables.config.data import DataConfig
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.distributed import retry_policy, tune_trainables
-from tailsweep.trainables.distributed.train_run import TrialSetup
+from tailsweep.trainables.distributed.settings import (
+    FeatureSource,
+    Placement,
+    TrialSetup,
+    TuneTrialConfig,
+    WorkerConfig,
+)
 from tailsweep.trainables.distributed.tune_trainables import run_stage_one
 from tailsweep.trainables.execution.backends import CachedTokensExecution
 from tailsweep.trainables.execution.feature_plan import FeaturePlan, plan_features
@@ -43,7 +49,7 @@ class Phase:
         built = build_classifier(self.trial.model, data.label_names, 0)
         plan = plan_features(built, self.trial.stage_one, data, "fp32", torch.device("cpu"))
         assert isinstance(plan, FeaturePlan)
-        self.features = {"plan": plan.dump(), "published": "/nowhere", "num_parts": 1, "cache_dir": None}
+        self.features = FeatureSource(plan=plan.dump(), published="/nowhere", num_parts=1, cache_dir=None)
         self.data, self.storage = data, storage
         self.reports: list[dict[str, Any]] = []
 
@@ -52,14 +58,18 @@ class Phase:
         return self.storage / "t000"
 
     def run(self, retries: int = 2) -> None:
-        worker = {
-            "trial": self.trial.model_dump(mode="json"), "metric": report_keys.DEFAULT_METRIC,
-            "data_key": self.data.key,
-            "published_data": str(self.data.folder), "features": self.features, "resume_from": [str(self.checkpoints)],
-        }  # fmt: skip
-        setup = TrialSetup(checkpoints_uri=str(self.storage), placement=None, report_queue=None, retries=retries)  # type: ignore[typeddict-item]
+        worker = WorkerConfig(
+            trial=self.trial,
+            metric=report_keys.DEFAULT_METRIC,
+            data_key=self.data.key,
+            published_data=str(self.data.folder),
+            features=self.features,
+            resume_from=(str(self.checkpoints),),
+        )
+        placement = Placement(workers=1, min_workers=1, cpus_per_worker=1, gpus_per_worker=0)
+        setup = TrialSetup(str(self.storage), placement, report_queue=None, retries=retries)
         self.reports.clear()
-        run_stage_one({"trial": {"name": "t000", "worker": worker, "reported": []}}, setup)
+        run_stage_one({"trial": TuneTrialConfig(name="t000", worker=worker, reported=()).dump()}, setup)
 
     def values(self, key: str) -> list[Any]:
         return [report[key] for report in self.reports if key in report]

@@ -24,7 +24,7 @@ from tailsweep.trainables.execution.feature_plan import FeaturePlan, plan_featur
 from tailsweep.trainables.execution.feature_store import Features, make_features
 from tailsweep.trainables.models.layers import set_train_mode
 from tailsweep.trainables.training.runtime import SingleProcess
-from tailsweep.trainables.training.stages import run_two_stages
+from tailsweep.trainables.training.stages import TrialRun, run_two_stages
 from torch import Tensor, nn
 
 TinyModel = Callable[..., Path]
@@ -215,7 +215,7 @@ def test_a_trial_on_cached_features_is_the_trial_behind_the_live_trunk(
     def trained(with_features: bool) -> tuple[list[Any], dict[str, Tensor]]:
         model, runtime = built(config), SingleProcess(CPU)
         features = cached(model, config.stage_one, data, tmp_path) if with_features else None
-        run_two_stages(config, data, model, runtime, features=features)
+        run_two_stages(TrialRun(config, data, runtime, features), model)
         return list(runtime.reports), model.state_dict()
 
     live_reports, expected = trained(with_features=False)

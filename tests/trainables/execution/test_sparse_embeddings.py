@@ -24,7 +24,7 @@ from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training import stages
 from tailsweep.trainables.training.runtime import Report, SingleProcess
-from tailsweep.trainables.training.stages import TrainingDiverged, run_two_stages
+from tailsweep.trainables.training.stages import TrainingDiverged, TrialRun, run_two_stages
 from torch import nn
 
 TinyModel = Callable[..., Path]
@@ -116,7 +116,7 @@ def train(
 ) -> tuple[nn.Module, Looking]:
     model = build_classifier(config.model, data.label_names, config.seed).to(dtype)
     runtime = Looking(folder)
-    run_two_stages(config, data, model, runtime, start)
+    run_two_stages(TrialRun(config, data, runtime), model, start)
     return model, runtime
 
 
@@ -242,7 +242,7 @@ def test_the_model_is_left_as_it_was(
     model = build_classifier(config.model, data.label_names, config.seed)
     before, looking = state(model), runtime()
     with ends:
-        run_two_stages(config, data, model, looking)
+        run_two_stages(TrialRun(config, data, looking), model)
     assert looking.at_wrapping[0] < words_of(model)
     assert state(model) == before
 

@@ -27,7 +27,7 @@ from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training import stages
 from tailsweep.trainables.training.losses import build_loss
 from tailsweep.trainables.training.runtime import Report, SingleProcess
-from tailsweep.trainables.training.stages import run_two_stages
+from tailsweep.trainables.training.stages import TrialRun, run_two_stages
 from torch import Tensor, nn
 
 TinyModel = Callable[..., Path]
@@ -73,7 +73,7 @@ def train(
 ) -> tuple[list[Report], dict[str, Tensor]]:
     model = build_classifier(config.model, data.label_names, config.seed).to(run_options.pop("dtype", torch.float32))
     runtime = SingleProcess(CPU, folder)
-    run_two_stages(config, data, model, runtime, start, **run_options)
+    run_two_stages(TrialRun(config, data, runtime, **run_options), model, start)
     return runtime.reports, model.state_dict()
 
 

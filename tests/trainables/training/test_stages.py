@@ -28,7 +28,7 @@ from tailsweep.trainables.training import stages
 from tailsweep.trainables.training.losses import build_loss
 from tailsweep.trainables.training.optimizer import LinearSchedule
 from tailsweep.trainables.training.runtime import Report, SingleProcess
-from tailsweep.trainables.training.stages import TrainingDiverged, evaluate, run_two_stages
+from tailsweep.trainables.training.stages import TrainingDiverged, TrialRun, evaluate, run_two_stages
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -97,7 +97,7 @@ def train(
     model = build_classifier(config.model, data.label_names, config.seed).to(dtype)
     initial = {name: value.clone() for name, value in model.state_dict().items()}
     runtime = SingleProcess(CPU, folder)
-    run_two_stages(config, data, model, runtime, start)
+    run_two_stages(TrialRun(config, data, runtime), model, start)
     return Trained(initial, model.state_dict(), runtime)
 
 
@@ -469,7 +469,9 @@ def test_a_stage_waits_for_the_metric_it_is_given_and_leaves_no_optimiser_at_its
     for metric, last in ((report_keys.DEFAULT_METRIC, 3), ("validation/accuracy", 4)):
         folder = tmp_path / str(last)
         runtime = SingleProcess(CPU, folder)
-        run_two_stages(config, data, build_classifier(config.model, data.label_names, 0), runtime, metric=metric)
+        run_two_stages(
+            TrialRun(config, data, runtime, metric=metric), build_classifier(config.model, data.label_names, 0)
+        )
         epochs = [(report["stage"], report["epoch"]) for report in runtime.reports]
         assert epochs == [(stage, epoch) for stage in report_keys.STAGES for epoch in range(1, last + 1)]
         # The rates are those of four epochs, of 4 steps each: 1e-3 falls by a sixteenth at every step.
@@ -499,7 +501,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial_and_says_where(
     model = build_classifier(config.model, data.label_names, 0)
     runtime = SingleProcess(CPU)
     with pytest.raises(TrainingDiverged, match=where) as raised:
-        run_two_stages(config, data, model, runtime)
+        run_two_stages(TrialRun(config, data, runtime), model)
     assert "learning_rate 1e+38 is likely too high" in str(raised.value)
     assert [report["stage"] for report in runtime.reports] == ["stage_one"]  # what is not finite is not reported
 
@@ -574,7 +576,7 @@ def work(rank: int, world_size: int, configs: list[TrialConfig], tokens: Path, f
     for number, config in enumerate(configs):
         model = build_classifier(config.model, data.label_names, config.seed).double()
         worker = Worker(rank, world_size)
-        run_two_stages(config, data, model, worker)
+        run_two_stages(TrialRun(config, data, worker), model)
         save_file(model.state_dict(), folder / f"{number}-{rank}.safetensors")
         (folder / f"{number}-{rank}.json").write_text(json.dumps(without_seconds(worker.reports)))
 
