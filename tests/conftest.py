@@ -44,8 +44,8 @@ SHARED_WORDS = (
 ROWS = {"absorption": 55, "excretion": 30, "metabolism": 10}  # of the CSV, by class
 
 
-# A whole sweep can be the fixture of a test that starts Ray. This is to end a test that hangs, not one on a slow machine.
-RAY_TIMEOUT = 900  # seconds
+# A whole sweep can be the fixture of a test that starts Ray. This ends a test that hangs, not one on a slow machine.
+RAY_TIMEOUT = 1200  # seconds
 
 # Plain `pytest` tests one architecture; `make test` runs the same tests on these too.
 MORE_ARCHITECTURES = {"roberta", "distilbert", "electra", "albert", "mpnet"}

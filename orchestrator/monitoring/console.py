@@ -55,15 +55,17 @@ class Progress:
             self._live.__exit__(*exception)
 
     def drawn(self, trial: str, epochs: tuple[int, int]) -> None:
-        """One more trial; its (stage one's, stage two's) epochs."""
+        """Add a trial, given the epochs of its stage one and of its stage two."""
         self.epochs[trial] = epochs
         self.states[trial] = TrialState.PENDING
 
     def started(self, trial: str) -> None:
+        """Show a trial as running."""
         self.states[trial] = TrialState.RUNNING
         self.places.setdefault(trial, "starting")
 
     def reported(self, trial: str, report: Mapping[str, Any]) -> None:
+        """Show and log a trial's latest report."""
         stage, epoch = report[report_keys.STAGE], report_keys.shown_epochs(report[report_keys.EPOCH])
         execution = report.get(report_keys.EXECUTION)
         if execution and (stage, execution) not in self._executions:
@@ -79,6 +81,7 @@ class Progress:
         logger.info(notice, extra={"trial": trial})
 
     def ended(self, trial: str, state: TrialState, reason: str, score: float | None) -> None:
+        """Show and log the end of a trial."""
         self.states[trial] = state
         self.places.pop(trial, None)
         self._ended_here += 1
@@ -86,33 +89,33 @@ class Progress:
         self._log(trial, f"{state}: {reason}  [{self.summary()}]")
 
     def waiting(self, trial: str) -> None:
-        """A trial that is not at work, and has more before it."""
+        """Show a trial as pending: it is not running, but has more to do."""
         self.states[trial] = TrialState.PENDING
         self.places.pop(trial, None)
 
     def recalled(self, trial: str, state: TrialState, score: float | None) -> None:
-        """A trial that had ended before: counted, but no measure of this process's pace."""
+        """Count a trial that an earlier process ended; it is no measure of this process's pace."""
         self.states[trial] = state
         self._consider(trial, state, score)
 
     def summary(self) -> str:
-        """One line: ``2 pending, 2 running, 1 pruned, 1 completed; best t001 0.5210; about 40 s left``."""
+        """Return one line: ``2 pending, 2 running, 1 pruned, 1 completed; best t001 0.5210; about 40 s left``."""
         counts = Counter(self.states.values())
         parts = [", ".join(f"{counts[state]} {state}" for state in TrialState if counts[state])]
         if self.best is not None:
             parts.append(f"best {self.best[0]} {self.best[1]:.4f}")
-        left = self.seconds_left()
-        if left is not None:
-            parts.append(f"about {duration(left)} left")
+        seconds = self.seconds_left()
+        if seconds is not None:
+            parts.append(f"about {duration(seconds)} left")
         return "; ".join(parts)
 
     def seconds_left(self) -> float | None:
-        """From the pace of the trials ended so far; None before the first has."""
-        left = sum(not state.has_ended for state in self.states.values())
-        left += max(0, self.to_come - len(self.states))
-        if not self._ended_here or not left:
+        """Estimate the remaining seconds from the pace of the trials ended so far; None before the first has."""
+        unfinished = sum(not state.has_ended for state in self.states.values())
+        unfinished += max(0, self.to_come - len(self.states))
+        if not self._ended_here or not unfinished:
             return None
-        return (time.monotonic() - self._began) / self._ended_here * left
+        return (time.monotonic() - self._began) / self._ended_here * unfinished
 
     def _consider(self, trial: str, state: TrialState, score: float | None) -> None:
         if state == TrialState.COMPLETED and score is not None and (self.best is None or score > self.best[1]):
@@ -135,6 +138,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
+    """Return a duration in words: ``3 min 05 s``."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -16,13 +16,15 @@ DEFAULT_SERVER = "https://api.wandb.ai"
 
 @dataclass(frozen=True)
 class WandbAccount:
+    """A W&B server, and whether it can be used."""
+
     server: str
     has_key: bool
     problem: str | None = None  # why the server does not take the key; None: it does, or there is none to ask with
 
 
 def wandb_account() -> WandbAccount:
-    """Of the environment, or of the user's netrc file; asks the server who it is."""
+    """Return the account of the environment or of the user's netrc file. Asks the server whether it accepts the key."""
     server = os.environ.get("WANDB_BASE_URL", "").rstrip("/") or DEFAULT_SERVER
     if os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return WandbAccount(server, has_key=True)
@@ -36,11 +38,11 @@ def _netrc_key(server: str) -> str | None:
     files = [Path(named).expanduser()] if named else [home / ".netrc", home / "_netrc"]
     for file in files:
         try:
-            found = netrc.netrc(file).authenticators(urlsplit(server).netloc)
+            credentials = netrc.netrc(file).authenticators(urlsplit(server).netloc)
         except (OSError, netrc.NetrcParseError):
             continue
-        if found:
-            return found[2]
+        if credentials:
+            return credentials[2]
     return None
 
 

@@ -96,12 +96,12 @@ class Tracker:
 
     def close(self) -> None:
         """Close what is still open, without a verdict (the sweep was interrupted), and have every file whole."""
-        left = [*self._stranded, *((run, 1) for run in self._runs.values())]
+        still_open = [*self._stranded, *((run, 1) for run in self._runs.values())]
         self._runs.clear()
         self._stranded.clear()
-        if left:
-            with ThreadPoolExecutor(max_workers=len(left)) as at_once:  # W&B may answer none of them
-                list(at_once.map(lambda one: self._finish(*one), left))
+        if still_open:
+            with ThreadPoolExecutor(max_workers=len(still_open)) as at_once:  # W&B may answer none of them
+                list(at_once.map(lambda arguments: self._finish(*arguments), still_open))
         # W&B 0.31 may return from finish() before the run's last bytes, or all of them, are in its file.
         try:
             wandb.teardown()
@@ -212,19 +212,19 @@ def _rename_as_offline(folder: Path) -> None:
 def upload_runs(folder: Path, run: RunDirectory) -> None:
     """Copy what W&B has written below a local folder to a run directory, which is elsewhere, in place of what an
     earlier process has put there of the same runs: see ``Tracker._drop_earlier``."""
-    for made in sorted((folder / WANDB_FOLDER).glob("*run-*")):
-        if (new := RUN_FOLDER.fullmatch(made.name)) is None:
+    for local in sorted((folder / WANDB_FOLDER).glob("*run-*")):
+        if (new := RUN_FOLDER.fullmatch(local.name)) is None:
             continue
-        run.upload(made, f"{WANDB_FOLDER}/{made.name}")
+        run.upload(local, f"{WANDB_FOLDER}/{local.name}")
         for name in run.list(WANDB_FOLDER):
             earlier = RUN_FOLDER.fullmatch(name)
-            if earlier and name != made.name and earlier[2] == new[2] and (new[1] or earlier[1]):
+            if earlier and name != local.name and earlier[2] == new[2] and (new[1] or earlier[1]):
                 run.delete_folder(f"{WANDB_FOLDER}/{name}")
 
 
 def uploaded_runs(run: RunDirectory) -> set[str]:
-    """Ids of the W&B runs that a run directory holds."""
-    return {found[2] for name in run.list(WANDB_FOLDER) if (found := RUN_FOLDER.fullmatch(name))}
+    """Return the ids of the W&B runs in a run directory."""
+    return {match[2] for name in run.list(WANDB_FOLDER) if (match := RUN_FOLDER.fullmatch(name))}
 
 
 def logged_values(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,8 +31,9 @@ class CheckpointBytes:
 
     @classmethod
     def largest(cls, several: Iterable["CheckpointBytes"]) -> "CheckpointBytes":
-        listed = list(several)
-        return cls(*(max((getattr(one, name) for one in listed), default=0) for name in cls.__annotations__))
+        """Return the largest of each size; 0 where there is none."""
+        sizes = list(several)
+        return cls(*(max((getattr(size, name) for size in sizes), default=0) for name in cls.__annotations__))
 
 
 def checkpoint_bytes(model: nn.Module, trial_config: TrialConfig) -> CheckpointBytes:

@@ -79,10 +79,10 @@ def plan_unprepared(sweep: Sweep, trials: Sequence[Trial] | None = None) -> Swee
 
 def plan_resumed_sweep(sweep: Sweep, records: Records, environment: Environment) -> SweepPlan:
     """Plan what is left of a sweep, from its own records."""
-    left = sweep.num_trials - len(records.root_trials)
-    left += sum(trial.name not in records.outcomes for trial in records.trials)
+    unfinished = sweep.num_trials - len(records.root_trials)
+    unfinished += sum(trial.name not in records.outcomes for trial in records.trials)
     features = {key: feature_plan.num_bytes for key, feature_plan in environment.features.items()}
-    disk = forecast(sweep.config, left, {}, features, environment.checkpoint_bytes, published=True)
+    disk = forecast(sweep.config, unfinished, {}, features, environment.checkpoint_bytes, published=True)
     trials = tuple(records.trials)
     return SweepPlan(sweep, trials, _trial_configs(sweep, trials), None, disk)
 

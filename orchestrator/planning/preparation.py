@@ -50,8 +50,8 @@ class PreparedTrials:
     @property
     def notes(self) -> list[str]:
         """What the user should know about rows and features, each thing once."""
-        of_rows = [note for data in self.data.values() for note in data.notes]
-        return list(dict.fromkeys(of_rows + self.live))
+        data_notes = [note for data in self.data.values() for note in data.notes]
+        return list(dict.fromkeys(data_notes + self.live))
 
 
 def prepare_trials(
@@ -118,13 +118,13 @@ def _check_models(trial_configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str,
         trainable = {stage: dumped[stage]["trainable"] for stage in report_keys.STAGES}
         decayed = [stage for stage in report_keys.STAGES if dumped[stage]["layer_decay"] < 1]
         run = [stage for stage in report_keys.STAGES if dumped[stage]["epochs"] > 0]
-        what = json.dumps([dumped["model"], trainable, decayed, run], sort_keys=True)
-        if what not in checked:
+        key = json.dumps([dumped["model"], trainable, decayed, run], sort_keys=True)
+        if key not in checked:
             trial_config = TrialConfig.model_validate(dumped)
             settings = {stage.value: getattr(trial_config, stage).trainable for stage in report_keys.STAGES}
             model = check_model(trial_config.model, settings, decayed)
             models[trial_config.model.model_dump_json()] = model
-            checked[what] = checkpoint_bytes(model, trial_config)
+            checked[key] = checkpoint_bytes(model, trial_config)
     return models, CheckpointBytes.largest(checked.values())
 
 

@@ -20,6 +20,7 @@ LEAST_FREE = 5e9  # bytes, below which a disk is worth a warning where no sweep 
 
 
 def inspect_wandb(needs: Needs) -> list[Check]:
+    """Check the W&B account, where the sweep uses one."""
     if needs.wandb is None:
         return []
     mode = needs.wandb.mode
@@ -35,21 +36,21 @@ def request_check(placements: Sequence[tuple[Stage, Placement]]) -> Check:
         try:
             slots = trial_slots(asked, stage)
         except ClusterError as error:
-            what, _, hint = str(error).rpartition(": ")
-            findings.append(Finding("error", what, hint))
+            problem, _, hint = str(error).rpartition(": ")
+            findings.append(Finding("error", problem, hint))
             continue
         passed.append(f"{slots} trial(s) at once in {stage}")
         if workers > 1 and 0 < share < 1:
-            what = (
+            problem = (
                 f"resources.{stage}: {workers} workers have {share:g} of a GPU each, and so exchange gradients by gloo "
                 "over the CPU: NCCL refuses two workers on one GPU"
             )
-            findings.append(Finding("note", what, "with gpus_per_worker: 1 they use NCCL"))
+            findings.append(Finding("note", problem, "with gpus_per_worker: 1 they use NCCL"))
     return Check("request", ", ".join(passed) or "no sweep was given", tuple(findings))
 
 
 def disk_check(storage: str, free: int | None, rooms: Sequence[tuple[str, Room]], known: Forecast | None) -> Check:
-    """Free space against what will be written.
+    """Compare the free space with what will be written.
 
     Args:
         free: bytes in storage; None: nothing tells.
@@ -66,8 +67,8 @@ def disk_check(storage: str, free: int | None, rooms: Sequence[tuple[str, Room]]
             needs = f"but even one trial needs {describe_bytes(known.storage_least)} there"
             findings.append(Finding("error", f"{has}, {needs}", hint))
         elif known is not None and free < known.storage_most:
-            what = f"{has}, but checkpoints may take up to {describe_bytes(known.storage_most)} there"
-            findings.append(Finding("warning", what, hint))
+            problem = f"{has}, but checkpoints may take up to {describe_bytes(known.storage_most)} there"
+            findings.append(Finding("warning", problem, hint))
     hint = "make room by `tailsweep cache remove`, set TAILSWEEP_CACHE or features.dir to a larger disk, or set "
     hint += "features.cache=off"
     least = None
@@ -77,8 +78,8 @@ def disk_check(storage: str, free: int | None, rooms: Sequence[tuple[str, Room]]
         least = room["free"] if least is None else min(least, room["free"])
         has = f"the cache {room['folder']} has {describe_bytes(room['free'])} free"
         if room["free"] < room["lacking"]:
-            what = f"{has}, but the sweep's rows and features take {describe_bytes(room['lacking'])} more"
-            findings.append(Finding("error", what, hint, (node,)))
+            problem = f"{has}, but the sweep's rows and features take {describe_bytes(room['lacking'])} more"
+            findings.append(Finding("error", problem, hint, (node,)))
         elif known is None and room["free"] < LEAST_FREE:
             findings.append(Finding("warning", f"{has}, less than {describe_bytes(LEAST_FREE)}", hint, (node,)))
     passed = [] if free is None else [f"{describe_bytes(free)} free in storage"]
@@ -94,8 +95,10 @@ def disk_check(storage: str, free: int | None, rooms: Sequence[tuple[str, Room]]
 
 
 def model_check(missing: Mapping[str, Mapping[str, str]]) -> Check:
-    """Args:
-    missing: by node, by model, why its files cannot be had there.
+    """Report the models whose files cannot be found on some node.
+
+    Args:
+        missing: by node, by model, why its files cannot be found there.
     """
     hint = "give a folder that every node mounts at this path, or have it downloaded into the node's hub cache"
     findings = [
@@ -107,17 +110,20 @@ def model_check(missing: Mapping[str, Mapping[str, str]]) -> Check:
 
 
 def wandb_check(mode: Literal["offline", "online", "disabled"], account: WandbAccount | None) -> Check:
-    """Args:
-    account: as it was found; None: nothing is to be sent.
+    """Report whether W&B can be used.
+
+    Args:
+        mode: the setting ``wandb.mode``.
+        account: the account; None: nothing is to be sent.
     """
     if account is None:
         passed = {"offline": "offline: written into the run directory, for `wandb sync`", "disabled": "disabled"}
         return Check("W&B", passed[mode])
     hint = "until then runs are written offline, for `wandb sync`"
     if not account.has_key:
-        what = f"wandb.mode is online, but neither WANDB_API_KEY nor the netrc file has a key for {account.server}"
-        return Check("W&B", "", (Finding("warning", what, f"export one or run `wandb login`; {hint}"),))
+        problem = f"wandb.mode is online, but neither WANDB_API_KEY nor the netrc file has a key for {account.server}"
+        return Check("W&B", "", (Finding("warning", problem, f"export one or run `wandb login`; {hint}"),))
     if account.problem is not None:
-        what = f"wandb.mode is online, but {account.server} cannot be used: {account.problem}"
-        return Check("W&B", "", (Finding("warning", what, f"fix the key or the network; {hint}"),))
+        problem = f"wandb.mode is online, but {account.server} cannot be used: {account.problem}"
+        return Check("W&B", "", (Finding("warning", problem, f"fix the key or the network; {hint}"),))
     return Check("W&B", f"{account.server} takes the key")

@@ -71,11 +71,11 @@ def require_ready(needs: Needs, started_here: bool) -> None:
     """
     checks = inspect_cluster(needs, started_here, thorough=False).checks
     checks += inspect_wandb(needs)
-    found = [(check.name, finding) for check in checks for finding in check.findings]
-    for name, finding in found:
+    findings = [(check.name, finding) for check in checks for finding in check.findings]
+    for name, finding in findings:
         if finding.severity != "error":
             logger.log(LOG_LEVELS[finding.severity], "note: %s: %s", name, finding)
-    errors = [f"{name}: {finding}" for name, finding in found if finding.severity == "error"]
+    errors = [f"{name}: {finding}" for name, finding in findings if finding.severity == "error"]
     if len(errors) == 1:
         raise NotReady(f"not started: {errors[0]}")
     if errors:
@@ -99,21 +99,21 @@ def doctor(sweep: Sweep | None, storage: str | None, address: str | None, as_jso
     if sweep is not None:
         check, needs = _prepare(sweep)
         checks.append(check)
-    looked = ClusterReport([], [], {}, {})
+    report = ClusterReport([], [], {}, {})
     try:
         with ray_session(address) as started_here:
-            looked = inspect_cluster(needs, started_here, thorough=True)
+            report = inspect_cluster(needs, started_here, thorough=True)
     except ClusterError as error:
-        what, _, hint = str(error).rpartition("; ")
-        checks.append(Check("Ray", "", (Finding("error", what, hint),)))
-    checks += looked.checks
+        problem, _, hint = str(error).rpartition("; ")
+        checks.append(Check("Ray", "", (Finding("error", problem, hint),)))
+    checks += report.checks
     checks += inspect_wandb(needs)
-    print(json.dumps(_document(checks, looked), indent=2) if as_json else table(checks))
+    print(json.dumps(_document(checks, report), indent=2) if as_json else table(checks))
     return 2 if any(finding.severity == "error" for check in checks for finding in check.findings) else 0
 
 
 def _prepare(sweep: Sweep) -> tuple[Check, Needs]:
-    """What ``run`` does before it connects: rows read, tokenized and cached, models loaded, features planned."""
+    """Do what ``run`` does before it connects: read, tokenize and cache rows, load models, plan features."""
     try:
         plan = plan_sweep(sweep)
     except InputError as error:
@@ -128,20 +128,20 @@ def _prepare(sweep: Sweep) -> tuple[Check, Needs]:
 
 @dataclass(frozen=True)
 class ClusterReport:
-    """At a cluster."""
+    """The checks of a cluster and what its nodes answered."""
 
     checks: list[Check]
     nodes: list[Node]
-    facts: dict[str, NodeInfo]  # by the nodes' ids
+    infos: dict[str, NodeInfo]  # by the nodes' ids
     needs: dict[str, NodeNeeds]  # likewise
 
 
 def inspect_cluster(needs: Needs, started_here: bool, thorough: bool) -> ClusterReport:
-    """Ask every node of the Ray that is connected, and judge the answers.
+    """Ask every node of the connected Ray, and check the answers.
 
     Args:
         started_here: its one node is this machine with this environment, which answers without a task.
-        thorough: look at GPUs no one asks for, and in a process of its own even here.
+        thorough: count GPUs that no trial requests too, and in a process of its own even here.
     """
     nodes = alive_nodes()
     asks_for_gpus = any(asked.gpus_per_worker for _, asked in needs.placements)
@@ -159,42 +159,46 @@ def inspect_cluster(needs: Needs, started_here: bool, thorough: bool) -> Cluster
         )
         known = needs.forecast or Forecast({}, {}, 0, 0)
         models = {name: PACKAGED_MODULE if name == PACKAGED_MODEL else None for name in needs.models}
-        of_sweep = (known.tokens, known.features, needs.features_dir)
+        sweep_needs = (known.tokens, known.features, needs.features_dir)
         if started_here:
-            facts = {node.id: probe_node(node.id, question) for node in nodes}
+            infos = {node.id: probe_node(node.id, question) for node in nodes}
             silent: dict[str, str] = {}
-            driver = facts[nodes[0].id]
-            found = {
-                node.id: inspect_for_sweep(node.id, *of_sweep, {}) for node in nodes
-            }  # the models were loaded here
+            driver = infos[nodes[0].id]
+            needs_by_node = {  # the models were loaded here
+                node.id: inspect_for_sweep(node.id, *sweep_needs, {}) for node in nodes
+            }
         else:
             driver = probe_node("driver", {**question, "gcs_address": "", "storage": None, "gpus": "no"})
             answers = run_on_nodes(nodes, probe_node, question)
-            facts, silent = answers.results, answers.silent
-            with_code = [node for node in nodes if node.id in facts and facts[node.id]["code"] is not None]
-            sweep_answers = run_on_nodes(with_code, inspect_for_sweep, *of_sweep, models)
-            found, silent = sweep_answers.results, silent | sweep_answers.silent
+            infos, silent = answers.results, answers.silent
+            with_code = [node for node in nodes if node.id in infos and infos[node.id]["code"] is not None]
+            sweep_answers = run_on_nodes(with_code, inspect_for_sweep, *sweep_needs, models)
+            needs_by_node, silent = sweep_answers.results, silent | sweep_answers.silent
         reported = storage.reported(nodes)
     checks = [
         nodes_check(nodes, silent),
-        versions_check(driver, nodes, facts, ours="tailsweep"),
-        token_check(driver, nodes, facts),
-        state_api_check(nodes, facts),
-        storage_check(needs.storage, storage.refused, nodes, facts, reported),
+        versions_check(driver, nodes, infos, ours="tailsweep"),
+        token_check(driver, nodes, infos),
+        state_api_check(nodes, infos),
+        storage_check(needs.storage, storage.refused, nodes, infos, reported),
     ]
     if gpus != "no" or thorough:
-        checks.append(gpu_check(nodes, facts))
+        checks.append(gpu_check(nodes, infos))
     checks.append(request_check(needs.placements))
     free = None if "://" in needs.storage else free_bytes(Path(needs.storage).expanduser().absolute())
-    rooms = [(node.name, room) for node in nodes if node.id in found for room in found[node.id]["rooms"]]
+    rooms = [
+        (node.name, room) for node in nodes if node.id in needs_by_node for room in needs_by_node[node.id]["rooms"]
+    ]
     checks.append(disk_check(needs.storage, free, rooms, needs.forecast))
     if needs.models:
-        checks.append(model_check({node.name: found[node.id]["models"] for node in nodes if node.id in found}))
-    return ClusterReport(checks, nodes, facts, found)
+        checks.append(
+            model_check({node.name: needs_by_node[node.id]["models"] for node in nodes if node.id in needs_by_node})
+        )
+    return ClusterReport(checks, nodes, infos, needs_by_node)
 
 
 def table(checks: Sequence[Check]) -> str:
-    """A line for each thing that is as it should be, and for each finding."""
+    """Return one line for each check that passed, and for each finding."""
     rows = []
     for check in checks:
         if all(finding.severity == "note" for finding in check.findings):
@@ -207,13 +211,13 @@ def table(checks: Sequence[Check]) -> str:
     return "\n".join([*lines, "", end + (f"; {warnings} warning(s)" if warnings else "")])
 
 
-def _document(checks: Sequence[Check], looked: ClusterReport) -> dict[str, Any]:
+def _document(checks: Sequence[Check], report: ClusterReport) -> dict[str, Any]:
     nodes = []
-    for node in looked.nodes:
-        facts: Mapping[str, Any] = looked.facts.get(node.id, {})
-        shown = {"python": facts.get("python"), "packages": facts.get("packages"), "gpus_seen": facts.get("gpus")}
-        rooms = looked.needs[node.id]["rooms"] if node.id in looked.needs else []
-        nodes.append({**asdict(node), "answered": bool(facts), **shown, "rooms": rooms})
+    for node in report.nodes:
+        info: Mapping[str, Any] = report.infos.get(node.id, {})
+        shown = {"python": info.get("python"), "packages": info.get("packages"), "gpus_seen": info.get("gpus")}
+        rooms = report.needs[node.id]["rooms"] if node.id in report.needs else []
+        nodes.append({**asdict(node), "answered": bool(info), **shown, "rooms": rooms})
     return {
         "ok": not any(finding.severity == "error" for check in checks for finding in check.findings),
         "checks": [asdict(check) for check in checks],

@@ -23,8 +23,8 @@ class Needs:
     wandb: WandbConfig | None = None  # None: nothing is to be sent
 
     def __or__(self, other: "Needs") -> "Needs":
-        """Both, one after the other."""
-        known = [one.forecast for one in (self, other) if one.forecast is not None]
+        """Return the needs of both, one run after the other."""
+        known = [needs.forecast for needs in (self, other) if needs.forecast is not None]
         return Needs(
             self.storage,
             self.placements + tuple(asked for asked in other.placements if asked not in self.placements),

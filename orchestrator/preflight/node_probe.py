@@ -25,6 +25,8 @@ class Room(TypedDict):
 
 
 class NodeNeeds(TypedDict):
+    """What a sweep needs, as one node has it."""
+
     rooms: list[Room]  # the cache, and the folder of the features where that is another
     models: dict[str, str]  # why a model's files cannot be had, by its name; of the others nothing
 
@@ -36,7 +38,7 @@ def inspect_for_sweep(
     features_dir: str | None,
     models: Mapping[str, str | None],
 ) -> NodeNeeds:
-    """Run on a node, or in the driver for its own.
+    """Inspect this node's folders and models. Runs as a task on a node, or in the driver for its own.
 
     Args:
         tokens, features: bytes of the sweep's entries in the cache, by their keys.
@@ -44,17 +46,17 @@ def inspect_for_sweep(
         models: the models' names, each with the module that carries its files where it is installed.
     """
     cache = default_cache_dir()
-    of_features = cache_folder(features_dir)
-    needed = {cache: 0} | {of_features: 0}
-    for folder, kind, entries in ((cache, "tokens", tokens), (of_features, "features", features)):
+    features_folder = cache_folder(features_dir)
+    needed = {cache: 0} | {features_folder: 0}
+    for folder, kind, entries in ((cache, "tokens", tokens), (features_folder, "features", features)):
         needed[folder] += sum(size for key, size in entries.items() if not (folder / kind / key).is_dir())
     rooms = [Room(folder=str(folder), free=free_bytes(folder), lacking=size) for folder, size in needed.items()]
-    found = {name: missing_model(name, module) for name, module in models.items()}
-    return NodeNeeds(rooms=rooms, models={name: reason for name, reason in found.items() if reason is not None})
+    missing = {name: missing_model(name, module) for name, module in models.items()}
+    return NodeNeeds(rooms=rooms, models={name: reason for name, reason in missing.items() if reason is not None})
 
 
 def missing_model(name: str, module: str | None) -> str | None:
-    """Why the configuration and weights of a model are not to be had here, or None. Loads none of them."""
+    """Return why the configuration and weights of a model cannot be found here, or None. Loads nothing."""
     if module is not None and importlib.util.find_spec(module) is not None:
         return None
     folder = Path(name)

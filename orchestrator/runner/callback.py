@@ -72,12 +72,14 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         return {}
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Note that a trial runs."""
         name = trial.config["trial"]["name"]
         self._began.setdefault(name, time.monotonic())
         self._track(name)
         self.progress.started(name)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
+        """Record a trial's report, and log its notice."""
         name = trial.config["trial"]["name"]
         if report_keys.NOTICE in result:
             self.progress.noticed(name, result[report_keys.NOTICE])
@@ -97,6 +99,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self.progress.reported(name, row)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Record the end of a trial that has nothing left to do."""
         name = trial.config["trial"]["name"]
         verdict = settled(self.records, self.scheduler, self.metric, name)
         if verdict is None and name in self.failures:
@@ -107,6 +110,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
             self._or_stop(lambda: self.end(name, *verdict))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Record a trial whose process died for good."""
         name, reason = trial.config["trial"]["name"], _failure_reason(trial.error_file)
         if trial.should_recover() or _is_reported_twice(trial.error_file):
             # If a reused process dies before the next trial has begun in it, Tune (2.60) counts the death twice, for
@@ -119,12 +123,13 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self._or_stop(lambda: self.end(name, TrialState.FAILED, reason))
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Log that a trial continues after its process died."""
         name = trial.config["trial"]["name"]
         self.progress.noticed(name, f"{_failure_reason(trial.error_file)}; continues from its last checkpoint")
 
     @property
     def seconds(self) -> float:
-        """That trials have run for so far, summed over them."""
+        """Return the seconds that trials have run for so far, summed over them."""
         now = time.monotonic()
         return sum(self._seconds_before.values()) + sum(now - began for began in self._began.values())
 
@@ -232,6 +237,7 @@ class StopWhenAsked(tune.Stopper):  # type: ignore[misc]
         return False
 
     def stop_all(self) -> bool:
+        """Return whether the sweep is to stop."""
         return self.callback.stopped is not None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -240,7 +246,7 @@ class StopWhenAsked(tune.Stopper):  # type: ignore[misc]
 
 
 def settled(records: Records, scheduler: StageASHA | None, metric: str, name: str) -> tuple[TrialState, str] | None:
-    """State and reason of a trial whose end follows from its history; None while it has work left."""
+    """Return state and reason of a trial whose end follows from its history; None while it has work left."""
     history = records.history_of(name)
     if not history:
         return None

@@ -82,9 +82,9 @@ class SweepRunner:
         """Run stage one of every trial; returns whether all of them are through it."""
         began = time.monotonic()
         in_stage_one = placement(self.sweep, report_keys.STAGE_ONE)
-        entered = [trial for trial in self.unfinished if not self._has_done_stage_one(trial)]
-        on_features = [trial for trial in entered if self.environment.inputs_of(trial.config).features is not None]
-        live = [trial for trial in entered if trial not in on_features]
+        unstarted = [trial for trial in self.unfinished if not self._has_done_stage_one(trial)]
+        on_features = [trial for trial in unstarted if self.environment.inputs_of(trial.config).features is not None]
+        live = [trial for trial in unstarted if trial not in on_features]
         all_on_features = all(inputs.features is not None for inputs in self.environment.inputs_key.values())
         reused = TuneRequest(Phase.STAGE_ONE_REUSED, on_features, in_stage_one, features, may_draw=all_on_features)
         self.run_phase(reused)
@@ -93,7 +93,7 @@ class SweepRunner:
             return False
         if not all(self._has_done_stage_one(trial) for trial in self.unfinished):
             return False
-        if entered:
+        if unstarted:
             logger.info(f"phase one: {len(self.records.root_trials)} trials in {time.monotonic() - began:.0f} s")
         return True
 
@@ -123,10 +123,10 @@ class SweepRunner:
     def _is_cut_short(self, request: TuneRequest) -> bool:
         """Whether Tune has ended before its trials: by Ctrl-C, say."""
         ended = self.records.outcomes.keys() | self.callback.given_up.keys()
-        left = [trial for trial in request.trials if trial.name not in ended]
+        remaining = [trial for trial in request.trials if trial.name not in ended]
         if request.phase != Phase.BOTH_STAGES:
-            left = [trial for trial in left if not self._has_done_stage_one(trial)]
-        return self.callback.stopped is not None or bool(left)
+            remaining = [trial for trial in remaining if not self._has_done_stage_one(trial)]
+        return self.callback.stopped is not None or bool(remaining)
 
     def _has_done_stage_one(self, trial: TrialRecord) -> bool:
         return stage_one_end(self.records, trial.name, self.sweep.config.metric) is not None
@@ -148,10 +148,10 @@ class SweepRunner:
     def _entries(self) -> Sequence[Entry]:
         """Return the features of the trials that have stage one before them, drawn already or to be drawn."""
         entries: dict[str, Entry] = {}
-        left = [trial.config for trial in self.unfinished if not self._has_done_stage_one(trial)]
+        configs = [trial.config for trial in self.unfinished if not self._has_done_stage_one(trial)]
         if self.sweep.config.search == "optuna" and len(self.records.root_trials) < self.sweep.num_trials:
-            left += [trial_config.model_dump(mode="json") for trial_config in self.sweep.representative_trials()]
-        for trial_config in left:
+            configs += [trial_config.model_dump(mode="json") for trial_config in self.sweep.representative_trials()]
+        for trial_config in configs:
             inputs = self.environment.inputs_of(trial_config)
             if inputs.features is not None:
                 plan = self.environment.features[inputs.features]

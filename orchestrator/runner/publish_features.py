@@ -60,7 +60,7 @@ def publish_features(
 
     Raises:
         FeatureError: they cannot be made.
-        StorageError: the run directory continues refusing them.
+        StorageError: the run directory keeps refusing them.
     """
     task = ray.remote(num_cpus=placement.cpus_per_worker, num_gpus=placement.gpus_per_worker)(_make_one_part)
     sources = {}
@@ -76,34 +76,35 @@ def publish_features(
             continue
         run.make_folder(folder)
         rows = (entry.data_key, run.uri(f"{DATA_FOLDER}/{entry.data_key}"))
-        tasks = [task.remote(entry.config, *rows, plan.dump(), run.uri(folder), part, parts) for part in range(parts)]
-        what = f"making features: {plan.split_point}, {plan.num_bytes / 1e6:,.0f} MB"
+        part_set = PartSet(run.uri(folder), parts)
+        tasks = [task.remote(entry.config, *rows, plan.dump(), part_set, index) for index in range(parts)]
+        description = f"making features: {plan.split_point}, {plan.num_bytes / 1e6:,.0f} MB"
         try:
-            _wait(tasks, what, console)
+            _wait(tasks, description, console)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
             if isinstance(cause, StorageError):
                 raise cause from None
             reason = describe_error(cause, line="last")
             raise FeatureError(
-                f"{what}: {reason}; fix that and continue by `{run.resume_command}`, or start again with "
+                f"{description}: {reason}; fix that and continue by `{run.resume_command}`, or start again with "
                 "`--set features.cache=off`"
             ) from None
     return sources
 
 
-def _wait(tasks: Sequence[Any], what: str, console: Console) -> None:
-    """Until all are done, or one failed and the others are ended; a bar in a terminal, a line elsewhere."""
-    logger.info(what)
+def _wait(tasks: Sequence[Any], description: str, console: Console) -> None:
+    """Wait until all are done; a failure cancels the others. Shows a bar in a terminal, a line elsewhere."""
+    logger.info(description)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         shown = bar.add_task("", total=len(tasks))
-        left = list(tasks)
-        while left:
-            done, left = ray.wait(left, num_returns=1)
+        pending = list(tasks)
+        while pending:
+            done, pending = ray.wait(pending, num_returns=1)
             try:
                 ray.get(done)
             except ray.exceptions.RayError:
-                for other in left:
+                for other in pending:
                     ray.cancel(other, force=True)
                 raise
             bar.advance(shown, len(done))
@@ -132,17 +133,16 @@ def _make_one_part(
     data_key: str,
     published_data: str,
     plan: dict[str, Any],
-    location: str,
-    part: int,
-    of: int,
+    parts: PartSet,
+    index: int,
 ) -> None:
-    """A Ray task. Its process is used for several parts, and keeps the model between them."""
+    """Make one part of an entry, as a Ray task. Its process is reused, and keeps the model between parts."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = fetch_prepared(data_key, published_data, default_cache_dir())
     model = _model(TrialConfig.model_validate(trial_config).model_dump_json(), data.label_names)
-    make_part(FeaturePlan.load(plan), model, data, PartSet(location, of), part, device)
+    make_part(FeaturePlan.load(plan), model, data, parts, index, device)
 
 
 @lru_cache(maxsize=1)

@@ -126,11 +126,11 @@ def resume_sweep(location: str, console: Console, options: RunOptions) -> int:
         sweep = read_sweep(run)
         environment = read_environment(run)
         to_draw = sweep.num_trials - len(records.root_trials)
-        left = to_draw + sum(trial.name not in records.outcomes for trial in records.trials)
-        logger.info(f"sweep {run.name}: {left} of {to_draw + len(records.trials)} trials left")
+        unfinished = to_draw + sum(trial.name not in records.outcomes for trial in records.trials)
+        logger.info(f"sweep {run.name}: {unfinished} of {to_draw + len(records.trials)} trials left")
         plan = plan_resumed_sweep(sweep, records, environment)
         with ray_session(options.address) as started_here:
-            if left and not options.checked:
+            if unfinished and not options.checked:
                 require_ready(needs_of(plan, folder_of_runs(run)), started_here)
             return StartedSweep(run, plan, environment, records, console, options.export).finish()
 

@@ -84,8 +84,8 @@ class TuneRunner:
 
     def run(self, request: TuneRequest) -> None:
         """Run trials until Tune is done with them, or until it is interrupted."""
-        left = self.sweep.num_trials - len(self.records.root_trials)
-        to_draw = left if request.may_draw and self.config.search == "optuna" else None
+        undrawn = self.sweep.num_trials - len(self.records.root_trials)
+        to_draw = undrawn if request.may_draw and self.config.search == "optuna" else None
         if not request.trials and not to_draw:
             return
         slots = self._slots(request)

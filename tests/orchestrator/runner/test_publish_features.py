@@ -22,8 +22,8 @@ def test_a_part_that_cannot_be_written_ends_the_sweep_and_says_what_to_do(
 
         from tailsweep.trainables.errors import DataError
 
-        part = arguments[-2]
-        if part == 1:
+        index = arguments[-1]
+        if index == 1:
             time.sleep(600)  # is ended with the first
         raise DataError("cannot write the features: No space left on device")
 
