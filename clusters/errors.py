@@ -6,7 +6,7 @@ MAX_CHARACTERS = 300
 
 
 def describe_error(error: BaseException, lines: Literal["all", "first", "last"] = "all") -> str:
-    """Describe an exception in one line.
+    r"""Describe an exception in one line.
 
     Args:
         error: The exception.
@@ -16,9 +16,9 @@ def describe_error(error: BaseException, lines: Literal["all", "first", "last"] 
         At most ``MAX_CHARACTERS`` of the lines, joined by spaces; the exception's type for one without a message.
 
     Example:
-        >>> describe_error(OSError("no route\\nto host"))
+        >>> describe_error(OSError("no route\nto host"))
         'no route to host'
-        >>> describe_error(OSError("no route\\nto host"), "first")
+        >>> describe_error(OSError("no route\nto host"), "first")
         'no route'
         >>> describe_error(OSError())
         'OSError'

@@ -102,11 +102,11 @@ def test_long_sentences_are_found(tmp_path: Path):
     assert rules["mean words of a sentence, in the worst page"].count == 40.5
 
 
-def test_informational_rules_list_their_offenders(tmp_path: Path):
+def test_missing_docstrings_and_calls_that_compute_again_are_listed(tmp_path: Path):
     code = "def find_distributions(): ...\ndef _private(): ...\nclass A:\n    'Documented.'\n    def f(self): ...\n"
     rules = results(tmp_path, {"clusters/a.py": code, "clusters/b.py": "find_distributions()\n"})
     rule = rules["public functions and classes without a docstring"]
-    assert (rule.broken, rule.offenders) == (False, ["clusters/a.py:1 find_distributions", "clusters/a.py:5 f"])
+    assert (rule.broken, rule.offenders) == (True, ["clusters/a.py:1 find_distributions", "clusters/a.py:5 f"])
     assert rules["calls of `find_distributions` outside its module"].offenders == ["clusters/b.py:1"]
 
 

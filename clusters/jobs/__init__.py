@@ -1,0 +1,1 @@
+"""Ray's job server: submit, follow, stop."""

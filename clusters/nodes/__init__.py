@@ -1,0 +1,1 @@
+"""Nodes asked and checked."""

@@ -1,0 +1,1 @@
+"""A cluster's definition as files for its launcher."""

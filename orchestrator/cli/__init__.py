@@ -1,0 +1,1 @@
+"""The command line: one command calls one public function."""

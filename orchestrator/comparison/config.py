@@ -13,7 +13,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 from tailsweep.orchestrator.config.errors import ConfigIssue, SweepConfigError, did_you_mean, find_issues, show
 from tailsweep.orchestrator.config.schema import FolderName, Storage
-from tailsweep.orchestrator.config.search_space import find_distributions, num_different
+from tailsweep.orchestrator.config.search_space import num_different
 from tailsweep.orchestrator.config.sweep import Sweep, deep_merge, sweep_of, with_overrides
 from tailsweep.orchestrator.config.tree import Tree
 from tailsweep.orchestrator.config.yaml_io import read_sweep_file
@@ -234,7 +234,7 @@ def _with(written: object, fields: Tree) -> object:
 
 
 def _num_trials(config: ComparisonConfig, sweep: Sweep) -> int:
-    different = num_different(find_distributions(sweep.config.drawn_tree))
+    different = num_different(sweep.config.drawn_distributions)
     if sweep.config.search == "grid":
         rule = "a grid is as large as it is, whatever the budget: say random or optuna, and choice in place of grid"
         raise SweepConfigError("", [f"search: is grid, but {rule}"])

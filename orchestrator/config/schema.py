@@ -13,6 +13,7 @@ from tailsweep.orchestrator.config.redaction import HINT, has_a_secret
 from tailsweep.orchestrator.config.search_space import (
     MAX_TRIALS,
     SECTIONS,
+    Distribution,
     Search,
     find_distributions,
     point_values,
@@ -176,7 +177,17 @@ class SweepConfig(Section):
         return substitute(self.trial_tree, {field: distribution.values[0] for field, distribution in swept.items()})
 
     @property
+    def trial_distributions(self) -> dict[str, Distribution]:
+        """Return every distribution of ``trial_tree`` by dotted field."""
+        return find_distributions(self.trial_tree)
+
+    @property
+    def drawn_distributions(self) -> dict[str, Distribution]:
+        """Return every distribution of ``drawn_tree`` by dotted field."""
+        return find_distributions(self.drawn_tree)
+
+    @property
     def point_values(self) -> list[Tree]:
         """Return ``initial_points`` by dotted field."""
-        distributions = find_distributions(self.trial_tree)
+        distributions = self.trial_distributions
         return [point_values(thaw(point), distributions)[0] for point in self.initial_points]

@@ -23,7 +23,6 @@ from tailsweep.orchestrator.config.search_space import (
     Trial,
     distribution_issues,
     expand_promoted,
-    find_distributions,
     is_distribution,
     num_different,
     probe_issues,
@@ -113,7 +112,7 @@ class Sweep:
         There is one for every combination of the settings that examples and features depend on.
         """
         tree = self.config.trial_tree
-        distributions = find_distributions(tree)
+        distributions = self.config.trial_distributions
         firsts = {field: distribution.probes()[0][0] for field, distribution in distributions.items()}
         deciding = [field for field in distributions if decides_features(field)]
         combinations = itertools.product(*(distributions[field].values for field in deciding))
@@ -246,7 +245,7 @@ def sweep_of(tree: Tree, source: str, malformed: Sequence[ConfigIssue] = ()) -> 
 
     filled = {section: _filled(_mapping(tree, section), _dumps(trial_configs, section)) for section in SECTIONS}
     config = SweepConfig.model_validate(tree | filled)
-    distributions = find_distributions(config.trial_tree)
+    distributions = config.trial_distributions
     issues = count_issues(config) + asha_issues(config, trial_configs) + stage_two_search_issues(config)
     _raise_any(issues + search_issues(config, distributions), source)
     sweep = Sweep.resolved(config, config.name or _default_name("sweep"), config.num_trials or _default_count(config))
@@ -314,7 +313,7 @@ def _filled(written: Tree, dumps: Sequence[Tree]) -> Tree:
 
 
 def _default_count(config: SweepConfig) -> int:
-    different = num_different(find_distributions(config.drawn_tree))
+    different = num_different(config.drawn_distributions)
     if config.search == "grid":
         assert different is not None
         return different

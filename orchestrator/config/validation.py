@@ -32,7 +32,7 @@ SMALLEST_TELLING_BETA = 0.999
 
 def count_issues(config: SweepConfig) -> list[ConfigIssue]:
     """Check that all trials can be different."""
-    distributions = find_distributions(config.drawn_tree)
+    distributions = config.drawn_distributions
     different, asked = num_different(distributions), config.num_trials
     path = ("num_trials",)
     if config.search == "grid":
@@ -43,7 +43,7 @@ def count_issues(config: SweepConfig) -> list[ConfigIssue]:
             return [ConfigIssue(path, f"{rule}{by_method}")]
         doubled = [
             ConfigIssue(tuple(field.split(".")), "names a value twice: its trials would be the same")
-            for field, distribution in find_distributions(config.trial_tree).items()
+            for field, distribution in config.trial_distributions.items()
             if distribution.num_values() != len(distribution.values)
         ]
         if asked not in (None, different) and not doubled:
@@ -67,7 +67,7 @@ def count_issues(config: SweepConfig) -> list[ConfigIssue]:
 
 def _lists_of_method(config: SweepConfig) -> str | None:
     """Describe the fields that only the method's preset sweeps; None if there are none."""
-    swept, preset = find_distributions(config.trial_tree), find_distributions(dict(METHODS[config.method]))
+    swept, preset = config.trial_distributions, find_distributions(dict(METHODS[config.method]))
     fields = [field for field, distribution in preset.items() if swept.get(field) == distribution]
     if not fields:
         return None

@@ -1,0 +1,1 @@
+"""What a running sweep shows: console, log, W&B."""

@@ -88,7 +88,7 @@ class Tracker:
         self._end(run, exit_code=1 if summary.get("state") == TrialState.FAILED else 0)
 
     def finish_sweep(self, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
-        """The sweep's own run: its configuration, the chosen trial and its test metrics."""
+        """Write the sweep's own run: its configuration, the chosen trial and its test metrics."""
         run = self._init("sweep", "sweep", settings)
         run.summary.update({key: value for key, value in summary.items() if value is not None})
         self._end(run, exit_code=0)
@@ -192,8 +192,10 @@ class Tracker:
         )
 
     def _drop_earlier(self, name: str, current: Path) -> None:
-        """Remove what was written of a run and not uploaded, by an earlier process or in vain: the run begun now holds
-        all of it, and more surely."""
+        """Remove what was written of a run and not uploaded.
+
+        An earlier process wrote it, or this one in vain: the run begun now has all of it.
+        """
         kinds = {"offline": ("offline-run", "run"), "online": ("offline-run",), "disabled": ()}
         for kind in kinds[self.mode]:
             for folder in self.folder.glob(f"wandb/{kind}-????????_??????-{run_id(self.sweep, name)}"):
@@ -210,8 +212,10 @@ def _rename_as_offline(folder: Path) -> None:
 
 
 def upload_runs(folder: Path, run: RunDirectory) -> None:
-    """Copy what W&B has written below a local folder to a run directory, which is elsewhere, in place of what an
-    earlier process has put there of the same runs: see ``Tracker._drop_earlier``."""
+    """Copy what W&B has written below a local folder to a run directory elsewhere.
+
+    It replaces what an earlier process has put there of the same runs: see ``Tracker._drop_earlier``.
+    """
     for local in sorted((folder / WANDB_FOLDER).glob("*run-*")):
         if (new := RUN_FOLDER.fullmatch(local.name)) is None:
             continue
@@ -228,19 +232,19 @@ def uploaded_runs(run: RunDirectory) -> set[str]:
 
 
 def logged_values(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A report's values under the names W&B gets: ``stage_one/validation/macro_f1`` and so on; None is left out."""
+    """Return a report's values under W&B's names: ``stage_one/validation/macro_f1`` and so on; None is left out."""
     stage = report[report_keys.STAGE]
     values = {f"{stage}/{key}": value for key, value in report.items() if key not in NOT_LOGGED and value is not None}
     return {f"{stage}/{report_keys.EPOCH}": report[report_keys.EPOCH], **values}
 
 
 def run_id(sweep: str, trial: str) -> str:
-    """The fixed W&B id of a trial: the same whenever the sweep is resumed."""
+    """Return the fixed W&B id of a trial: the same whenever the sweep is resumed."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{sweep}-{trial}")
 
 
 def sync_command(folder: str) -> str:
-    """The line that uploads what was logged offline below ``folder``."""
+    """Return the line that uploads what was logged offline below ``folder``."""
     return f"wandb sync {shlex.quote(folder)}"
 
 
@@ -256,5 +260,5 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def settings_of(trial_config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's W&B config: its whole configuration under dotted names, and what was swept by itself."""
+    """Return a trial's W&B config: its whole configuration under dotted names, and what was swept by itself."""
     return {**flatten(trial_config), "swept": dict(values)}

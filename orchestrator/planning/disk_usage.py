@@ -37,7 +37,7 @@ class CheckpointBytes:
 
 
 def checkpoint_bytes(model: nn.Module, trial_config: TrialConfig) -> CheckpointBytes:
-    """Sets what trains on the model."""
+    """Return the sizes of a trial's checkpoints. Sets what trains on the model."""
     trained: set[str] = set()
     with_moments = []
     for stage in report_keys.STAGES:
@@ -85,7 +85,7 @@ def forecast(
     sizes: CheckpointBytes,
     published: bool = False,
 ) -> Forecast:
-    """What is to come.
+    """Estimate what the sweep will write.
 
     Args:
         trials: how many have something left to do.

@@ -1,5 +1,8 @@
-"""What is done before Ray starts: every trial's rows tokenized, its model and the sweep's metric checked, and the
-features planned that stage one will train on."""
+"""What is done before Ray starts.
+
+Every trial's rows are tokenized, its model and the sweep's metric are checked, and the features are planned that
+stage one will train on.
+"""
 
 import json
 import logging
@@ -110,8 +113,11 @@ def prepare_trials(
 
 
 def _check_models(trial_configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, nn.Module], CheckpointBytes]:
-    """Every different model once, with everything that some trial wants trained in it; by their dumped configs.
-    And what their checkpoints will take."""
+    """Check every different model once, with everything that some trial trains in it.
+
+    Returns:
+        The models by their dumped configs, and the sizes of their checkpoints.
+    """
     checked: dict[str, CheckpointBytes] = {}
     models: dict[str, nn.Module] = {}
     for dumped in trial_configs:
@@ -131,7 +137,7 @@ def _check_models(trial_configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str,
 def _plan(
     trial_config: TrialConfig, model: nn.Module, rows: PreparedData, config: FeaturesConfig
 ) -> FeaturePlan | str | None:
-    """The features of a trial's stage one, or why its trunk is run live; None where nothing would be cached anyway."""
+    """Return the features of a trial's stage one, or why its trunk is run live; None if there is nothing to cache."""
     if config.cache == "off" or trial_config.stage_one.epochs == 0:
         return None
     plan = plan_features(model, trial_config.stage_one, rows, config.dtype, torch.device("cpu"))

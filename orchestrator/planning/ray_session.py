@@ -53,8 +53,9 @@ def ray_session(address: str | None) -> Iterator[bool]:
 
 
 def start_local_ray(**settings: Any) -> None:
-    """Start a Ray of this machine alone and connect to it. It listens on 127.0.0.1 only: whoever reaches Ray's ports
-    can run programs.
+    """Start a Ray of this machine alone and connect to it.
+
+    It listens on 127.0.0.1 only: whoever reaches Ray's ports can run programs.
 
     Args:
         settings: of ``ray.init``, beyond those of every sweep.
@@ -72,8 +73,11 @@ def start_local_ray(**settings: Any) -> None:
 
 
 def result_of(task: Any) -> Any:
-    """What a task has returned. What the user or storage is to blame for is raised as the task raised it, without the
-    traceback that Ray makes part of its message."""
+    """Return what a task has returned.
+
+    An error of the input or of storage is raised as the task raised it, without the traceback that Ray puts into its
+    message.
+    """
     try:
         return ray.get(task)
     except ray.exceptions.RayTaskError as error:

@@ -40,7 +40,7 @@ def trial_slots(placement: Placement, stage: Stage = Stage.TWO) -> int:
 
 
 def driver_bundle() -> dict[str, float]:
-    """What the driver of a Train run asks for, which only waits: a byte costs its workers nothing, where a CPU would.
+    """Return what the waiting driver of a Train run requests: a byte costs its workers nothing, a CPU would.
 
     Where some nodes are there for drivers, because others may be taken away, it goes to one of these.
     """
@@ -63,7 +63,7 @@ def _workers_on(node: dict[str, float], placement: Placement) -> int:
 
 
 def placement(sweep: Sweep, stage: Stage) -> Placement:
-    """What one trial asks for in a stage."""
+    """Return what one trial requests in a stage."""
     asked = getattr(sweep.config.resources, stage)
     return Placement(
         workers=asked.workers,

@@ -134,7 +134,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         return sum(self._seconds_before.values()) + sum(now - began for began in self._began.values())
 
     def draw(self, trial: TrialRecord) -> None:
-        """A trial was drawn while the sweep runs: it is recorded before anything is done with it."""
+        """Record a trial that was drawn while the sweep runs, before anything is done with it."""
         write_drawn(self.run, trial)
         self.records.draw(trial)
         self.progress.drawn(trial.name, epochs_of(trial.config))
@@ -151,7 +151,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self.progress.recalled(outcome.trial, outcome.state, best[self.metric] if best else None)
 
     def end(self, name: str, state: TrialState, reason: str) -> None:
-        """A trial is at its end: write its outcome, close its W&B run, say so."""
+        """End a trial: write its outcome, close its W&B run, log it."""
         self._pause(name)
         seconds = self._seconds_before[name] + self._seconds_of_parent(name)
         outcome = Outcome(name, state, reason, round(seconds, 3))
@@ -180,7 +180,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         return 0.0 if parent is None else self.records.outcomes[parent].seconds
 
     def _or_stop(self, write: Callable[[], None]) -> None:
-        """What storage refuses for good ends the sweep, not the trial: it can be resumed.
+        """Do something with storage; if storage refuses for good, stop the sweep, which can be resumed.
 
         From then on nothing more is written: every attempt would take its half minute.
         """
@@ -234,6 +234,7 @@ class StopWhenAsked(tune.Stopper):  # type: ignore[misc]
         self.callback = callback
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Return False: no trial is stopped by itself."""
         return False
 
     def stop_all(self) -> bool:

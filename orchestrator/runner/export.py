@@ -1,6 +1,7 @@
 """The chosen trial -> a Hugging Face model directory with a card and its test metrics.
 
-In a sweep the only reader of test rows. What its ``finish`` asks for is done here, before the test rows are scored."""
+In a sweep the only reader of test rows. What its ``finish`` asks for is done here, before the test rows are scored.
+"""
 
 import json
 import tempfile
@@ -98,7 +99,7 @@ def export_best(chosen: BestTrial) -> list[str]:
 
 
 def predict_test(chosen: BestTrial) -> np.ndarray:
-    """The class (n,) that a trial, made a model as :func:`export_best` makes it, predicts for each test row."""
+    """Return the class that a trial, exported as :func:`export_best` does, predicts for each test row, (n,)."""
     run, trial_config = RunDirectory(chosen["location"]), TrialConfig.model_validate(chosen["config"])
     data = rows_of_run(run, chosen["data_key"])
     model, _, device = _finished(run, chosen, trial_config, data)
@@ -106,14 +107,14 @@ def predict_test(chosen: BestTrial) -> np.ndarray:
 
 
 def rows_of_run(run: RunDirectory, data_key: str) -> PreparedData:
-    """The run's own copy of its tokenized rows, by way of this node's cache."""
+    """Return the run's own tokenized rows, from this node's cache."""
     return fetch_prepared(data_key, run.uri(f"{DATA_FOLDER}/{data_key}"), default_cache_dir())
 
 
 def _finished(
     run: RunDirectory, chosen: BestTrial, trial_config: TrialConfig, data: PreparedData
 ) -> tuple[nn.Module, Postprocessed | None, torch.device]:
-    """The trial's best checkpoint with all that is done after training, on this process's device."""
+    """Return the trial's best checkpoint with all that is done after training, on this process's device."""
     model = build_classifier(trial_config.model, data.label_names, trial_config.seed)
     best = chosen["best"]
     name = checkpoint_name(Stage(best[report_keys.STAGE]), best[report_keys.EPOCH])

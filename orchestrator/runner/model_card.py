@@ -22,7 +22,7 @@ def _card(
     notes: tuple[str, ...],
     finished: Postprocessed | None,
 ) -> str:
-    """The model card: what it is, how to load it, what it scored, what it was trained on."""
+    """Return the model card: what it is, how to load it, what it scored, what it was trained on."""
     native = trial_config.model.head == "native"
     loading = (
         'from transformers import pipeline\n\nclassify = pipeline("text-classification", "path/to/this/folder")'
@@ -78,7 +78,7 @@ Rows: `{trial_config.data.train}`, at most {trial_config.data.max_length} tokens
 
 
 def _postprocess_section(finished: Postprocessed) -> str:
-    """What was done after training, and what it changed on validation rows."""
+    """Return what was done after training, and what it changed on validation rows."""
     steps = "\n".join(
         f"| {step.kind} | {key} | {step.before[key]:.4f} | {step.after[key]:.4f} |"
         for step in finished.steps

@@ -16,7 +16,6 @@ from tailsweep.orchestrator.config.errors import find_issues
 from tailsweep.orchestrator.config.search_space import (
     Distribution,
     Point,
-    find_distributions,
     key_of,
     settings,
     substitute,
@@ -58,7 +57,7 @@ class AdaptiveSearch(Searcher):  # type: ignore[misc]
         self.records = records
         self.state = state
         self.tune_config_of = tune_config_of
-        self.distributions = find_distributions(sweep.config.trial_tree)
+        self.distributions = sweep.config.trial_distributions
         self.study = self._study()
         self._waiting = deque(unfinished)
         self._started: dict[str, tuple[str, str | None]] = {}  # trial id -> trial, and the study's own id of it

@@ -61,8 +61,11 @@ class AugmentationSection(Section):
 
 
 class EDA(AugmentationSection):
-    """Easy data augmentation (Wei & Zou 2019, arXiv 1901.11196): a copy of a row with some of its words changed by one
-    of four operations; each alpha is the share of words it changes, 0 leaves the operation out."""
+    """Easy data augmentation (Wei & Zou 2019, arXiv 1901.11196): a copy of a row with some words changed.
+
+    Each copy is changed by one of four operations; each alpha is the share of words it changes, 0 leaves the operation
+    out.
+    """
 
     kind: Literal["eda"]
     alpha_sr: WordShare = 0.1  # synonym replacement
@@ -100,8 +103,11 @@ class BeamSearch(Section):
 
 
 class BackTranslation(AugmentationSection):
-    """A row translated to another language and back (Shi et al. 2022, PMLR 183). A row's copies come from one pivot
-    after the other; by beam search it has one from each, by sampling as many as its class needs."""
+    """A row translated to another language and back (Shi et al. 2022, PMLR 183).
+
+    A row's copies come from one pivot after the other; by beam search it has one from each, by sampling as many as its
+    class needs.
+    """
 
     kind: Literal["back_translation"]
     pivots: list[Pivot] = Field(
@@ -141,8 +147,11 @@ class Fold(Section):
 
 
 class DataConfig(Section):
-    """Where the rows come from and how they are read. A *source* is a CSV, TSV, JSON-lines or Parquet file, a folder
-    written by ``datasets.save_to_disk``, a hub name (``name`` or ``name:config``) or ``demo://drug-labels``."""
+    """Where the rows come from and how they are read.
+
+    A *source* is a CSV, TSV, JSON-lines or Parquet file, a folder written by ``datasets.save_to_disk``, a hub name
+    (``name`` or ``name:config``) or ``demo://drug-labels``.
+    """
 
     train: str
     validation: Share | str = 0.15  # a source, or the share of all rows to split off, stratified by label

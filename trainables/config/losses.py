@@ -58,8 +58,10 @@ class LDAM(DeferrableWeights):
 
 
 class Focal(DeferrableWeights):
-    """Cross-entropy that rows count less in the surer the model is of them (Lin et al. 2017); with ``beta`` the
-    class-balanced focal loss of Cui et al. 2019."""
+    """Cross-entropy in which a row counts less, the surer the model is of it (Lin et al. 2017).
+
+    With ``beta`` it is the class-balanced focal loss of Cui et al. 2019.
+    """
 
     name: Literal["focal"]
     gamma: NonNegativeFloat = 2.0  # 0: cross-entropy

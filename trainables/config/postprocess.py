@@ -9,8 +9,10 @@ Tau = Literal["auto"] | Annotated[float, Field(ge=0, le=10)]  # auto: the best o
 
 
 class ClassifierRetraining(Section):
-    """cRT (Kang et al. 2020, arXiv 1910.09217): the last linear layer is drawn anew and trained on class-balanced rows
-    with cross-entropy, behind the rest of the model as it is."""
+    """cRT (Kang et al. 2020, arXiv 1910.09217): the last linear layer is trained anew.
+
+    It is drawn anew and trained on class-balanced rows with cross-entropy, behind the rest of the model as it is.
+    """
 
     kind: Literal["crt"]
     learning_rate: float = Field(1e-2, gt=0, le=1)  # of AdamW at the first step; falls linearly to 0

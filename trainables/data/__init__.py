@@ -1,0 +1,1 @@
+"""Sources, splits, tokenization and sampling."""

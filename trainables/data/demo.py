@@ -139,7 +139,7 @@ def class_sizes(num_rows: int) -> dict[str, int]:
 
 
 def _paragraph(label: str, rng: random.Random) -> str:
-    """A sentence of the class, perhaps with another one before or after it; all about the same drug."""
+    """Return a sentence of the class, perhaps with another one before or after it; all about the same drug."""
     templates = [rng.choice(SENTENCES[label])]
     draw = rng.random()
     if draw < FOREIGN_SENTENCE:
@@ -159,7 +159,7 @@ def _sentence(template: str, drug: str, choose: Callable[[list[str]], str]) -> s
 
 
 def _drug_name(rng: random.Random) -> str:
-    """An invented name, such as ``Velotanib``."""
+    """Return an invented name, such as ``Velotanib``."""
     syllables = ["ve", "lo", "ta", "mi", "ra", "zo", "cu", "pe", "xi", "fa", "do", "ne"]
     return "".join(rng.sample(syllables, 2)).capitalize() + rng.choice(
         ["tanib", "pril", "statin", "mab", "zole", "vir", "done"]

@@ -20,7 +20,7 @@ class ImbalanceError(ValueError):
 
 
 def imbalance_rows(labels: Sequence[str], config: ImbalanceConfig) -> NDArray[np.int64]:
-    """The rows that stay, in ascending order.
+    """Return the rows that stay, in ascending order.
 
     Args:
         labels: class of each training row, by name.
@@ -91,5 +91,5 @@ def _class_order(counts: Counter[str], order: Sequence[str] | None) -> list[str]
 
 
 def _floor(rows: float) -> int:
-    """Rounded down, where 59.999999999 is a 60 that floating-point arithmetic missed."""
+    """Round down, where 59.999999999 is a 60 that floating-point arithmetic missed."""
     return math.floor(rows + 1e-9)

@@ -15,7 +15,7 @@ INT64 = range(-(2**63), 2**63)
 
 
 def json_rows(content: str) -> datasets.Dataset:
-    """A column per name, in the order in which they appear; None where a row has no such name, or is null.
+    """Return a column per name, in order of appearance; None where a row has no such name, or is null.
 
     A list of strings has one column, ``text``. Strings, numbers and booleans are columns of their type; what is nested
     or of several types is a column of ``datasets.Json`` values.

@@ -15,7 +15,7 @@ Rows = Literal["original", "oversampled", "class_balanced", "sqrt", "progressive
 
 
 def epoch_rows(kind: Rows, labels: np.ndarray, seed: int, epoch: int, num_epochs: int = 1) -> np.ndarray:
-    """The rows of one epoch, in the order of their visit.
+    """Return the rows of one epoch, in the order of their visit.
 
     Visits are counts, not draws: those of two rows of one class differ by one at most, and no row of a class comes
     again before all have come.
@@ -64,7 +64,7 @@ def num_rows(kind: Rows, class_counts: np.ndarray) -> int:
 
 
 def steps(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """The rows of each optimizer step, in order: ``batch_size`` of them, in the last step what is left."""
+    """Return the rows of each optimizer step, in order: ``batch_size`` of them, in the last step the remainder."""
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
@@ -78,7 +78,7 @@ class Span(NamedTuple):
 
 
 def stage_spans(epochs: int, num_steps: int, evaluations: int, done: float = 0) -> Iterator[Span]:
-    """What is left of a stage when ``done`` of its epochs are done, in order.
+    """Yield what remains of a stage when ``done`` of its epochs are done, in order.
 
     Args:
         epochs: of the stage.
@@ -96,7 +96,7 @@ def stage_spans(epochs: int, num_steps: int, evaluations: int, done: float = 0) 
 
 
 def shares(step_rows: np.ndarray, rank: int, world_size: int, micro_batches: int) -> list[np.ndarray]:
-    """This worker's micro-batches of one optimizer step.
+    """Return this worker's micro-batches of one optimizer step.
 
     Over all workers each row of the step occurs exactly once, and sizes differ by one row at most. The number of
     micro-batches is the same on every rank, because data-parallel workers must do the same number of backward passes:

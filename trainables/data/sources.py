@@ -1,5 +1,6 @@
-"""Reading a *source* (the value of ``data.train``, ``.validation``, ``.test`` or ``.augmentation.file``): its rows, as
-they are.
+"""Reading a *source*: its rows, as they are.
+
+A source is the value of ``data.train``, ``.validation``, ``.test`` or ``.augmentation.file``.
 
 All types but JSON go through the readers of ``datasets``. Whatever a user's file makes a reader raise leaves here as
 a :class:`DataError`. What the rows mean (text, label, splits) is ``data.py``'s business.
@@ -96,7 +97,7 @@ def _split_for(role: Role) -> str:
 
 
 def read_file(path: Path, called: str, cache_dir: Path | None) -> datasets.Dataset:
-    """A CSV, TSV, JSON(-lines) or Parquet file that is there, as :func:`read_source` reads it.
+    """Read an existing CSV, TSV, JSON(-lines) or Parquet file, as :func:`read_source` does.
 
     Args:
         called: what messages begin with.
@@ -170,7 +171,7 @@ def _is_meant_as_file(source: str) -> bool:
 
 
 def _near_file(path: Path) -> str:
-    """What to do about a missing file: the nearest name next to it, or the folder that is missing too."""
+    """Suggest what to do about a missing file: the nearest name next to it, or the folder that is missing too."""
     folder = path.parent
     if not os.path.isdir(folder):
         return f': there is no folder "{folder.absolute()}" either'

@@ -43,7 +43,7 @@ def _usable_length(max_length: int, tokenizer: transformers.PreTrainedTokenizerB
 def tokenize(
     texts: Sequence[str], tokenizer: transformers.PreTrainedTokenizerBase, max_length: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], int]:
-    """The rows' tokens end to end, their offsets (see ``TokenizedExamples``), and how many rows were truncated."""
+    """Return the rows' tokens end to end, their offsets (see ``TokenizedExamples``), and the truncated rows' number."""
     pieces = [np.empty(0, np.int32)]
     lengths: list[int] = []
     truncated = 0

@@ -56,7 +56,7 @@ class TokenizedExamples:
         return np.arange(lengths.sum()) + np.repeat(firsts, lengths)
 
     def between(self, start: int, stop: int) -> "TokenizedExamples":
-        """The rows from ``start`` to before ``stop``."""
+        """Return the rows from ``start`` to before ``stop``."""
         offsets = self.offsets[start : stop + 1]
         tokens = self.tokens[offsets[0] : offsets[-1]]
         return TokenizedExamples(tokens, offsets - offsets[0], self.labels[start:stop], self.pad_token_id)
@@ -140,7 +140,7 @@ def open_prepared(folder: Path) -> PreparedData:
 
 
 def fetch_prepared(key: str, published: str, cache_dir: Path) -> PreparedData:
-    """The rows of ``key`` from this machine's cache, copied there first where it lacks them.
+    """Return the rows of ``key`` from this machine's cache, copied there first if it lacks them.
 
     Args:
         published: folder or pyarrow URI of a copy that every node can read.

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 
 class ReportPublisher(ray.train.UserCallback):  # type: ignore[misc]
-    """Train's side of the report queue; runs in the controller. All ranks report the same sums: rank 0's are used. Each
-    rank has notices of its own."""
+    """Train's side of the report queue; runs in the controller.
+
+    All ranks report the same sums: rank 0's are used. Each rank has notices of its own.
+    """
 
     def __init__(self, report_queue: "ActorHandle", attempt: str) -> None:
         self.report_queue = report_queue

@@ -1,0 +1,1 @@
+"""How a batch is run: padded, packed, or from cached features."""

@@ -23,7 +23,7 @@ def attend_within_rows(
     sliding_window: int | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """An attention function as ``transformers`` wants it: query, key and value (1, h, N, D) -> (1, N, h, D).
+    """Attend, with the signature that ``transformers`` wants: query, key, value (1, h, N, D) -> (1, N, h, D).
 
     Args:
         sliding_window: a token sees those less than so many places away; None: its whole row.
@@ -43,7 +43,10 @@ def attend_within_rows(
 def _by_runs(
     query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float, dropout: float, window: int | None
 ) -> Tensor:
-    """A call per run of rows of one length: (h, N, D) -> (N, h, D). Launches cost little on a CPU, padding much."""
+    """Attend in one call per run of rows of one length: (h, N, D) -> (N, h, D).
+
+    Launches cost little on a CPU, padding much.
+    """
     runs = packing.runs
     sizes = [rows * length for rows, length in runs]
     outputs = []
@@ -101,6 +104,6 @@ def _within_window(length: int, window: int | None, device: torch.device) -> Ten
 
 
 def _no_mask(*_: object, attention_mask: Tensor | None = None, **__: object) -> None:
-    """The mask function of our attention: rows are kept apart by :class:`Packing`, and padding has no place here."""
+    """Mask nothing: rows are kept apart by :class:`Packing`, and packed rows have no padding."""
     if attention_mask is not None:
         raise ValueError("packed attention was given a mask, so a padded batch")

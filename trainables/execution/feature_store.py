@@ -185,7 +185,7 @@ def _write_part(
 
 
 def _outputs(plan: FeaturePlan, model: nn.Module, rows: TokenizedExamples, device: torch.device) -> FeatureArray:
-    """The trunk's outputs for some rows, in their order: (n, H), or (N, H) where the split point is at tokens."""
+    """Return the trunk's outputs for some rows, in their order: (n, H), or (N, H) if the split point is at tokens."""
     count = int(rows.offsets[-1]) if plan.split_point.per_token else len(rows)
     values = np.empty((count, plan.width), _NUMPY[plan.dtype])
     for batch, outputs in _trunk_batches(plan, model, rows, device):

@@ -126,7 +126,7 @@ def why_not_packable(model: nn.Module, rows: TokenizedExamples, device: torch.de
 
 
 def _after_last_attention(encoder: nn.Module) -> nn.Module | None:
-    """What BERT and its kin put the last layer's attention through, with the residual as its second argument."""
+    """Return what BERT and its kin apply after the last layer's attention; its second argument is the residual."""
     try:
         last = encoder_layers(encoder)[-1]
     except ModelError:  # layers that share their weights

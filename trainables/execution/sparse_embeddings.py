@@ -103,7 +103,7 @@ class SparseEmbeddingTraining:
         return self._places[given[0]], *given[1:]
 
     def _decay_others(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """What AdamW's step does to a parameter without gradient and moments."""
+        """Apply AdamW's weight decay to the parameters without gradient and moments."""
         for group in optimizer.param_groups:
             if any(parameter is self._weight for parameter in group["params"]):
                 self._decay *= 1 - group["lr"] * group["weight_decay"]
@@ -122,7 +122,7 @@ class SparseEmbeddingTraining:
 
 
 def word_embedding(model: nn.Module) -> nn.Embedding | None:
-    """What looks up the embedding of a token, if it trains and no other module has the same table."""
+    """Return the embedding of tokens, if it trains and no other module has the same table."""
     try:
         embedding = cast(PreTrainedModel, model.base_model).get_input_embeddings()
     except (NotImplementedError, AttributeError):  # of an architecture without such a thing, or with several
@@ -134,7 +134,7 @@ def word_embedding(model: nn.Module) -> nn.Embedding | None:
 
 
 def _occurring(rows: TokenizedExamples, embedding: nn.Embedding) -> NDArray[np.int64]:
-    """The ids of the words that occur, ascending, with those that stand for padding."""
+    """Return the ids of the tokens that occur, ascending, with those that stand for padding."""
     occurs = np.zeros(len(embedding.weight), dtype=np.bool_)
     for start in range(0, len(rows.tokens), TOKENS_AT_ONCE):
         occurs[rows.tokens[start : start + TOKENS_AT_ONCE]] = True

@@ -147,7 +147,7 @@ class TokenTop(nn.Module):
 
     @contextmanager
     def _from(self, states: Tensor) -> Iterator[None]:
-        """The tokens' own embeddings are computed and dropped: looking them up costs next to nothing."""
+        """Run the trunk from a split point; the tokens' embeddings are computed and dropped, which costs little."""
         (owner, name), (all_layers, kept) = self._owner, self._below
         hook = kept[0].register_forward_pre_hook(
             lambda _, given, named: _with_states(given, named, states), with_kwargs=True

@@ -1,0 +1,1 @@
+"""Pretrained encoders with a classification head."""

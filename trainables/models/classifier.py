@@ -77,13 +77,13 @@ class PooledClassifier(nn.Module):
         return SequenceClassifierOutput(logits=self.classify(pooled))
 
     def classify(self, pooled: Tensor) -> Tensor:
-        """The pooled vector (B, H) -> logits (B, C)."""
+        """Map the pooled vector (B, H) to logits (B, C)."""
         logits: Tensor = self.head(self.dropout(pooled))
         return logits
 
 
 def build_classifier(config: ModelConfig, label_names: tuple[str, ...], seed: int) -> nn.Module:
-    """The pretrained encoder with a fresh head, fp32, on the CPU; the head's values follow from ``seed``.
+    """Build the pretrained encoder with a new head, fp32, on the CPU; the head's values follow from ``seed``.
 
     Raises:
         ModelError: the weights are not found, or the head does not fit the architecture.
@@ -153,7 +153,7 @@ def save_classifier(
 
 
 def load_classifier(folder: str | Path) -> tuple[nn.Module, transformers.PreTrainedTokenizerBase]:
-    """Open a model folder of ours: ``model, tokenizer = load_classifier("runs/demo/best")``.
+    """Open an exported model.
 
     The model is in eval mode; ``model(input_ids=..., attention_mask=...).logits`` are (B, C) and
     ``tokenizer`` is the Hugging Face tokenizer it was trained with. Runs no code from the folder. A standard folder of
@@ -161,6 +161,9 @@ def load_classifier(folder: str | Path) -> tuple[nn.Module, transformers.PreTrai
 
     Raises:
         ModelError: the folder is not one of these.
+
+    Example:
+        ``model, tokenizer = load_classifier("runs/demo/best")``
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():

@@ -22,7 +22,7 @@ MORE_THAN_TENSORS = "its weights are a pickle that holds more than tensors, whic
 
 
 def resolve(name: str) -> str:
-    """What ``from_pretrained`` is to be given for ``model.name``: the packaged weights' folder, or the name itself."""
+    """Return what ``from_pretrained`` takes for ``model.name``: the packaged weights' folder, or the name itself."""
     if name != PACKAGED_MODEL:
         return name
     spec = importlib.util.find_spec(PACKAGED_MODULE)

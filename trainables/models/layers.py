@@ -69,7 +69,7 @@ def depths(model: nn.Module) -> dict[str, int]:
 
 
 def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
-    """The encoder's layers, from the embeddings upwards.
+    """Return the encoder's layers, from the embeddings upwards.
 
     Raises:
         ModelError: the layers share their weights (ALBERT), so that "the top layer" means nothing.
@@ -85,7 +85,7 @@ def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
 
 
 def layer_stack(model: nn.Module) -> nn.Module:
-    """The module that runs the layers one after the other, whose output the pooler reads where there is one."""
+    """Return the module that runs the layers in order, whose output the pooler reads if there is one."""
     encoder = cast(nn.Module, model.base_model)
     parts = (getattr(encoder, name, None) for name in ("encoder", "transformer"))  # BERT and kin, DistilBERT
     return next((part for part in parts if isinstance(part, nn.Module)), encoder)
@@ -114,6 +114,6 @@ def _eval_where_frozen(module: nn.Module) -> None:
 
 
 def _pooler(model: nn.Module) -> nn.Module:
-    """The pooler the head reads, inside the encoder (BERT) or next to it (DeBERTa-v2); empty where there is none."""
+    """Return the pooler that the head reads, inside the encoder (BERT) or next to it (DeBERTa-v2), if there is one."""
     pooler = getattr(model.base_model, "pooler", None) or getattr(model, "pooler", None)
     return pooler if isinstance(pooler, nn.Module) else nn.ModuleList()

@@ -1,0 +1,1 @@
+"""What is done to a trained classifier before it is used."""

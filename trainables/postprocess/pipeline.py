@@ -1,6 +1,7 @@
-"""What is done to a trained classifier before it is used: its last layer rebalanced, its decision and its probabilities
-fitted. Everything is affine in the logits, so that it ends up in the weights and bias of the last layer, where any
-reader of the model applies it without knowing.
+"""What is done to a trained classifier before it is used.
+
+Its last layer is rebalanced, its decision and its probabilities are fitted. Everything is affine in the logits, so
+that it ends up in the weights and bias of the last layer, where any reader of the model applies it without knowing.
 
 The order is fixed. First the classifier (``rebalancing.py``). Then the decision (``thresholds.py``), which shifts the
 classes' logits. Last the temperature (``calibration.py``): it changes no decision, and the probabilities it is fitted

@@ -23,22 +23,22 @@ Floats = NDArray[np.float64]
 
 
 class Layer(NamedTuple):
-    """logits = inputs (n, H) @ weight.T + bias"""
+    """A linear layer: logits = inputs (n, H) @ weight.T + bias."""
 
     weight: Floats  # (C, H)
     bias: Floats  # (C,)
 
     def logits(self, inputs: NDArray[np.float32]) -> Floats:
-        """(n, H) -> (n, C)"""
+        """Map inputs (n, H) to logits (n, C)."""
         return inputs.astype(np.float64) @ self.weight.T + self.bias
 
     def scaled(self, factors: Floats | float) -> "Layer":
-        """The layer whose logits are ``factors``, (C,) or one for all, times this one's."""
+        """Return the layer whose logits are ``factors``, (C,) or one for all, times this one's."""
         factors = np.broadcast_to(factors, self.bias.shape)
         return Layer(self.weight * factors[:, None], self.bias * factors)
 
     def shifted(self, shift: Floats) -> "Layer":
-        """The layer whose logits are this one's plus ``shift``, (C,)."""
+        """Return the layer whose logits are this one's plus ``shift``, (C,)."""
         return Layer(self.weight, self.bias + shift)
 
 

@@ -52,7 +52,7 @@ def adjustment(class_counts: NDArray[np.int64], tau: float) -> Floats:
 
 
 def fitted_thresholds(logits: Floats, labels: NDArray[np.int64], score: Score) -> tuple[Floats, float]:
-    """t (C,), all > 0, that make argmax_c p_c / t_c score well on other rows of the kind; and the share kept.
+    """Fit thresholds t (C,), all > 0, with which argmax_c p_c / t_c scores well on new rows; and the share kept.
 
     Thresholds that are the best for a few rows are often worse than none for the next. So they are fitted to bootstrap
     resamples of each class's rows (Breiman 1996), and the mean of their logarithms is taken. Of this a share is kept:
@@ -77,7 +77,7 @@ def fitted_thresholds(logits: Floats, labels: NDArray[np.int64], score: Score) -
 
 
 def best_thresholds(logits: Floats, labels: NDArray[np.int64], score: Score) -> Floats:
-    """t (C,), all > 0, so that the decisions argmax_c p_c / t_c score as high as coordinate ascent takes them.
+    """Fit thresholds t (C,), all > 0: argmax_c p_c / t_c scores as high as coordinate ascent takes it.
 
     One class after the other is given its best threshold, found exactly (up to ``MAX_CUTS``) from the rows' logits,
     the others held; until a pass over all classes raises the score no more, or after ``MAX_PASSES``. A threshold is
@@ -98,7 +98,7 @@ def best_thresholds(logits: Floats, labels: NDArray[np.int64], score: Score) -> 
 def _best_shift(
     logits: Floats, labels: NDArray[np.int64], score: Score, shift: Floats, label: int, best: float
 ) -> tuple[float, float]:
-    """The shift of one class that scores best, and its score: the shift it has and ``best`` unless one is better."""
+    """Return the best shift of one class and its score: its own shift and ``best`` unless one is better."""
     num_classes = logits.shape[1]
     others = logits + shift
     others[:, label] = -np.inf
@@ -126,7 +126,7 @@ def _best_shift(
 
 
 def _nearest_to_zero(needed: Floats, size: int) -> float:
-    """A shift that takes exactly the first ``size`` rows: 0 where that does, else midway between two rows."""
+    """Return a shift that takes exactly the first ``size`` rows: 0 if that does, else midway between two rows."""
     low = needed[size - 1] if size > 0 else needed[0] - 2.0
     high = needed[size] if size < len(needed) else needed[-1] + 2.0
     if low + MIN_GAP / 2 < 0 < high - MIN_GAP / 2:

@@ -58,7 +58,7 @@ def ldam_margins(class_counts: np.ndarray, max_margin: float) -> np.ndarray:
 
 
 def log_counts(class_counts: np.ndarray) -> np.ndarray:
-    """What the balanced softmax adds to the logits (Ren et al. 2020, arXiv 2007.10740).
+    """Return what the balanced softmax adds to the logits (Ren et al. 2020, arXiv 2007.10740).
 
     Returns:
         (C,) float64, nats.
@@ -72,7 +72,7 @@ def log_counts(class_counts: np.ndarray) -> np.ndarray:
 
 
 def log_priors(class_counts: np.ndarray) -> np.ndarray:
-    """Logs of the classes' shares of the training rows, pi in Menon et al. 2021 (arXiv 2007.07314).
+    """Return logs of the classes' shares of the training rows, pi in Menon et al. 2021 (arXiv 2007.07314).
 
     Returns:
         (C,) float64, nats, none above 0.
@@ -85,7 +85,7 @@ def log_priors(class_counts: np.ndarray) -> np.ndarray:
 
 
 def groups(class_counts: np.ndarray, many: int = 100, few: int = 20) -> dict[str, np.ndarray]:
-    """Indices of the classes with ``many``, ``medium`` and ``few`` training rows, ascending; a group may be empty.
+    """Return the indices of the classes with ``many``, ``medium`` and ``few`` training rows, ascending; may be empty.
 
     Many is more than 100 rows, few is fewer than 20, medium lies between, 20 and 100 included (Liu et al. 2019, arXiv
     1904.05160).

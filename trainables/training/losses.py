@@ -35,7 +35,7 @@ class Loss:
 
 
 def build_loss(config: LossConfig, class_counts: np.ndarray, deferred: bool = False) -> Loss:
-    """The loss that ``config`` names, for classes with these numbers of training rows, (C,).
+    """Build the loss that ``config`` names, for classes with these numbers of training rows, (C,).
 
     Args:
         deferred: as it is while its class weights are deferred: all classes weigh the same.
@@ -58,11 +58,12 @@ class LossSchedule:
     deferred_steps: int
 
     def __call__(self, step: int) -> Loss:
+        """Return the loss of a step, counted from 0."""
         return self.early if step < self.deferred_steps else self.late
 
 
 def build_losses(config: LossConfig, class_counts: np.ndarray, total_steps: int) -> LossSchedule:
-    """The losses of a stage of so many steps: one and the same, unless its class weights are deferred.
+    """Build the losses of a stage of so many steps: one and the same, unless its class weights are deferred.
 
     Deferred re-weighting (DRW; Cao et al. 2019, arXiv 1906.07413) learns features from the rows as they are before the
     weights of rare classes come in. Which loss a step has follows from its number alone.

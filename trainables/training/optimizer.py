@@ -55,6 +55,7 @@ class LinearSchedule:
     warmup_fraction: float = 0.0  # share of the steps
 
     def __call__(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
         warmup_steps = int(self.warmup_fraction * self.total_steps)
         if step < warmup_steps:
             return self.learning_rate * step / warmup_steps

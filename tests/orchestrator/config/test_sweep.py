@@ -6,6 +6,8 @@ import math
 import operator
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,6 +222,18 @@ def test_a_resolved_sweep_written_and_loaded_is_the_same_sweep(load: Any, text: 
     assert again == sweep
     assert again.trials() == sweep.trials()
     assert to_yaml(again) == to_yaml(sweep)
+
+
+def test_a_sweep_is_loaded_and_its_trials_drawn_without_ray_torch_or_pandas() -> None:
+    program = (
+        "import sys; from pathlib import Path; from tailsweep.orchestrator.config.sweep import load_sweep; "
+        "assert len(load_sweep(Path(sys.argv[1])).trials()) == 200; print(*sorted(sys.modules))"
+    )
+    command = [sys.executable, "-c", program, str(SWEEPS / "two_phase.yaml")]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"ray", "torch", "pandas", "transformers", "datasets", "pyarrow", "scipy", "sklearn", "optuna", "wandb"}
+    assert not heavy & set(loaded)
+    assert "numpy" in loaded  # so that names are read as they are
 
 
 @pytest.mark.parametrize("name", ["demo", "trec"])
