@@ -5,17 +5,25 @@ A :class:`Comparison` provides the sweep of every method, each with the same bud
 
 import itertools
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PlainSerializer,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 from tailsweep.orchestrator.config.errors import ConfigIssue, SweepConfigError, did_you_mean, find_issues, show
 from tailsweep.orchestrator.config.schema import FolderName, Storage
 from tailsweep.orchestrator.config.search_space import num_different
 from tailsweep.orchestrator.config.sweep import Sweep, deep_merge, sweep_of, with_overrides
-from tailsweep.orchestrator.config.tree import Tree
+from tailsweep.orchestrator.config.tree import FrozenTree, Tree, thaw
 from tailsweep.orchestrator.config.yaml_io import read_sweep_file
 from tailsweep.trainables.config.base import Section
 from tailsweep.trainables.config.presets import METHODS
@@ -57,12 +65,20 @@ class ComparisonConfig(Section):
     name: FolderName
     storage: Storage = "runs"
     # By name: the settings that a method's sweep adds to the shared ones; the name of a known method needs none.
-    methods: Annotated[dict[FolderName, Tree], Field(min_length=1)]
+    methods: Annotated[
+        Mapping[FolderName, Tree], Field(min_length=1), AfterValidator(FrozenTree), PlainSerializer(thaw)
+    ]
     reference: str = ""  # the method that the others are compared with; default: vanilla, else the first
     budget: Budget = Budget(trials=8)
     # The chosen settings are trained once with each: initialization, order and dropout (the papers' five).
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] = Field(default_factory=lambda: [7, 42, 106, 190, 191])
-    baselines: list[Baseline] = Field(default_factory=lambda: list(BASELINES))
+    seeds: Annotated[Sequence[NonNegativeInt], Field(min_length=1), AfterValidator(tuple), PlainSerializer(list)] = (
+        7,
+        42,
+        106,
+        190,
+        191,
+    )
+    baselines: Annotated[Sequence[Baseline], AfterValidator(tuple), PlainSerializer(list)] = BASELINES
     folds: int | None = Field(None, ge=2, le=100)  # stratified folds of all examples, each in turn the test split
     resamples: int = Field(2000, ge=100, le=100_000)  # of the test examples, for the intervals of differences
 
@@ -73,7 +89,7 @@ class ComparisonConfig(Section):
 
     @field_validator("seeds", mode="after")
     @classmethod
-    def _different(cls, seeds: list[int]) -> list[int]:
+    def _different(cls, seeds: Sequence[int]) -> Sequence[int]:
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"is {show(seeds)}, but each seed must appear once: the same seed gives the same model")
         return seeds
@@ -102,7 +118,7 @@ class Comparison:
     """A checked comparison, in which every method's sweep is valid."""
 
     config: ComparisonConfig
-    shared: Tree  # the fields of a sweep that all methods share
+    shared: FrozenTree  # the fields of a sweep that all methods share
     notes: list[str]
 
     @property
@@ -123,11 +139,11 @@ class Comparison:
 
     def search(self, method: str, fold: int | None) -> Sweep:
         """Return the sweep that selects a method's settings."""
-        return _search(self.config, self.shared, method, fold)
+        return _search(self.config, thaw(self.shared), method, fold)
 
     def tree(self) -> Tree:
         """Return the tree that :func:`comparison_of` reads back as an equal comparison."""
-        return deepcopy(self.shared) | self.config.model_dump()
+        return thaw(self.shared) | self.config.model_dump()
 
 
 def is_comparison(tree: Tree) -> bool:
@@ -178,7 +194,8 @@ def comparison_of(tree: Tree, source: str, malformed: Sequence[ConfigIssue] = ()
     config = ComparisonConfig.model_validate(own)
     notes: list[str] = []
     methods_with: dict[str, list[str]] = {}  # by issue
-    for method, written in config.methods.items():
+    for method, written in thaw(config.methods).items():
+        assert isinstance(written, dict)
         if misplaced := _misplaced(method, written):
             issues += [f"methods.{method}.{text}" for text in misplaced]
             continue
@@ -194,7 +211,7 @@ def comparison_of(tree: Tree, source: str, malformed: Sequence[ConfigIssue] = ()
         issues += [text] if everywhere else [f"methods.{method}: {text}" for method in methods]
     if issues:
         raise SweepConfigError(source, issues)
-    return Comparison(config, shared, notes)
+    return Comparison(config, FrozenTree(shared), notes)
 
 
 def _misplaced(method: str, written: Tree) -> list[str]:
@@ -215,7 +232,9 @@ def _misplaced(method: str, written: Tree) -> list[str]:
 
 
 def _search(config: ComparisonConfig, shared: Tree, method: str, fold: int | None) -> Sweep:
-    written = {"method": method} | config.methods[method]
+    own = thaw(config.methods)[method]
+    assert isinstance(own, dict)
+    written = {"method": method} | own
     tree = deep_merge(shared, written)
     assert isinstance(tree, dict)
     tree["name"] = fold_name(SEARCH, fold)

@@ -1,6 +1,8 @@
 """A comparison file becomes one sweep per method with one budget, or all its errors together."""
 
+import operator
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +62,10 @@ def test_its_sweeps_lie_below_it_in_a_bucket_too(load: Any) -> None:
 
 def test_the_defaults_are_the_papers_seeds_and_vanilla(load: Any) -> None:
     comparison = load(LEAST)
-    assert comparison.config.seeds == [7, 42, 106, 190, 191]
+    assert comparison.config.seeds == (7, 42, 106, 190, 191)
     assert comparison.reference == "vanilla"
     assert comparison.folds == [None]
-    assert comparison.config.baselines == ["tfidf", "tfidf_balanced", "embeddings", "embeddings_balanced"]
+    assert comparison.config.baselines == ("tfidf", "tfidf_balanced", "embeddings", "embeddings_balanced")
     assert load(LEAST.replace("vanilla", "lp_ft")).reference == "lp_ft"
 
 
@@ -120,7 +122,7 @@ def test_overrides_are_those_of_a_sweep(load: Any) -> None:
     assert config.data["train"] == "other rows.csv"
     assert config.stage_two["epochs"] == 9
     assert list(comparison.config.methods) == ["vanilla", "two_stage"]  # the other is still there
-    assert comparison.config.seeds == [3]
+    assert comparison.config.seeds == (3,)
 
 
 def test_an_error_in_shared_settings_is_reported_once(load: Any) -> None:
@@ -194,7 +196,7 @@ def test_the_papers_comparisons_have_the_papers_settings(
     file: str, batch: int, length: int, alone: int, after: int
 ) -> None:
     comparison = load_comparison(SWEEPS / "papers" / f"{file}.yaml")
-    assert comparison.config.seeds == [7, 42, 106, 190, 191]
+    assert comparison.config.seeds == (7, 42, 106, 190, 191)
     for method in comparison.config.methods:
         (trial,) = comparison.search(method, None).trials()
         trial_config = trial.config
@@ -231,3 +233,19 @@ def test_the_papers_comparisons_generate_the_papers_counts(file: str, published:
     labels = [name for name, count in zip(names, published, strict=True) for _ in range(count)]
     kept = Counter(labels[row] for row in imbalance_rows(labels, config.imbalance))
     assert [kept[name] for name in names] == printed
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda comparison: operator.setitem(comparison.config.methods, "vanilla", {}),
+        lambda comparison: operator.setitem(comparison.config.methods["two_stage"], "promote", 1),
+        lambda comparison: operator.setitem(comparison.config.seeds, 0, 1),
+        lambda comparison: operator.setitem(comparison.config.baselines, 0, "tfidf"),
+        lambda comparison: operator.setitem(comparison.shared, "seed", 1),
+    ],
+)
+def test_a_loaded_comparison_cannot_be_written_to(load: Any, write: Callable[[Comparison], object]) -> None:
+    comparison = load(LEAST)
+    with pytest.raises(TypeError):
+        write(comparison)
