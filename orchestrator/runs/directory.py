@@ -13,6 +13,7 @@ from typing import TypeVar
 import pyarrow.fs as pafs
 from tailsweep.orchestrator.config.redaction import HINT, has_a_secret
 from tailsweep.trainables.errors import InputError, describe_error
+from tailsweep.trainables.storage.atomic import replace_folder
 from tailsweep.trainables.storage.filesystem import (
     download,
     join_location,
@@ -196,7 +197,7 @@ class RunDirectory:
         """Return the names of the finished files directly in a folder, sorted; none if there is no such folder."""
         selector = pafs.FileSelector(self._at(relative), allow_not_found=True)
         infos = self._fetch(lambda: self.filesystem.get_file_info(selector), relative)
-        return sorted(info.base_name for info in infos if not info.base_name.endswith(".tmp"))
+        return sorted(info.base_name for info in infos if not info.base_name.endswith((".tmp", ".partial")))
 
     def make_folder(self, relative: str) -> None:
         """Create a folder, which may exist, for processes that write to it themselves."""
@@ -224,11 +225,9 @@ class RunDirectory:
             upload(folder, self.filesystem, self._at(relative))
             return
         target = self.local / relative
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        shutil.copytree(folder, aside)
-        if target.exists():
-            shutil.rmtree(target)
-        aside.rename(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replace_folder(target) as partial:
+            shutil.copytree(folder, partial, dirs_exist_ok=True)
 
     def download(self, relative: str, folder: Path) -> None:
         """Copy everything below ``relative`` into a local folder; raises as :meth:`read_bytes` does."""
