@@ -284,17 +284,17 @@ def test_where_a_job_is_ended_with_all_its_processes_closing_does_not_fail(tmp_p
 
 
 def test_resuming_does_not_change_the_runs_of_other_trials(tmp_path: Path) -> None:
-    for name in ("t001", "c0010"):
+    for name in ("t001", "t0010"):
         tracker = Tracker(WandbConfig(), "demo", tmp_path)
         tracker.start(name, {}, [])
         tracker.close()
-    before = set((tmp_path / "wandb").glob("offline-run-*-demo-c0010"))
+    before = set((tmp_path / "wandb").glob("offline-run-*-demo-t0010"))
     assert len(before) == 1
     tracker = Tracker(WandbConfig(), "demo", tmp_path)
     tracker.start("t001", {}, [])
     tracker.close()
-    assert set((tmp_path / "wandb").glob("offline-run-*-demo-c0010")) == before
-    assert set(read_runs(tmp_path)) == {"demo-t001", "demo-c0010"}
+    assert set((tmp_path / "wandb").glob("offline-run-*-demo-t0010")) == before
+    assert set(read_runs(tmp_path)) == {"demo-t001", "demo-t0010"}
     assert len(read_runs(tmp_path)["demo-t001"].folders) == 1
 
 

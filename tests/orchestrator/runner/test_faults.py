@@ -117,4 +117,4 @@ def test_a_process_killed_as_it_is_handed_on_costs_no_trial(
     assert sorted(row["state"] for row in rows) == ["completed", "not_promoted", "not_promoted"]
     history = pq.read_table(tmp_path / "killed/history.parquet").to_pylist()
     ends = sorted((row["trial"], row[report_keys.EPOCH]) for row in history if row[report_keys.STAGE] == "stage_one")
-    assert ends == [(f"c00{number}", epoch) for number in range(3) for epoch in (1, 2)]
+    assert ends == [(f"t00{number}", epoch) for number in range(3) for epoch in (1, 2)]
