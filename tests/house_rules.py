@@ -107,6 +107,7 @@ def check(root: Path) -> list[Rule]:
     code = {file: ast.parse((root / file).read_text()) for file in _python_files(root, *PACKAGES)}
     return [
         _module_rule(code),
+        Rule("modules with a name of the standard library's", 0, list(_named_like_the_library(code))),
         Rule("`Any`", MAX_ANY, _places(code, lambda node: _is_named(node, "Any"))),
         Rule("`dict[str, Any]`", MAX_DICT_ANY, _places(code, _is_dict_of_any)),
         *_function_rules(code),
@@ -148,6 +149,12 @@ def _module_rule(code: Code) -> Rule:
     sizes = Counter(Path(file).parent for file in code if Path(file).stem not in ("__init__", "__main__"))
     crowded = [f"{folder}/: {size}" for folder, size in sorted(sizes.items()) if size > MAX_MODULES]
     return Rule("modules in the fullest folder", MAX_MODULES, crowded, max(sizes.values(), default=0))
+
+
+def _named_like_the_library(code: Code) -> Iterator[str]:
+    for file in code:
+        if ({*Path(file).parts[:-1], Path(file).stem} - {"__main__"}) & sys.stdlib_module_names:
+            yield file
 
 
 def _functions(code: Code) -> Iterator[tuple[str, Function]]:

@@ -26,6 +26,12 @@ def test_modules_are_counted_per_folder_without_init_and_main(tmp_path: Path):
     assert (rule.broken, rule.count, rule.offenders) == (True, 13, ["trainables/data/: 13"])
 
 
+def test_no_module_or_room_is_named_like_one_of_the_standard_library(tmp_path: Path):
+    names = ["orchestrator/__main__", "orchestrator/html", "clusters/secrets/__init__", "clusters/mail_text"]
+    rule = results(tmp_path, {f"{name}.py": "" for name in names})["modules with a name of the standard library's"]
+    assert rule.offenders == ["orchestrator/html.py", "clusters/secrets/__init__.py"]
+
+
 def test_any_is_counted_in_code_but_not_where_it_is_imported(tmp_path: Path):
     code = "import typing\nfrom typing import Any\nx: dict[str, Any]\ny: Any\nz: typing.Dict[str, typing.Any]  # Any\n"
     rules = results(tmp_path, {"clusters/a.py": code, "tests/test_a.py": code})

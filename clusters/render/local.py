@@ -19,7 +19,7 @@ from tailsweep.clusters.render.bash import (
     end_all,
 )
 from tailsweep.clusters.render.entrypoint import entrypoint
-from tailsweep.clusters.render.secrets import export_secrets
+from tailsweep.clusters.render.secret_exports import export_secrets
 
 JOIN_SECONDS = 180
 OBJECT_STORE_BYTES = 256 * 2**20  # of each raylet; examples and features are files

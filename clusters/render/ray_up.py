@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tailsweep.clusters.capacity import GROWTH_VARIABLE, growth
 from tailsweep.clusters.definition import DRIVER_RESOURCE, Aws, Azure, Definition, Gcp, Group
-from tailsweep.clusters.render.secrets import export_from_file
+from tailsweep.clusters.render.secret_exports import export_from_file
 
 Tree = dict[str, Any]
 Provider = Literal["aws", "gcp", "azure"]

@@ -19,7 +19,7 @@ from tailsweep.clusters.render.bash import (
     end_all,
 )
 from tailsweep.clusters.render.entrypoint import entrypoint
-from tailsweep.clusters.render.secrets import export_secrets
+from tailsweep.clusters.render.secret_exports import export_secrets
 
 # In an argument, the shell replaces this by the job's number, which stays the same when the job is queued again.
 JOB_ID = "${SLURM_JOB_ID}"

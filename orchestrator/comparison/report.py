@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from tailsweep.orchestrator.comparison.config import METHODS_FOLDER, SEEDS, Comparison
 from tailsweep.orchestrator.comparison.results import ComparisonResults, MethodResult, read_comparison, read_results
-from tailsweep.orchestrator.comparison.statistics import Difference, Estimate
+from tailsweep.orchestrator.comparison.significance import Difference, Estimate
 from tailsweep.orchestrator.runs.directory import BEST_FOLDER, RunDirectory
 from tailsweep.orchestrator.runs.text import format_cell
 from tailsweep.trainables import report_keys

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow.parquet as pq
 from tailsweep.orchestrator.comparison.config import METHODS_FOLDER, SEARCH, SEEDS, Comparison, comparison_of, fold_name
-from tailsweep.orchestrator.comparison.statistics import (
+from tailsweep.orchestrator.comparison.significance import (
     Difference,
     Estimate,
     Predictions,

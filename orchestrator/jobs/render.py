@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 from tailsweep.clusters.capacity import workers_on
 from tailsweep.clusters.definition import Definition
-from tailsweep.clusters.render import kuberay, local, ray_up, secrets, slurm
+from tailsweep.clusters.render import kuberay, local, ray_up, secret_exports, slurm
 from tailsweep.clusters.render.entrypoint import PERHAPS_WITH_A_SWEEP, WITH_A_SWEEP
 from tailsweep.orchestrator.config.errors import SweepConfigError
 from tailsweep.orchestrator.config.sweep import Sweep, folder_name, is_named, load_sweep
@@ -124,7 +124,7 @@ def _checked_by_kind(kind: str, definition: Definition) -> tuple[list[str], list
 def _secrets_here(definition: Definition) -> list[str]:
     if definition.secrets_file is None or not definition.secrets:
         return []
-    return secrets.issues(definition.secrets_file, list(definition.secrets))
+    return secret_exports.issues(definition.secrets_file, list(definition.secrets))
 
 
 def _provider(kind: str) -> ray_up.Provider:

@@ -1,7 +1,7 @@
 """The report of a run directory, written from its records: the Parquet tables, report.html and the text."""
 
 from tailsweep.orchestrator.runs.directory import REPORT_FILE, RunDirectory, open_run
-from tailsweep.orchestrator.runs.html import render_page
+from tailsweep.orchestrator.runs.html_report import render_page
 from tailsweep.orchestrator.runs.records import read_records, read_sweep
 from tailsweep.orchestrator.runs.tables import read_test_metrics, write_tables
 from tailsweep.orchestrator.runs.text import describe_run

@@ -11,7 +11,7 @@ import ray
 from ray.autoscaler._private.util import prepare_config, validate_config  # private: a new Ray may move them
 from support.cluster_definitions import GPU, SHIPPED, SPOT, definition
 from tailsweep.clusters.capacity import grown_nodes
-from tailsweep.clusters.render import ray_up, secrets
+from tailsweep.clusters.render import ray_up, secret_exports
 from tailsweep.orchestrator.jobs.definition_file import load_definition
 
 TYPES = {"head": "m6i.xlarge", "gpu": "g5.xlarge"}
@@ -129,15 +129,17 @@ def test_values_of_secrets_come_from_a_file_that_no_one_else_reads(tmp_path: Pat
 
 def test_a_secrets_file_is_checked_where_it_is_sent_from(tmp_path: Path):
     file = tmp_path / "secrets.env"
-    assert secrets.issues(str(file), ["A"]) == [f"secrets_file: {file} cannot be read here: No such file or directory"]
+    assert secret_exports.issues(str(file), ["A"]) == [
+        f"secrets_file: {file} cannot be read here: No such file or directory"
+    ]
     file.write_text("A=1\nB=\n")
     file.chmod(0o644)
-    assert secrets.issues(str(file), ["A"]) == [
+    assert secret_exports.issues(str(file), ["A"]) == [
         f"secrets_file: {file} has the mode 644, but must have 600: chmod 600 {file}"
     ]
     file.chmod(0o600)
-    assert secrets.issues(str(file), ["A"]) == []
-    assert secrets.issues(str(file), ["A", "B"]) == [f"secrets.B: {file} has no line B=VALUE"]
+    assert secret_exports.issues(str(file), ["A"]) == []
+    assert secret_exports.issues(str(file), ["A", "B"]) == [f"secrets.B: {file} has no line B=VALUE"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from tailsweep.orchestrator.comparison.config import Comparison, comparison_of
 from tailsweep.orchestrator.comparison.report import describe, findings
 from tailsweep.orchestrator.comparison.results import ComparisonResults, MethodResult
-from tailsweep.orchestrator.comparison.statistics import Difference, Estimate
+from tailsweep.orchestrator.comparison.significance import Difference, Estimate
 from tailsweep.trainables import report_keys
 
 BETTER, WORSE = Difference(0.05, 0.01, 0.09, 0.02, 0.08), Difference(-0.05, -0.09, -0.01, -0.08, -0.02)

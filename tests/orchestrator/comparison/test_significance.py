@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from sklearn.metrics import f1_score, matthews_corrcoef
-from tailsweep.orchestrator.comparison.statistics import (
+from tailsweep.orchestrator.comparison.significance import (
     Difference,
     Estimate,
     Predictions,

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import pytest
-from tailsweep.orchestrator.runs.html import draw_curves, render_page
+from tailsweep.orchestrator.runs.html_report import draw_curves, render_page
 from tailsweep.orchestrator.runs.tables import result_rows
 from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord
 from tailsweep.trainables import report_keys
