@@ -44,7 +44,6 @@ from tailsweep.orchestrator.runner.run_sweep import RunOptions, best_trial, resu
 from tailsweep.orchestrator.runs.directory import (
     COMPARISON_FILE,
     METRICS_FILE,
-    TRIALS_FILE,
     RunDirectory,
 )
 from tailsweep.orchestrator.runs.lock import run_lock
@@ -165,7 +164,7 @@ def _retraining(
 
 def _finish_sweep(sweep: Sweep, trials: Sequence[Trial] | None, console: Console) -> Records:
     run = RunDirectory(join_location(sweep.config.storage, sweep.name))
-    if not run.exists(TRIALS_FILE):
+    if not run.has_begun:
         run.delete_folder("")  # of a sweep that was interrupted before it began
         run_sweep(sweep, console, RunOptions(export=False, checked=True), trials)
     elif not _is_finished(run):

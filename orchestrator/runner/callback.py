@@ -12,7 +12,7 @@ from tailsweep.orchestrator.config.schema import SweepConfig
 from tailsweep.orchestrator.monitoring.console import Progress
 from tailsweep.orchestrator.monitoring.wandb_tracker import Tracker, settings_of
 from tailsweep.orchestrator.runs.directory import RunDirectory
-from tailsweep.orchestrator.runs.records import HistoryWriter, write_drawn, write_outcome
+from tailsweep.orchestrator.runs.records import RecordWriter
 from tailsweep.orchestrator.runs.trials import (
     Outcome,
     Records,
@@ -54,7 +54,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self.metric = config.metric
         self.tracker = tracker
         self.progress = progress
-        self.history = HistoryWriter(run)
+        self.writer = RecordWriter(run, records.log_end)
         self.failures: dict[str, str] = {}  # of trials that have said they cannot continue, the reason
         self.given_up: dict[str, str] = {}  # by Tune, before they began, and why; `SweepRunner.run_phase` clears it
         self.stopped: str | None = None  # why the sweep is to stop before its end
@@ -90,7 +90,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
 
     def _record_report(self, name: str, result: Mapping[str, Any]) -> None:
         row = {"trial": name, **{key: value for key, value in result.items() if _is_reported(key)}}
-        self.history.append(row)
+        self.writer.report(row)
         self.records.add_report(row)
         self.tracker.log(name, row)
         if self.scheduler is not None:
@@ -135,7 +135,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
 
     def draw(self, trial: TrialRecord) -> None:
         """Record a trial that was drawn while the sweep runs, before anything is done with it."""
-        write_drawn(self.run, trial)
+        self.writer.draw(trial)
         self.records.draw(trial)
         self.progress.drawn(trial.name, epochs_of(trial.config))
 
@@ -154,8 +154,8 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         """End a trial: write its outcome, close its W&B run, log it."""
         self._pause(name)
         seconds = self._seconds_before[name] + self._seconds_of_parent(name)
-        outcome = Outcome(name, state, reason, round(seconds, 3))
-        write_outcome(self.run, outcome)
+        outcome = Outcome(name, state, reason, round(seconds, 3), self.records.num_reports(name))
+        self.writer.end_trial(outcome)
         self.records.outcomes[name] = outcome
         best = best_epoch(self.records.history_of(name), self.metric)
         self._finish_tracking(outcome, best)

@@ -194,6 +194,7 @@ class StartedSweep:
                     runner.run()
                 if runner.callback.storage_error is not None:
                     raise runner.callback.storage_error
+                runner.callback.writer.seal()
             finally:
                 tracker.close()
             best = select_best(write_tables(self.run, self.records, self.config.metric), self.config.metric)

@@ -1,10 +1,12 @@
 """A run directory on any pyarrow filesystem: its layout, and files that appear whole or not at all."""
 
+import importlib.metadata
+import json
 import os
 import shlex
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -39,9 +41,10 @@ CHECKPOINTS_FOLDER = "state/checkpoints"  # one folder per trial, written by its
 FEATURES_FOLDER = "state/features"  # parts of features, while the sweep runs
 DATA_FOLDER = "state/data"  # the tokenized rows, for nodes that lack them
 TRIALS_FILE = "state/trials.json"  # those known before the start
-DRAWN_FOLDER = "state/drawn"  # those drawn since, by an adaptive search or at promotion, a file each
-HISTORY_FOLDER = "state/history"
-OUTCOMES_FOLDER = "state/outcomes"
+EVENTS_FOLDER = "state/events"  # what happened since: trials drawn, reports, outcomes
+SEAL_FILE = "state/seal.json"  # how many events there are, written when a process ends
+FORMAT_FILE = "state/format.json"  # of the files of this run directory
+FORMAT_VERSION = 1
 READ_AT_ONCE = 16  # files of an object store, each of which takes two requests and their time on the way
 
 
@@ -105,8 +108,43 @@ class RunDirectory:
 
     @property
     def has_begun(self) -> bool:
-        """Return whether there is a sweep in it that ``resume`` can resume."""
-        return self.exists(SWEEP_FILE) and self.exists(TRIALS_FILE)
+        """Return whether there is a sweep in it that ``resume`` can resume.
+
+        Raises:
+            RunDirectoryError: There is one of which a file is missing.
+        """
+        missing = [file for file in (SWEEP_FILE, TRIALS_FILE) if not self.exists(file)]
+        # The trials are written last before the start, and everything else after it.
+        if missing and (TRIALS_FILE not in missing or self.exists(EVENTS_FOLDER) or self.exists(SEAL_FILE)):
+            raise RunDirectoryError(
+                f"{self.uri(missing[0])} is missing: restore the run directory from a copy; nothing can be done with "
+                "the rest of it"
+            )
+        return not missing
+
+    def check_format(self) -> None:
+        """Check that this version of tailsweep reads the files of the run directory.
+
+        Raises:
+            RunDirectoryError: It does not, or the file that says so is missing.
+        """
+        try:
+            read = json.loads(self.read_text(FORMAT_FILE))
+            version, written_by = int(read["format_version"]), str(read["written_by"])
+        except FileNotFoundError:
+            raise RunDirectoryError(
+                f"{self.uri(FORMAT_FILE)} is missing: the run directory was written by a version of tailsweep that "
+                "wrote none, which must be used for it, or the file was removed: restore it from a copy"
+            ) from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunDirectoryError(
+                f"{self.uri(FORMAT_FILE)} is damaged ({describe_error(error)}): restore it from a copy"
+            ) from None
+        if version != FORMAT_VERSION:
+            raise RunDirectoryError(
+                f"{self.location} was written by {written_by} in format {version}, but this is {_this_version()}, "
+                f"which reads format {FORMAT_VERSION}: use that version for it"
+            )
 
     def refuse_existing(self, but_one_not_begun: bool = False) -> None:
         """Raise :class:`RunDirectoryError` if the directory exists.
@@ -133,8 +171,8 @@ class RunDirectory:
         try:
             self.filesystem.create_dir(self.path, recursive=True)
             self.filesystem.create_dir(self._at("state"), recursive=True)
-            self._write(self._at("state/.writable"), b"")
-            self.filesystem.delete_file(self._at("state/.writable"))
+            written = {"format_version": FORMAT_VERSION, "written_by": _this_version()}
+            self._write(self._at(FORMAT_FILE), json.dumps(written).encode() + b"\n")
         except OSError as error:
             raise RunDirectoryError(f"storage {self.location} cannot be written: {describe_error(error)}") from None
 
@@ -157,9 +195,8 @@ class RunDirectory:
 
         return self._fetch(read, relative)
 
-    def read_files(self, folder: str) -> Iterator[tuple[str, bytes]]:
-        """Yield name and content of the finished files directly in a folder, sorted by name; see :meth:`list`."""
-        names = self.list(folder)
+    def read_files(self, folder: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Yield name and content of files in a folder, in their order, reading many at once from an object store."""
         if self.local is not None:
             yield from ((name, self.read_bytes(f"{folder}/{name}")) for name in names)
             return
@@ -212,6 +249,16 @@ class RunDirectory:
 
         with_retries(delete, self.uri(relative))
 
+    def delete_files(self, paths: Iterable[str]) -> None:
+        """Delete files, which need not exist, many at once on an object store."""
+
+        def delete(relative: str) -> None:
+            with suppress(FileNotFoundError):
+                self.filesystem.delete_file(self._at(relative))
+
+        with ThreadPoolExecutor(1 if self.local is not None else READ_AT_ONCE) as several:
+            list(several.map(lambda path: with_retries(lambda: delete(path), self.uri(path)), paths))
+
     def upload(self, folder: Path, relative: str) -> None:
         """Copy a local folder's files below ``relative``; on local storage the folder appears whole.
 
@@ -245,6 +292,13 @@ class RunDirectory:
             stream.write(content)
 
 
+def _this_version() -> str:
+    try:
+        return f"tailsweep {importlib.metadata.version('tailsweep')}"
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        return "tailsweep of a checkout"
+
+
 def open_run(location: str) -> RunDirectory:
     """Open the run directory of an existing sweep.
 
@@ -258,6 +312,7 @@ def open_run(location: str) -> RunDirectory:
             f"{run.location} is not a run directory: it has no {SWEEP_FILE} and {TRIALS_FILE}; give the folder "
             "that `tailsweep run` printed, e.g. runs/demo-20260131-120000"
         )
+    run.check_format()
     return run
 
 

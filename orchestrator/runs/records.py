@@ -1,12 +1,13 @@
 """The records of a sweep: everything ``resume`` and ``report`` need, in a run directory on any pyarrow filesystem.
 
-No file changes once written, and every file appears whole or not at all: the trials' settings (once,
-before the start), one part of history per report, one outcome per trial that has ended. What can be derived from
-these is not stored: a trial with history and no outcome was running; ASHA's rungs are the history replayed.
+The trials known before the start are written once, as one list. What happens afterwards is a log of three kinds of
+record: a trial drawn, a report, an outcome. What can be derived from these is not stored: a trial with reports and no
+outcome was running; ASHA's rungs are the reports replayed.
 """
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,19 +17,19 @@ from tailsweep.orchestrator.config.sweep import Sweep, SweepConfig, SweepConfigE
 from tailsweep.orchestrator.config.tree import Tree
 from tailsweep.orchestrator.config.yaml_io import parse_yaml
 from tailsweep.orchestrator.runs.directory import (
-    DRAWN_FOLDER,
-    HISTORY_FOLDER,
-    OUTCOMES_FOLDER,
+    EVENTS_FOLDER,
     SWEEP_FILE,
     TRIALS_FILE,
     RunDirectory,
     RunDirectoryError,
 )
+from tailsweep.orchestrator.runs.event_log import RESTORE, EventLog, LogEnd, read_events
 from tailsweep.orchestrator.runs.trials import Outcome, Records, Row, TrialRecord, check_name
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import describe_error
 
 CHECKSUM = "checksum"  # key of a record in its file
+DRAWN, REPORT, OUTCOME = "drawn", "report", "outcome"  # the kinds of event
 
 
 def read_sweep(run: RunDirectory) -> Sweep:
@@ -53,64 +54,83 @@ def read_sweep(run: RunDirectory) -> Sweep:
 
 
 def write_trials(run: RunDirectory, trials: Iterable[TrialRecord]) -> None:
-    """Write the trials known before the start."""
-    run.write_text(TRIALS_FILE, json.dumps([with_checksum(asdict(c)) for c in trials], indent=1) + "\n")
+    """Write the trials known before the start, sealed as a whole."""
+    listed = {"trials": [asdict(trial) for trial in trials]}
+    run.write_text(TRIALS_FILE, json.dumps(with_checksum(listed), indent=1) + "\n")
 
 
-class HistoryWriter:
-    """A writer of reports, one immutable part each; parts sort in the order the reports came."""
+class RecordWriter:
+    """A writer of what happens to the trials of a run, in its order.
 
-    def __init__(self, run: RunDirectory) -> None:
-        self.run = run
-        self.next_part = max((int(name.split(".")[0]) + 1 for name in run.list(HISTORY_FOLDER)), default=0)
+    Args:
+        run: the run directory.
+        end: where its log ends, as :func:`read_records` found it.
+    """
 
-    def append(self, row: Row) -> None:
-        """Write the next report."""
-        _write_with_checksum(self.run, f"{HISTORY_FOLDER}/{self.next_part:08d}.json", row)
-        self.next_part += 1
+    def __init__(self, run: RunDirectory, end: LogEnd | None = None) -> None:
+        self.log = EventLog(run, end or LogEnd())
 
+    def draw(self, trial: TrialRecord) -> None:
+        """Write a trial that was drawn while the sweep runs, before anything is done with it."""
+        self.log.append(DRAWN, asdict(trial))
 
-def write_drawn(run: RunDirectory, trial: TrialRecord) -> None:
-    """Record a trial that was drawn while the sweep runs, before anything is done with it."""
-    _write_with_checksum(run, f"{DRAWN_FOLDER}/{trial.name}.json", asdict(trial))
+    def report(self, row: Row) -> None:
+        """Write a report."""
+        self.log.append(REPORT, row)
 
+    def end_trial(self, outcome: Outcome) -> None:
+        """Write how a trial has ended."""
+        self.log.append(OUTCOME, asdict(outcome))
 
-def write_outcome(run: RunDirectory, outcome: Outcome) -> None:
-    """Write how a trial has ended."""
-    _write_with_checksum(run, f"{OUTCOMES_FOLDER}/{outcome.trial}.json", asdict(outcome))
+    def seal(self) -> None:
+        """Write how many records there are: at the end of a process."""
+        self.log.seal()
 
 
 def read_records(run: RunDirectory) -> Records:
     """Read everything written so far; a sweep may continue writing meanwhile.
 
     Raises:
-        RunDirectoryError: A file is not as it was written.
+        RunDirectoryError: A record is missing, or not as it was written.
     """
     with _damage(run, TRIALS_FILE):
-        trials = [TrialRecord(**verify_checksum(read)) for read in json.loads(run.read_text(TRIALS_FILE))]
-    drawn = [TrialRecord(**read) for read in _read_verified(run, DRAWN_FOLDER)]
+        listed = verify_checksum(json.loads(run.read_text(TRIALS_FILE)))
+        trials = [TrialRecord(**read) for read in listed["trials"]]
+    events, end = read_events(run)
+    by_kind: dict[str, list[Row]] = {DRAWN: [], REPORT: [], OUTCOME: []}
+    with _damage(run, EVENTS_FOLDER):
+        for event in events:
+            by_kind[event.kind].append(event.record)
+        drawn = [TrialRecord(**read) for read in by_kind[DRAWN]]
+        outcomes = [Outcome(**read) for read in by_kind[OUTCOME]]
+        for row in by_kind[REPORT]:
+            check_name(row["trial"])
+            if row[report_keys.STAGE] not in report_keys.STAGES:
+                raise RunDirectoryError(
+                    f"the records of {run.location} name a stage {show(row[report_keys.STAGE])}: there is none"
+                )
     trials += sorted(drawn, key=lambda trial: (trial.parent is not None, trial.number))
-    outcomes = [Outcome(**read) for read in _read_verified(run, OUTCOMES_FOLDER)]
-    history = list(_read_verified(run, HISTORY_FOLDER))
-    for row in history:
-        check_name(row["trial"])
-        if row[report_keys.STAGE] not in report_keys.STAGES:
+    records = Records(trials, by_kind[REPORT], {outcome.trial: outcome for outcome in outcomes}, end)
+    _check_counts(run, records)
+    return records
+
+
+def _check_counts(run: RunDirectory, records: Records) -> None:
+    """Check what the records say of each other.
+
+    Raises:
+        RunDirectoryError: A record is of a trial that there is not, or a trial has not the reports that its end counts.
+    """
+    counts = Counter(row["trial"] for row in records.history)
+    for name in (*counts, *records.outcomes):
+        if name not in records:
+            raise RunDirectoryError(f"the records of {run.location} are of a trial {name} that they do not list")
+    for name, outcome in records.outcomes.items():
+        if counts[name] != outcome.num_reports:
             raise RunDirectoryError(
-                f"the records of {run.location} name a stage {show(row[report_keys.STAGE])}: there is none"
+                f"the records of {run.location} have {counts[name]} reports of {name}, but it ended with "
+                f"{outcome.num_reports}: {RESTORE}"
             )
-    return Records(trials, history, {outcome.trial: outcome for outcome in outcomes})
-
-
-def _write_with_checksum(run: RunDirectory, relative: str, record: Mapping[str, object]) -> None:
-    run.write_text(relative, json.dumps(with_checksum(record)) + "\n")
-
-
-def _read_verified(run: RunDirectory, folder: str) -> Iterator[Row]:
-    """Yield the records of a folder, in the order of their names."""
-    for name, content in run.read_files(folder):
-        with _damage(run, f"{folder}/{name}"):
-            record = verify_checksum(json.loads(str(content, "utf-8")))
-        yield record
 
 
 def with_checksum(record: Mapping[str, object]) -> Tree:
@@ -140,8 +160,5 @@ def _damage(run: RunDirectory, relative: str) -> Iterator[None]:
         yield
     except RunDirectoryError:
         raise
-    except (ValueError, TypeError, AttributeError) as error:
-        hint = "restore it from a copy"
-        if relative != TRIALS_FILE:
-            hint += ", or remove it: what it said of a trial that has not ended is found out again"
-        raise RunDirectoryError(f"{run.uri(relative)} is damaged ({describe_error(error)}): {hint}") from None
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise RunDirectoryError(f"{run.uri(relative)} is damaged ({describe_error(error)}): {RESTORE}") from None

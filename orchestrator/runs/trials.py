@@ -12,6 +12,7 @@ from tailsweep.orchestrator.config.errors import show
 from tailsweep.orchestrator.config.search_space import Trial
 from tailsweep.orchestrator.config.tree import Tree
 from tailsweep.orchestrator.runs.directory import RunDirectoryError
+from tailsweep.orchestrator.runs.event_log import LogEnd
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.report_keys import Stage
 from tailsweep.trainables.training.early_stopping import stage_is_over
@@ -73,6 +74,7 @@ class Outcome:
     state: TrialState
     reason: str
     seconds: float
+    num_reports: int = 0  # of its own
 
     def __post_init__(self) -> None:
         """Check the fields, which may be read from a file, where the state is a string."""
@@ -92,6 +94,7 @@ class Records:
     trials: list[TrialRecord]  # in the order they were drawn
     history: list[Row] = field(default_factory=list)  # the reports, in the order they came; see `add_report`
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # by trial, of those that have ended
+    log_end: LogEnd = field(default_factory=LogEnd, compare=False)  # where the log ended when they were read
 
     def __post_init__(self) -> None:
         self._by_trial: dict[str, list[Row]] = {}
@@ -120,6 +123,10 @@ class Records:
         """Add a report."""
         self.history.append(row)
         self._by_trial.setdefault(row["trial"], []).append(row)
+
+    def num_reports(self, name: str) -> int:
+        """Return how many reports a trial has, without those of its parent."""
+        return len(self._by_trial.get(name, []))
 
     def has_report(self, name: str, report: Mapping[str, object]) -> bool:
         """Return whether this report of a trial is in the history: a restarted trial repeats some."""

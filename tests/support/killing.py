@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from support.event_files import reports
 
 WORKER = "ray::RayTrainWorker"  # trains, as one of a trial's Train run
 TRIAL = "ray::ImplicitFunc"  # a trial's own process: waits for its Train run, or trains a phase one's stage one
@@ -56,7 +57,7 @@ def processes(title: str, parent: int | None = None, excluded: Sequence[int] = (
 
 
 def num_reports(run: Path) -> int:
-    return len(list((run / "state/history").glob("*.json")))
+    return len(reports(run))
 
 
 def wait_until(reached: Callable[[], bool], seconds: float = 200) -> None:

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from event_files import reports  # next to it
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAD, FIRST, SECOND = "head", "first", "second"
 ADDRESSES = {HEAD: "10.77.0.10", FIRST: "10.77.0.11", SECOND: "10.77.0.12"}  # this side is 10.77.0.1
@@ -142,8 +144,8 @@ def main(folder: Path) -> None:
     answer["files"] = {host: own_files(process, folder) for host, process in hosts.items()}
 
     job = submit("cut", folder, outside)
-    history = folder / "shared/runs/cut/state/history"
-    wait_until(lambda: len(list(history.glob("*.json"))) >= 4 or job.poll() is not None, "four reports")
+    interrupted = folder / "shared/runs/cut"
+    wait_until(lambda: len(reports(interrupted)) >= 4 or job.poll() is not None, "four reports")
     ip("link", "set", f"to-{SECOND}", "down")
     print(f"--- {SECOND} is cut off", flush=True)
     answer["cut"] = to_its_end(job)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.cluster_definitions import ROOT, SPOT, definition
 from support.ending import still_running
+from support.event_files import reports
 from support.fake_slurm import Job, free_job_id
 from tailsweep.clusters.render import local, slurm
 
@@ -81,8 +82,7 @@ wandb: {{mode: disabled}}
     environment["PYTHONPATH"] = str(ROOT)
 
     job = ended_at_last(here.start(**environment))
-    reports = runs / "small/state/history"
-    wait_until(lambda: any(reports.glob("*.json")), 240, job)
+    wait_until(lambda: bool(reports(runs / "small")), 240, job)
     started = family(job)
     assert sum("raylet" in process.name() for process in started) == 2
     job.send_signal(signal.SIGUSR1)

@@ -13,6 +13,7 @@ import scipy.stats
 import yaml
 from rich.console import Console
 from sklearn.metrics import f1_score
+from support.event_files import rewrite_events
 from support.wandb_files import read_runs
 from tailsweep.orchestrator.cli.main import main
 from tailsweep.orchestrator.comparison import run_comparison
@@ -57,7 +58,7 @@ def compared(
     run = folder / "mine"
     assert not (run / "baselines").exists()  # it stopped there
     # As if killed a moment earlier: the search's seconds are spent, and what it never started is not written yet.
-    (run / "methods/vanilla/search/state/outcomes/t001.json").unlink()
+    rewrite_events(run / "methods/vanilla/search", lambda events: events[:-1])
     before = changed(run)
     assert main(["resume", str(run)]) == 0
     assert {name: changed(run)[name] for name in before} == before  # nothing was trained or predicted again
@@ -65,8 +66,8 @@ def compared(
 
 
 def changed(run: Path) -> dict[str, int]:
-    """When each record was written: outcomes, history and predictions."""
-    files = [*run.glob("methods/*/*/state/*/*.json"), *run.glob("predictions/*/*.parquet")]
+    """When each record was written: events and predictions."""
+    files = [*run.glob("methods/*/*/state/events/*"), *run.glob("predictions/*/*.parquet")]
     return {str(file.relative_to(run)): file.stat().st_mtime_ns for file in files}
 
 
@@ -85,8 +86,8 @@ def test_the_search_has_its_budget_and_every_seed_what_it_chose(compared: Path) 
         ("completed", "all its epochs are done"),
         ("pruned", "never started"),
     ]
-    tried = json.loads((compared / "methods/vanilla/search/state/trials.json").read_text())
-    trained = json.loads((compared / "methods/vanilla/seeds/state/trials.json").read_text())
+    tried = json.loads((compared / "methods/vanilla/search/state/trials.json").read_text())["trials"]
+    trained = json.loads((compared / "methods/vanilla/seeds/state/trials.json").read_text())["trials"]
     assert [entry["config"] for entry in trained] == [tried[0]["config"] | {"seed": seed} for seed in SEEDS]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import cloudpickle
 import pytest
 from rich.console import Console
+from support.event_files import outcomes, reports
 from tailsweep.orchestrator.config.schema import SweepConfig
 from tailsweep.orchestrator.monitoring.console import Progress
 from tailsweep.orchestrator.monitoring.log_output import terminal_output
@@ -42,11 +43,11 @@ class TrackerDouble:
             self.calls.append(("start", trial, len(history)))
 
     def log(self, trial: str, report: dict[str, Any]) -> None:
-        self.calls.append(("log", trial, len(self.run.list("state/history"))))
+        self.calls.append(("log", trial, len(reports(Path(self.run.path)))))
 
     def finish(self, trial: str, summary: dict[str, Any]) -> None:
         self.open.remove(trial)
-        on_disk = self.run.exists(f"state/outcomes/{trial}.json")
+        on_disk = trial in outcomes(Path(self.run.path))
         self.calls.append(("postprocess", trial, on_disk, summary))
 
 
@@ -283,7 +284,7 @@ def test_an_end_that_a_killed_sweep_could_not_write_is_written_on_resume(sweep: 
     verdict = settled(resumed.records, resumed.scheduler, METRIC, "t000")
     assert verdict == ("completed", "all its epochs are done")
     resumed.callback.end("t000", *verdict)
-    assert read_records(run).outcomes["t000"] == Outcome("t000", *verdict, seconds=6.0)
+    assert read_records(run).outcomes["t000"] == Outcome("t000", *verdict, seconds=6.0, num_reports=3)
     # Its W&B run was cut off as well: it is made whole before it is closed.
     assert [call[:3] for call in resumed.tracker.calls] == [("start", "t000", 3), ("postprocess", "t000", True)]
 
@@ -456,7 +457,7 @@ def test_what_storage_refuses_for_good_stops_the_sweep_and_loses_nothing(
     monkeypatch.setattr(retry, "RETRY_DELAYS_S", (0.01,))
     sweep.start("t000")
     sweep.report("t000", "stage_one", 1, 0.5)
-    folder = Path(run.path, "state/history")
+    folder = Path(run.path, "state/events")
     folder.rename(folder.with_name("aside"))
     folder.write_text("")  # a file where the folder was: root, too, can write nothing below it
     sweep.report("t000", "stage_one", 2, 0.5)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -62,16 +63,30 @@ def killed(
         process.wait()
         for survivor in still_running(family, 15):  # Ray's agents look for their raylet now and then only
             survivor.kill()
-    outcomes = {name: store.read(name) for name in store.keys(f"{key}/state/outcomes/")}
+    ended = _outcomes(store, key)
     _let_the_lease_lapse(store, f"{key}/{OWNER_FILE}")
     status, printed = run(*tailsweep("resume", f"{location}/killed"), timeout=500, **environment)
     assert status == 0, printed
-    return Killed(key, outcomes, printed, store.copied(f"{key}/", tmp_path_factory.mktemp("copy")))
+    return Killed(key, ended, printed, store.copied(f"{key}/", tmp_path_factory.mktemp("copy")))
 
 
 def _wait_for_reports(store: ObjectStore, key: str, number: int, process: subprocess.Popen[str]) -> None:
-    wait_until(lambda: process.poll() is not None or len(store.keys(f"{key}/state/history/")) >= number)
+    wait_until(lambda: process.poll() is not None or _num_reports(store, key) >= number)
     assert process.poll() is None, process.stdout.read()
+
+
+def _events(store: ObjectStore, key: str) -> Iterator[dict[str, Any]]:
+    for name in store.keys(f"{key}/state/events/"):
+        yield from map(json.loads, store.read(name).splitlines())
+
+
+def _num_reports(store: ObjectStore, key: str) -> int:
+    return sum(event["kind"] == "report" for event in _events(store, key))
+
+
+def _outcomes(store: ObjectStore, key: str) -> dict[str, dict[str, Any]]:
+    ended = (event["record"] for event in _events(store, key) if event["kind"] == "outcome")
+    return {outcome["trial"]: outcome for outcome in ended}
 
 
 def _let_the_lease_lapse(store: ObjectStore, key: str) -> None:
@@ -82,9 +97,10 @@ def _let_the_lease_lapse(store: ObjectStore, key: str) -> None:
 
 
 def test_no_finished_work_is_done_twice(store: ObjectStore, killed: Killed) -> None:
-    assert f"{killed.key}/state/outcomes/t000.json" in killed.outcomes
+    assert "t000" in killed.outcomes
     assert len(killed.outcomes) < 3
-    assert {name: store.read(name) for name in killed.outcomes} == killed.outcomes
+    after = _outcomes(store, killed.key)
+    assert {trial: after[trial] for trial in killed.outcomes} == killed.outcomes
     assert f"{3 - len(killed.outcomes)} of 3 trials left" in killed.printed
 
 
@@ -149,7 +165,7 @@ def test_a_two_phase_sweep_without_access_stops_and_resumes_once_access_is_back(
         stage_one={**stage, "trainable": {"top_layers": 1}, "loss": {"name": "cross_entropy"}}, stage_two=stage,
     )  # fmt: skip
     here = {path.name for path in Path.cwd().iterdir()}
-    with _shut_after(store, "runs/cut-off/state/history/", reports=2):
+    with _shut_after(store, "runs/cut-off/state/events/", reports=2):
         assert main(["run", str(sweep), "--storage", store.uri(f"{BUCKET}/runs/"), "--set", "name=cut-off"]) == 1
     location = store.uri(f"{BUCKET}/runs/cut-off")
     last = capsys.readouterr().out.rstrip().splitlines()[-1]

@@ -5,11 +5,13 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 from support.ending import still_running
+from support.event_files import outcomes
 from support.killing import num_reports
 from support.processes import run, start, tailsweep
 from support.wandb_files import read_runs
@@ -24,7 +26,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def resumed(
     finished: Path, small_sweep: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, ray_temp: str
-) -> tuple[Path, dict[str, bytes]]:
+) -> tuple[Path, dict[str, Any]]:
     """The run directory of the sweep that ``finished`` ran undisturbed, terminated in t000's stage one, resumed, killed
     and resumed; the outcomes at the kill.
 
@@ -62,20 +64,20 @@ def resumed(
     for process in alive:  # Ray's agents look for their raylet now and then only
         process.kill()
     assert not training, f"left over after kill -9: {training}"
-    outcomes = {path.name: path.read_bytes() for path in (killed / "state/outcomes").iterdir()}
-    assert set(outcomes) == {"t000.json"}
+    ended = outcomes(killed)
+    assert set(ended) == {"t000"}
     status, printed = run(*tailsweep("resume", killed), RAY_TMPDIR=ray_temp)
     assert status == 0, printed
     assert "2 of 3 trials left" in printed
-    return killed, outcomes
+    return killed, ended
 
 
-def test_a_finished_trial_stays_finished(resumed: tuple[Path, dict[str, bytes]]):
-    killed, outcomes = resumed
-    assert {name: (killed / "state/outcomes" / name).read_bytes() for name in outcomes} == outcomes
+def test_a_finished_trial_stays_finished(resumed: tuple[Path, dict[str, Any]]):
+    killed, ended = resumed
+    assert {name: outcomes(killed)[name] for name in ended} == ended
 
 
-def test_the_same_seed_gives_the_same_sweep_also_over_a_kill(finished: Path, resumed: tuple[Path, dict[str, bytes]]):
+def test_the_same_seed_gives_the_same_sweep_also_over_a_kill(finished: Path, resumed: tuple[Path, dict[str, Any]]):
     """With one trial at a time: the same epochs in the same order, values to 1e-6, states and reasons, rungs."""
     killed, _ = resumed
     expected, after = (pq.read_table(folder / "history.parquet").to_pylist() for folder in (finished, killed))
@@ -91,7 +93,7 @@ def test_the_same_seed_gives_the_same_sweep_also_over_a_kill(finished: Path, res
     assert ends[0] == ends[1]
 
 
-def test_wandb_has_every_step_of_the_resumed_trial_once(resumed: tuple[Path, dict[str, bytes]]):
+def test_wandb_has_every_step_of_the_resumed_trial_once(resumed: tuple[Path, dict[str, Any]]):
     killed, _ = resumed
     history = pq.read_table(killed / "history.parquet").to_pylist()
     logged = read_runs(killed / "wandb")

@@ -55,7 +55,7 @@ def test_the_exported_model_scores_in_plain_transformers_what_its_metrics_say(fi
     from tailsweep.trainables.data.splits import load_splits
 
     metrics = json.loads((finished / "best/metrics.json").read_text())
-    trial_config = json.loads((finished / "state/trials.json").read_text())[0]["config"]
+    trial_config = json.loads((finished / "state/trials.json").read_text())["trials"][0]["config"]
     test = load_splits(TrialConfig.model_validate(trial_config).data).test
     model = transformers.AutoModelForSequenceClassification.from_pretrained(finished / "best").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(finished / "best")

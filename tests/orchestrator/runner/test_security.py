@@ -12,10 +12,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.event_files import rewrite_events
 from tailsweep.orchestrator.cli.main import main
 from tailsweep.orchestrator.config.errors import SweepConfigError
 from tailsweep.orchestrator.config.sweep import load_sweep
 from tailsweep.orchestrator.runs.directory import RunDirectory, RunDirectoryError, reject_escaping_symlinks
+from tailsweep.orchestrator.runs.event_log import EventLog, LogEnd
 from tailsweep.orchestrator.runs.records import read_records, with_checksum
 from tailsweep.trainables.config.data import BackTranslation
 from tailsweep.trainables.config.trial import HeadConfig, ModelConfig, TrialConfig
@@ -77,7 +79,7 @@ def test_planted_pickles_stay_unread_by_every_command(
     monkeypatch.setenv("TAILSWEEP_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache" / "tokens" / "0123").mkdir(parents=True)
     # Whatever lies where our own records are is read as JSON, and refused.
-    records = ("state/history", "state/outcomes", "state/drawn")
+    records = ("state/events",)
     assert plant(run, Bomb(trace), but_not_in=records) > 100
     plant(tmp_path / "cache", Bomb(trace), but_not_in=("-",))
     pickle.loads((run / "tuner.pkl").read_bytes()).close()
@@ -99,13 +101,16 @@ def test_planted_pickles_stay_unread_by_every_command(
 
 def _leave_an_epoch_to_do(run: Path) -> None:
     """Of t000: its outcome and last report were never written."""
-    (run / "state/outcomes/t000.json").unlink()
-    reports = sorted((run / "state/history").iterdir())
-    first_reports = [path for path in reports if json.loads(path.read_text())["trial"] == "t000"]
-    (last, *_) = first_reports[3:]
-    last.unlink()
-    for number, path in enumerate(sorted((run / "state/history").iterdir())):
-        path.rename(path.with_name(f"{number:08d}.json"))
+
+    def without_the_last_of_t000(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        last = [event for event in events if event["record"]["trial"] == "t000" and event["kind"] == "report"][3:]
+        return [
+            event
+            for event in events
+            if event not in last and (event["kind"], event["record"]["trial"]) != ("outcome", "t000")
+        ]
+
+    rewrite_events(run, without_the_last_of_t000)
 
 
 def test_no_module_reads_pickles() -> None:
@@ -232,13 +237,14 @@ def run(tmp_path: Path) -> RunDirectory:
 def test_records_that_name_a_path_are_refused(name: str, where: str, run: RunDirectory) -> None:
     trial = {"name": "t000", "values": {}, "config": {}, "parent": None}
     row = {"trial": "t000", "stage": "stage_one", "epoch": 1}
-    outcome = {"trial": "t000", "state": "pruned", "reason": "", "seconds": 1.0}
+    outcome = {"trial": "t000", "state": "pruned", "reason": "", "seconds": 1.0, "num_reports": 1}
     trial |= {"name": name} if where == "trial" else {"parent": name} if where == "parent" else {}
     row |= {"trial": name} if where == "history" else {"stage": name} if where == "stage" else {}
     outcome |= {"trial": name} if where == "outcome" else {}
-    run.write_text("state/trials.json", json.dumps([with_checksum(trial)]))
-    run.write_text("state/history/00000000.json", json.dumps(with_checksum(row)))
-    run.write_text("state/outcomes/t000.json", json.dumps(with_checksum(outcome)))
+    run.write_text("state/trials.json", json.dumps(with_checksum({"trials": [trial]})))
+    log = EventLog(run, LogEnd())
+    log.append("report", row)
+    log.append("outcome", outcome)
     with pytest.raises(RunDirectoryError, match="the records"):
         read_records(run)
 

@@ -14,6 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from support.ending import still_running
+from support.event_files import outcomes
 from support.killing import TRIAL, num_reports, processes, wait_until
 from support.processes import start, tailsweep
 from support.resources_freed import assert_freed
@@ -58,14 +59,13 @@ def disturbed(sweep: Path, run: Path, ray_temp: str) -> Counter[str]:
         process = start(*command, RAY_TMPDIR=ray_temp)
         while process.poll() is None:
             time.sleep(luck.uniform(2, 6))
-            if luck.random() < 0.05 and (run / "state/history").exists():
+            if luck.random() < 0.05 and (run / "state/events").exists():
                 family = psutil.Process(process.pid).children(recursive=True)
                 process.send_signal(signal.SIGKILL)
                 still_running(family, 20)
                 deaths["sweep"] += 1
                 break
-            outcomes = len(list((run / "state/outcomes").glob("*.json")))
-            if outcomes == TRIALS - 1 and luck.random() < 0.7:
+            if len(outcomes(run)) == TRIALS - 1 and luck.random() < 0.7:
                 continue  # the promoted one's Ray Train run takes longer to start than luck would leave it
             with suppress(psutil.NoSuchProcess):  # it has just ended by itself
                 if alive := processes(TRIAL, process.pid):
@@ -135,7 +135,7 @@ def test_a_two_phase_killed_in_both_rounds_and_between_them_is_the_undisturbed_o
     in_phase_one = len([row for row in values(calm) if row[1] == report_keys.STAGE_ONE])
     moments = [
         lambda: num_reports(storm) >= in_phase_one // 2,
-        lambda: any("not_promoted" in path.read_text() for path in (storm / "state/outcomes").glob("c*.json")),
+        lambda: any(outcome["state"] == "not_promoted" for outcome in outcomes(storm).values()),
         lambda: num_reports(storm) >= in_phase_one + 2,
         lambda: num_reports(storm) >= in_phase_one + 6,
     ]

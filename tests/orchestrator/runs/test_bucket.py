@@ -19,9 +19,10 @@ from support.processes import free_port
 from tailsweep.orchestrator.cli.main import main
 from tailsweep.orchestrator.monitoring.wandb_tracker import upload_runs, uploaded_runs
 from tailsweep.orchestrator.runs import directory, lock
-from tailsweep.orchestrator.runs.directory import HISTORY_FOLDER, RunDirectory, RunDirectoryError
+from tailsweep.orchestrator.runs.directory import EVENTS_FOLDER, RunDirectory, RunDirectoryError
 from tailsweep.orchestrator.runs.lock import OWNER_FILE, run_lock
-from tailsweep.orchestrator.runs.records import HistoryWriter, read_records
+from tailsweep.orchestrator.runs.records import RecordWriter, read_records, write_trials
+from tailsweep.orchestrator.runs.trials import TrialRecord
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import fetch_prepared
@@ -68,13 +69,12 @@ def opened_after(store: ObjectStore, seconds: float) -> Iterator[None]:
 
 def test_what_is_written_is_read_listed_and_deleted(run: RunDirectory, store: ObjectStore, tmp_path: Path) -> None:
     for number in range(40):
-        run.write_text(f"state/history/{number:08d}.json", str(number))
-    run.write_text("state/outcomes/t000.json", "an outcome")
+        run.write_text(f"state/events/{number:08d}.json", str(number))
+    run.write_text("state/seal.json", "an outcome")
     names = [f"{number:08d}.json" for number in range(40)]
-    assert run.list("state/history") == names
-    assert list(run.read_files("state/history")) == [(name, str(int(name[:8])).encode()) for name in names]
-    assert list(run.read_files("state/drawn")) == []
-    assert (run.exists("state/history"), run.exists("state/drawn")) == (True, False)
+    assert run.list("state/events") == names
+    assert list(run.read_files("state/events", names)) == [(name, str(int(name[:8])).encode()) for name in names]
+    assert (run.exists("state/events"), run.exists("state/none")) == (True, False)
     (tmp_path / "a folder" / "below").mkdir(parents=True)
     (tmp_path / "a folder" / "below" / "50% #1").write_text("odd")
     run.upload(tmp_path / "a folder", "best")
@@ -83,10 +83,10 @@ def test_what_is_written_is_read_listed_and_deleted(run: RunDirectory, store: Ob
     folder = run.path.removeprefix(f"{BUCKET}/")
     assert store.read(f"{folder}/best/below/50% #1") == b"odd"
     for _ in range(2):  # also where there is none
-        run.delete_folder("state/history")
+        run.delete_folder("state/events")
     assert [key for key in store.keys(folder) if not key.endswith("/")] == [
         f"{folder}/best/below/50% #1",
-        f"{folder}/state/outcomes/t000.json",
+        f"{folder}/state/seal.json",
     ]
     with pytest.raises(FileNotFoundError):
         run.read_text("sweep.yaml")
@@ -96,15 +96,15 @@ def test_what_is_written_is_read_listed_and_deleted(run: RunDirectory, store: Ob
 
 def test_records_are_read_many_at_once(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep of hundreds of trials has thousands, and each takes its time on the way."""
-    writer = HistoryWriter(run)
+    writer = RecordWriter(run)
     for epoch in range(directory.READ_AT_ONCE):
-        writer.append({"trial": "t000", "stage": "stage_one", "epoch": epoch})
-    run.write_text("state/trials.json", "[]")
+        writer.report({"trial": "t000", "stage": "stage_one", "epoch": epoch})
+    write_trials(run, [TrialRecord("t000", {}, {})])
     all_at_once = threading.Barrier(directory.READ_AT_ONCE)
     reading = RunDirectory.read_bytes
 
     def read(run: RunDirectory, relative: str) -> bytes:
-        if relative.startswith(HISTORY_FOLDER):
+        if relative.startswith(EVENTS_FOLDER):
             all_at_once.wait(30)
         return reading(run, relative)
 
@@ -131,12 +131,12 @@ def test_wandb_folders_of_an_earlier_process_are_replaced_by_those_of_the_same_r
 
 
 def test_a_server_that_comes_back_is_waited_for(run: RunDirectory, store: ObjectStore, tmp_path: Path) -> None:
-    run.write_text("state/outcomes/t000.json", "old")
+    run.write_text("state/seal.json", "old")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/file").write_text("content")
     for ask in (
-        lambda: run.write_text("state/outcomes/t000.json", "new"),
-        lambda: run.read_text("state/outcomes/t000.json"),
+        lambda: run.write_text("state/seal.json", "new"),
+        lambda: run.read_text("state/seal.json"),
         lambda: run.exists("state"),
         lambda: run.list("state"),
         lambda: run.upload(tmp_path / "folder", "best"),
@@ -145,7 +145,7 @@ def test_a_server_that_comes_back_is_waited_for(run: RunDirectory, store: Object
     ):
         with opened_after(store, 0.3):
             ask()
-    assert run.read_text("state/outcomes/t000.json") == "new"
+    assert run.read_text("state/seal.json") == "new"
     assert (tmp_path / "back/file").read_text() == "content"
     assert not run.exists("best")
 
@@ -154,16 +154,16 @@ def test_a_server_that_comes_back_is_waited_for(run: RunDirectory, store: Object
 def test_what_is_refused_for_good_is_a_storage_error_and_the_old_file_stays(
     run: RunDirectory, store: ObjectStore
 ) -> None:
-    run.write_text("state/outcomes/t000.json", "old")
+    run.write_text("state/seal.json", "old")
     with store.shut("403 Forbidden"):
         for ask in (
-            lambda: run.write_text("state/outcomes/t000.json", "new"),
-            lambda: run.read_text("state/outcomes/t000.json"),
-            lambda: run.list("state/outcomes"),
+            lambda: run.write_text("state/seal.json", "new"),
+            lambda: run.read_text("state/seal.json"),
+            lambda: run.list("state"),
         ):
-            with pytest.raises(StorageError, match=r"storage refused s3://.*outcomes.* 2 times .*ACCESS_DENIED"):
+            with pytest.raises(StorageError, match=r"storage refused s3://.*state.* 2 times .*ACCESS_DENIED"):
                 ask()
-    assert run.read_text("state/outcomes/t000.json") == "old"
+    assert run.read_text("state/seal.json") == "old"
 
 
 @pytest.mark.parametrize(

@@ -43,35 +43,35 @@ def fill_disk(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_failing_write_leaves_the_old_file(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.write_text("state/outcomes/t000.json", "old")
+    run.write_text("state/events/00000000.json", "old")
     fill_disk(run, monkeypatch)
     with pytest.raises(OSError, match="No space left"):
-        run.write_text("state/outcomes/t000.json", "the new content")
-    assert run.read_text("state/outcomes/t000.json") == "old"
+        run.write_text("state/events/00000000.json", "the new content")
+    assert run.read_text("state/events/00000000.json") == "old"
 
 
 def test_what_a_killed_process_half_wrote_is_not_listed(run: RunDirectory) -> None:
-    run.write_text("state/history/00000000.json", "{}")
-    Path(run.path, "state/history/00000001.json.0123.tmp").write_text('{"half":')
-    assert run.list("state/history") == ["00000000.json"]
+    run.write_text("state/events/00000000.json", "{}")
+    Path(run.path, "state/events/00000001.json.0123.tmp").write_text('{"half":')
+    assert run.list("state/events") == ["00000000.json"]
 
 
 def test_what_a_full_disk_half_wrote_takes_no_room_on_it(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.write_text("state/history/00000000.json", "{}")
+    run.write_text("state/events/00000000.json", "{}")
     fill_disk(run, monkeypatch)
     with pytest.raises(StorageError, match=r"refused .*00000001.json 3 times in 0.02 s: .*No space left"):
-        run.write_text("state/history/00000001.json", "{}")
-    assert [path.name for path in Path(run.path, "state/history").iterdir()] == ["00000000.json"]
+        run.write_text("state/events/00000001.json", "{}")
+    assert [path.name for path in Path(run.path, "state/events").iterdir()] == ["00000000.json"]
 
 
 def test_a_refusal_that_passes_is_waited_for(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file lies where a folder has to be, until another thread takes it away."""
     monkeypatch.setattr(retry, "RETRY_DELAYS_S", (0.05,) * 100)
-    in_the_way = Path(run.path, "state/outcomes")
+    in_the_way = Path(run.path, "state/events")
     in_the_way.write_text("")
     threading.Timer(0.3, in_the_way.unlink).start()
-    run.write_text("state/outcomes/t000.json", "{}")
-    assert run.read_text("state/outcomes/t000.json") == "{}"
+    run.write_text("state/events/00000000.json", "{}")
+    assert run.read_text("state/events/00000000.json") == "{}"
 
 
 def test_writing_again_replaces_the_file_and_leaves_nothing_aside(run: RunDirectory) -> None:
@@ -82,7 +82,7 @@ def test_writing_again_replaces_the_file_and_leaves_nothing_aside(run: RunDirect
 
 
 def test_a_new_run_directory_holds_nothing(run: RunDirectory) -> None:
-    assert [path.name for path in Path(run.path).rglob("*")] == ["state"]
+    assert [path.name for path in Path(run.path).rglob("*")] == ["state", "format.json"]
 
 
 def test_an_existing_run_directory_is_refused_and_resume_is_named(run: RunDirectory) -> None:

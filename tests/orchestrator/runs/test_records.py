@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from tailsweep.orchestrator.config.sweep import Sweep, SweepConfigError, load_sweep, to_yaml
 from tailsweep.orchestrator.runs.directory import (
-    HISTORY_FOLDER,
     SWEEP_FILE,
     TRIALS_FILE,
     RunDirectory,
@@ -16,11 +15,9 @@ from tailsweep.orchestrator.runs.directory import (
     open_run,
 )
 from tailsweep.orchestrator.runs.records import (
-    HistoryWriter,
+    RecordWriter,
     read_records,
     read_sweep,
-    write_drawn,
-    write_outcome,
     write_trials,
 )
 from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord, best_epoch, last_stage
@@ -41,27 +38,40 @@ def report(trial: str, stage: str, epoch: int, score: float) -> dict[str, Any]:
     return {"trial": trial, "stage": stage, "epoch": epoch, METRIC: score, "seconds": 1.25}
 
 
-@pytest.mark.parametrize("file", [TRIALS_FILE, "state/history/00000000.json", "state/outcomes/t000.json"])
 @pytest.mark.parametrize("damage", ["truncated", "altered", "emptied"])
-def test_a_damaged_record_is_named_with_a_hint(run: RunDirectory, file: str, damage: str) -> None:
-    write_trials(run, [TrialRecord("t000", {"seed": 1}, {})])
-    HistoryWriter(run).append({"trial": "t000", "stage": "stage_one", "epoch": 1, "validation/macro_f1": 0.25})
-    write_outcome(run, Outcome("t000", "pruned", "after epoch 1", 1.0))
-    assert read_records(run).outcomes
-    text = run.read_text(file)
-    damaged = {"truncated": text[: len(text) // 2], "altered": text.replace("1", "2", 1), "emptied": ""}
-    run.write_text(file, damaged[damage])
-    with pytest.raises(RunDirectoryError, match=rf"{file} is damaged .*: restore it from a copy"):
+def test_damage_to_the_list_of_trials_is_named_with_a_hint(run: RunDirectory, damage: str) -> None:
+    write_trials(run, [TrialRecord("t000", {"seed": 1}, {}), TrialRecord("t001", {"seed": 2}, {})])
+    assert len(read_records(run).trials) == 2
+    text = run.read_text(TRIALS_FILE)
+    damaged = {"truncated": text[: len(text) // 2], "altered": text.replace("1", "3", 1), "emptied": ""}
+    run.write_text(TRIALS_FILE, damaged[damage])
+    with pytest.raises(RunDirectoryError, match=rf"{TRIALS_FILE} is damaged .*: restore the run directory from a copy"):
         read_records(run)
 
 
-def test_a_part_of_history_that_was_removed_leaves_the_others_where_they_are(run: RunDirectory) -> None:
-    writer = HistoryWriter(run)
-    for epoch in (1, 2, 3):
-        writer.append({"trial": "t000", "epoch": epoch})
-    Path(run.path, "state/history/00000000.json").unlink()
-    HistoryWriter(run).append({"trial": "t000", "epoch": 4})
-    assert run.list("state/history") == [f"{number:08d}.json" for number in (1, 2, 3)]
+def test_a_trial_taken_out_of_the_list_is_noticed(run: RunDirectory) -> None:
+    write_trials(run, TRIALS)
+    listed = json.loads(run.read_text(TRIALS_FILE))
+    del listed["trials"][0]
+    run.write_text(TRIALS_FILE, json.dumps(listed))
+    with pytest.raises(RunDirectoryError, match="its checksum is of other content"):
+        read_records(run)
+
+
+def test_an_outcome_counts_the_reports_of_its_trial(run: RunDirectory) -> None:
+    write_trials(run, TRIALS)
+    writer = RecordWriter(run)
+    writer.report(HISTORY[0])
+    writer.end_trial(dataclasses.replace(OUTCOME, num_reports=2))
+    with pytest.raises(RunDirectoryError, match="have 1 reports of t001, but it ended with 2"):
+        read_records(run)
+
+
+def test_records_of_a_trial_that_is_not_listed_are_refused(run: RunDirectory) -> None:
+    write_trials(run, TRIALS[1:])
+    RecordWriter(run).report(HISTORY[1])
+    with pytest.raises(RunDirectoryError, match="are of a trial t000 that they do not list"):
+        read_records(run)
 
 
 TRIALS = [
@@ -73,15 +83,15 @@ HISTORY = [
     report("t000", "stage_one", 1, 1e-17) | {"validation/recall_few": None},
     report("t001", "stage_two", 1, 0.5),
 ]
-OUTCOME = Outcome("t001", "completed", "all its epochs are done", 2.5)
+OUTCOME = Outcome("t001", "completed", "all its epochs are done", 2.5, num_reports=2)
 
 
 def fill(run: RunDirectory) -> None:
     write_trials(run, TRIALS)
-    writer = HistoryWriter(run)
+    writer = RecordWriter(run)
     for row in HISTORY:
-        writer.append(row)
-    write_outcome(run, OUTCOME)
+        writer.report(row)
+    writer.end_trial(OUTCOME)
 
 
 def the_records() -> Records:
@@ -100,14 +110,13 @@ def test_a_sweep_is_finished_when_every_trial_has_an_outcome() -> None:
     assert read.finished
 
 
-def test_history_stays_in_the_order_recorded_over_many_parts_and_writers(run: RunDirectory) -> None:
+def test_history_stays_in_the_order_recorded_over_many_writers(run: RunDirectory) -> None:
     write_trials(run, TRIALS)
     for _ in range(3):  # a sweep and its resumptions
-        writer = HistoryWriter(run)
+        writer = RecordWriter(run, read_records(run).log_end)
         for _ in range(5):
-            writer.append({"trial": "t000", "stage": "stage_one", "number": writer.next_part})
+            writer.report({"trial": "t000", "stage": "stage_one", "number": writer.log.end.number})
     assert [row["number"] for row in read_records(run).history] == list(range(15))
-    assert run.list(HISTORY_FOLDER)[-1] == "00000014.json"
 
 
 def test_history_of_a_trial_is_its_own_rows_in_order() -> None:
@@ -116,13 +125,13 @@ def test_history_of_a_trial_is_its_own_rows_in_order() -> None:
 
 def test_a_trial_with_a_parent_has_its_stage_one_and_numbers_order_them_all(run: RunDirectory) -> None:
     write_trials(run, TRIALS[:1])
+    writer = RecordWriter(run)
     for name, parent in (("t1000", None), ("t000.10", "t000"), ("t000.2", "t000"), ("t101", None)):
-        write_drawn(run, TrialRecord(name, {"x": name}, {}, parent))
-    writer = HistoryWriter(run)
+        writer.draw(TrialRecord(name, {"x": name}, {}, parent))
     rows = [report("t000", "stage_one", 1, 0.1), report("t000.2", "stage_two", 1, 0.2)]
     rows.append(report("t000.10", "stage_two", 1, 0.3))
     for row in rows:
-        writer.append(row)
+        writer.report(row)
     read = read_records(run)
     assert [trial.name for trial in read.trials] == ["t000", "t101", "t1000", "t000.2", "t000.10"]
     assert [trial.name for trial in read.root_trials] == ["t000", "t101", "t1000"]
@@ -138,7 +147,7 @@ def test_a_run_is_one_as_soon_as_its_trials_are_written(run: RunDirectory, tmp_p
         open_run(run.location)
     write_trials(run, TRIALS)
     assert open_run(run.location).path == run.path
-    assert json.loads(run.read_text(TRIALS_FILE))[0]["name"] == "t000"
+    assert json.loads(run.read_text(TRIALS_FILE))["trials"][0]["name"] == "t000"
 
 
 def test_the_resolved_sweep_is_read_back_equal(run: RunDirectory, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from tailsweep.orchestrator.config.sweep import load_sweep, to_yaml
 from tailsweep.orchestrator.runs.directory import METRICS_FILE, SWEEP_FILE, RunDirectory
-from tailsweep.orchestrator.runs.records import HistoryWriter, write_outcome, write_trials
+from tailsweep.orchestrator.runs.records import RecordWriter, write_trials
 from tailsweep.orchestrator.runs.report import report
 from tailsweep.orchestrator.runs.tables import ranking, result_rows, select_best, write_tables
 from tailsweep.orchestrator.runs.text import describe_run, failures, format_ranking, format_test_metrics
@@ -326,10 +326,10 @@ def died(tmp_path: Path, run: RunDirectory) -> RunDirectory:
     run.write_text(SWEEP_FILE, to_yaml(sweep))
     drawn = sweep.trials()
     write_trials(run, [TrialRecord(c.name, dict(c.values), c.config.model_dump(mode="json")) for c in drawn])
-    writer = HistoryWriter(run)
+    writer = RecordWriter(run)
     for name, score in (("t000", 0.25), ("t001", 0.5)):
-        writer.append(epoch(name, "stage_one", 1, score))
-    write_outcome(run, Outcome("t000", "pruned", "below", 4.0))
+        writer.report(epoch(name, "stage_one", 1, score))
+    writer.end_trial(Outcome("t000", "pruned", "below", 4.0, num_reports=1))
     return run
 
 

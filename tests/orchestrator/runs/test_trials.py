@@ -1,14 +1,16 @@
 """The states of a trial, and their values in files."""
 
 import dataclasses
-import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from tailsweep.orchestrator.runs.directory import OUTCOMES_FOLDER, TRIALS_TABLE, RunDirectory, RunDirectoryError
-from tailsweep.orchestrator.runs.records import read_records, with_checksum, write_outcome, write_trials
+from support.event_files import outcomes
+from tailsweep.orchestrator.runs.directory import TRIALS_TABLE, RunDirectory, RunDirectoryError
+from tailsweep.orchestrator.runs.event_log import EventLog, LogEnd
+from tailsweep.orchestrator.runs.records import RecordWriter, read_records, write_trials
 from tailsweep.orchestrator.runs.tables import result_rows, write_tables
 from tailsweep.orchestrator.runs.trials import END_STATES, Outcome, TrialRecord, TrialState
 
@@ -19,16 +21,16 @@ METRIC = "validation/macro_f1"
 def test_an_outcome_is_written_as_a_plain_string_and_read_as_a_state(run: RunDirectory, state: TrialState) -> None:
     write_trials(run, [TrialRecord("t000", {}, {})])
     outcome = Outcome("t000", state, "", 1.0)
-    write_outcome(run, outcome)
-    written = json.loads(run.read_text(f"{OUTCOMES_FOLDER}/t000.json"))
-    assert written == with_checksum({"trial": "t000", "state": str(state.value), "reason": "", "seconds": 1.0})
+    RecordWriter(run).end_trial(outcome)
+    written = outcomes(Path(run.path))["t000"]
+    assert written == {"trial": "t000", "state": str(state.value), "reason": "", "seconds": 1.0, "num_reports": 0}
     assert read_records(run).outcomes["t000"] == outcome
     assert type(read_records(run).outcomes["t000"].state) is TrialState
 
 
 def test_tables_and_rows_have_plain_strings(run: RunDirectory) -> None:
     write_trials(run, [TrialRecord("t000", {}, {}), TrialRecord("t001", {}, {})])
-    write_outcome(run, Outcome("t001", TrialState.FAILED, "no memory", 1.0))
+    RecordWriter(run).end_trial(Outcome("t001", TrialState.FAILED, "no memory", 1.0))
     rows = result_rows(read_records(run), METRIC)
     assert [type(row["state"]) for row in rows] == [str, str]
     assert yaml.safe_load(yaml.safe_dump([row["state"] for row in rows])) == ["pending", "failed"]
@@ -46,6 +48,6 @@ def test_a_trial_has_ended_in_each_state_but_the_first_two() -> None:
 def test_an_outcome_of_no_end_state_is_refused(run: RunDirectory, state: object) -> None:
     write_trials(run, [TrialRecord("t000", {}, {})])
     outcome = dataclasses.asdict(Outcome("t000", TrialState.FAILED, "", 1.0)) | {"state": state}
-    run.write_text(f"{OUTCOMES_FOLDER}/t000.json", json.dumps(with_checksum(outcome)))
+    EventLog(run, LogEnd()).append("outcome", outcome)
     with pytest.raises(RunDirectoryError, match=r"the records end t000 as .+, but must end it as one of pruned, "):
         read_records(run)
