@@ -12,8 +12,10 @@ import tempfile
 
 # Before anything imports torch, transformers or datasets, which read their environment once.
 _cache = tempfile.TemporaryDirectory(prefix="tailsweep-tests-", ignore_cleanup_errors=True)
+_state = tempfile.TemporaryDirectory(prefix="tailsweep-tests-", ignore_cleanup_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TAILSWEEP_CACHE"] = _cache.name
+os.environ["XDG_STATE_HOME"] = _state.name  # of the key that run directories are signed with
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a script, where tests still send Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads do not help models this small

@@ -91,6 +91,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
 
 def _add_resume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run directory")
+    add_overrides(parser)
     add_address(parser)
 
 
@@ -101,12 +102,15 @@ def _resume(parsed: argparse.Namespace) -> int:
         from rich.console import Console
         from tailsweep.orchestrator.comparison.run_comparison import resume_comparison
 
-        return resume_comparison(parsed.run, parsed.address, Console(quiet=parsed.quiet or parsed.log_json))
+        console = Console(quiet=parsed.quiet or parsed.log_json)
+        return resume_comparison(parsed.run, parsed.address, console, parsed.overrides)
     open_run(parsed.run)
     from rich.console import Console
+    from tailsweep.orchestrator.runner.resume import Wanted
     from tailsweep.orchestrator.runner.run_sweep import RunOptions, resume_sweep
 
-    return resume_sweep(parsed.run, Console(quiet=parsed.quiet or parsed.log_json), RunOptions(address=parsed.address))
+    options = RunOptions(address=parsed.address, wanted=Wanted(overrides=parsed.overrides))
+    return resume_sweep(parsed.run, Console(quiet=parsed.quiet or parsed.log_json), options)
 
 
 def _add_report_arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,10 +27,11 @@ from tailsweep.orchestrator.comparison.results import (
     read_comparison,
     sweep_directory,
 )
+from tailsweep.orchestrator.config.changes import leaves
 from tailsweep.orchestrator.config.schema import StageTwoSearchConfig, SweepConfig
 from tailsweep.orchestrator.config.search_space import Trial
 from tailsweep.orchestrator.config.sweep import Sweep
-from tailsweep.orchestrator.config.yaml_io import write_yaml
+from tailsweep.orchestrator.config.yaml_io import parse_yaml, split_override, write_yaml
 from tailsweep.orchestrator.monitoring.log_output import no_repeated_messages
 from tailsweep.orchestrator.monitoring.run_log import run_log
 from tailsweep.orchestrator.planning.environment import read_environment
@@ -40,12 +41,15 @@ from tailsweep.orchestrator.planning.resources import placement
 from tailsweep.orchestrator.preflight.doctor import require_ready
 from tailsweep.orchestrator.preflight.needs import Needs, folder_of_runs, needs_of
 from tailsweep.orchestrator.runner.export import predict_test, rows_of_run
+from tailsweep.orchestrator.runner.resume import Wanted
 from tailsweep.orchestrator.runner.run_sweep import RunOptions, best_trial, resume_sweep, run_sweep
 from tailsweep.orchestrator.runs.directory import (
     COMPARISON_FILE,
     METRICS_FILE,
     RunDirectory,
+    RunDirectoryError,
 )
+from tailsweep.orchestrator.runs.grants import refuse_grants, sign
 from tailsweep.orchestrator.runs.lock import run_lock
 from tailsweep.orchestrator.runs.records import read_records, read_sweep
 from tailsweep.orchestrator.runs.tables import result_rows, select_best
@@ -85,13 +89,25 @@ def run_comparison(comparison: Comparison, address: str | None, console: Console
         run.create()
         with run_lock(run), run_log(run):
             run.write_text(COMPARISON_FILE, write_yaml(comparison.tree()))
+            sign(run, COMPARISON_FILE)
             return _finish(run, comparison, console)
 
 
-def resume_comparison(location: str, address: str | None, console: Console) -> int:
-    """Resume an interrupted comparison and return the exit status as :func:`run_comparison` does."""
+def resume_comparison(location: str, address: str | None, console: Console, overrides: Sequence[str] = ()) -> int:
+    """Resume an interrupted comparison and return the exit status as :func:`run_comparison` does.
+
+    Args:
+        location: the run directory.
+        address: of the Ray cluster; None: a Ray started here.
+        console: shows progress and results.
+        overrides: ``dotted.field=value`` each, of what a run directory cannot grant: said again.
+
+    Raises:
+        ValueError: The run directory cannot be used, or asks for what it cannot grant.
+    """
     run = RunDirectory(location)
     comparison = read_comparison(run)
+    _refuse_changes(run, comparison, overrides)
     logger.info(f"comparison {run.name}: continuing")
     searches = [comparison.search(method, comparison.folds[0]) for method in comparison.config.methods]
     needs = [needs_of(plan_unprepared(search)) for search in searches]
@@ -100,21 +116,39 @@ def resume_comparison(location: str, address: str | None, console: Console) -> i
         return _finish(run, comparison, console)
 
 
+def _refuse_changes(run: RunDirectory, comparison: Comparison, overrides: Sequence[str]) -> None:
+    """Refuse what a run directory cannot grant unless it is said again, and other values than it has."""
+    settings = comparison.tree()
+    values = dict(leaves(settings))
+    said = []
+    for override in overrides:
+        path, text = split_override(override)
+        field = ".".join(path)
+        if field not in values or values[field] not in (text, parse_yaml(text)):
+            raise RunDirectoryError(
+                f"--set {override}: a comparison continues with the settings it began with; --set only says again what "
+                f"is in {run.uri(COMPARISON_FILE)}"
+            )
+        said.append(field)
+    refuse_grants(run, settings, said, COMPARISON_FILE, run.resume_command)
+
+
 def _in_one(run: RunDirectory, needs: Sequence[Needs]) -> Needs:
     """Return the needs of the sweeps of all methods; they are below the comparison's own folder."""
     return replace(functools.reduce(operator.or_, needs), storage=folder_of_runs(run))
 
 
 def _finish(run: RunDirectory, comparison: Comparison, console: Console) -> int:
+    retrained: dict[str, Sweep | None] = {}
     try:
         for fold in comparison.folds:
             for method in comparison.config.methods:
                 logger.info(f"\n== {fold_name(method, fold)}")
-                _run_method(run, comparison, method, fold, console)
+                retrained[method] = _run_method(run, comparison, method, fold, console)
             _fit_baselines(run, comparison, fold)
         results, text = write_comparison_report(run, comparison)
         if results.chosen is not None and comparison.config.folds is None:
-            _export(run, results.chosen, console)
+            _export(run, results.chosen, retrained[results.chosen], console)
     except (Interrupted, StorageError, KeyboardInterrupt) as error:  # also Ctrl-C between two sweeps
         logger.warning(f"{str(error) or 'interrupted'}; to continue: {run.resume_command}")
         return 1
@@ -122,17 +156,20 @@ def _finish(run: RunDirectory, comparison: Comparison, console: Console) -> int:
     return 0 if len(results.methods) == len(comparison.config.methods) else 1
 
 
-def _run_method(run: RunDirectory, comparison: Comparison, method: str, fold: int | None, console: Console) -> None:
-    """Search, retrain and predict."""
+def _run_method(
+    run: RunDirectory, comparison: Comparison, method: str, fold: int | None, console: Console
+) -> Sweep | None:
+    """Search, retrain and predict; returns the retraining, or None if there is nothing to retrain."""
     search = comparison.search(method, fold)
     searched = _finish_sweep(search, None, console)
     chosen = select_best(result_rows(searched, search.config.metric), search.config.metric)
     if chosen is None:
         logger.info(f"{fold_name(method, fold)}: no trial was completed, so there is nothing to compare")
-        return
+        return None
     sweep, trials = _retraining(comparison, search, fold, searched.trial(chosen["trial"]))
     records = _finish_sweep(sweep, trials, console)
     _predict(run, sweep, records, fold_name(method, fold))
+    return sweep
 
 
 def _retraining(
@@ -168,7 +205,7 @@ def _finish_sweep(sweep: Sweep, trials: Sequence[Trial] | None, console: Console
         run.delete_folder("")  # of a sweep that was interrupted before it began
         run_sweep(sweep, console, RunOptions(export=False, checked=True), trials)
     elif not _is_finished(run):
-        resume_sweep(run.location, console, RunOptions(export=False, checked=True))
+        resume_sweep(run.location, console, RunOptions(export=False, checked=True, wanted=Wanted(sweep)))
     if not _is_finished(run):
         raise Interrupted(f"{run.location} is not finished")
     return read_records(run)
@@ -181,11 +218,11 @@ def _is_finished(run: RunDirectory) -> bool:
     return records.finished and len(records.root_trials) == read_sweep(run).num_trials
 
 
-def _export(run: RunDirectory, method: str, console: Console) -> None:
+def _export(run: RunDirectory, method: str, sweep: Sweep | None, console: Console) -> None:
     """Export the best method's model: its best seed by validation examples, in the folder of its retraining."""
     retraining = sweep_directory(run, method, SEEDS, None)
     if not retraining.exists(METRICS_FILE):
-        resume_sweep(retraining.location, console, RunOptions(checked=True))
+        resume_sweep(retraining.location, console, RunOptions(checked=True, wanted=Wanted(sweep)))
 
 
 def _predict(run: RunDirectory, sweep: Sweep, records: Records, name: str) -> None:

@@ -145,6 +145,24 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), storage: str | None = 
     return sweep_of(tree, str(path), malformed)
 
 
+def override_sweep(sweep: Sweep, overrides: Sequence[str], source: str) -> Sweep:
+    """Return a resolved sweep with some of its settings changed.
+
+    Args:
+        sweep: The sweep.
+        overrides: As :func:`load_sweep` takes them.
+        source: Where the sweep is from, for messages.
+
+    Raises:
+        SweepConfigError: With all errors.
+    """
+    if not overrides:
+        return sweep
+    tree = parse_yaml(to_yaml(sweep))
+    assert isinstance(tree, dict)
+    return sweep_of(tree, source, with_overrides(tree, Path(source), overrides, None))
+
+
 def with_overrides(tree: Tree, path: Path, overrides: Sequence[str], storage: str | None) -> list[ConfigIssue]:
     """Apply the command line's settings to ``tree``, in place, and give it a name after the file if it has none.
 

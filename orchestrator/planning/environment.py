@@ -1,16 +1,22 @@
 """What ``environment.json`` of a run directory holds: where a sweep ran, and the inputs that its trials share."""
 
+import hashlib
 import importlib.metadata
+import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer, field_validator
+from tailsweep.orchestrator.config.changes import settings_of_results
+from tailsweep.orchestrator.config.sweep import Sweep
 from tailsweep.orchestrator.planning.disk_usage import CheckpointBytes
 from tailsweep.orchestrator.planning.preparation import PreparedTrials, TrialInputs
 from tailsweep.orchestrator.runs.directory import ENVIRONMENT_FILE, RunDirectory, RunDirectoryError
+from tailsweep.orchestrator.runs.records import verify_checksum, with_checksum
 from tailsweep.orchestrator.runs.trials import inputs_key
+from tailsweep.trainables.errors import describe_error
 from tailsweep.trainables.execution.feature_plan import FeaturePlan
 
 RECORDED_PACKAGES = (
@@ -40,7 +46,8 @@ class Environment(BaseModel):
     nodes: list[dict[str, float]]  # the resources of each
     data: dict[str, DataSummary]  # by the keys of the tokenized data
     features: dict[str, FeaturePlan]  # by their keys
-    inputs_key: dict[str, TrialInputs]  # by `runs.trials.inputs_key`
+    inputs: dict[str, TrialInputs]  # by `runs.trials.inputs_key`
+    settings_digest: str  # of the settings that results depend on, see `settings_digest`
     checkpoint_bytes: CheckpointBytes = CheckpointBytes(0, 0, 0, 0)
 
     @field_validator("features", mode="before")
@@ -58,13 +65,29 @@ class Environment(BaseModel):
         Args:
             trial_config: a dumped TrialConfig.
         """
-        return self.inputs_key[inputs_key(trial_config)]
+        return self.inputs[inputs_key(trial_config)]
+
+    def lacks(self, trial_config: Mapping[str, Any]) -> bool:
+        """Return whether nothing was prepared for a trial: it is of an extension of the sweep."""
+        return inputs_key(trial_config) not in self.inputs
+
+    def extended(self, prepared: PreparedTrials) -> "Environment":
+        """Return the environment with what was prepared for more trials."""
+        more = _described(prepared)
+        return self.model_copy(update={name: getattr(self, name) | inputs for name, inputs in more.items()})
 
 
-def describe_environment(prepared: PreparedTrials, nodes: Sequence[Mapping[str, Any]]) -> Environment:
+def settings_digest(sweep: Sweep) -> str:
+    """Return a digest of a sweep's settings that results depend on: its file must not change afterwards."""
+    settings = json.dumps(settings_of_results(sweep), sort_keys=True, default=str)
+    return hashlib.sha256(settings.encode()).hexdigest()
+
+
+def describe_environment(sweep: Sweep, prepared: PreparedTrials, nodes: Sequence[Mapping[str, Any]]) -> Environment:
     """Describe where a sweep starts, and what was prepared for it.
 
     Args:
+        sweep: the sweep.
         prepared: the data and feature plans of its trials.
         nodes: as ``ray.nodes()`` lists them.
     """
@@ -76,36 +99,46 @@ def describe_environment(prepared: PreparedTrials, nodes: Sequence[Mapping[str, 
         nodes=[
             {key: value for key, value in node["Resources"].items() if not key.startswith("node:")} for node in nodes
         ],
-        data={
+        settings_digest=settings_digest(sweep),
+        checkpoint_bytes=prepared.checkpoints,
+        **_described(prepared),
+    )
+
+
+def _described(prepared: PreparedTrials) -> dict[str, dict[str, Any]]:
+    return {
+        "data": {
             key: DataSummary(labels=data.label_names, train_rows=tuple(data.class_counts.tolist()), notes=data.notes)
             for key, data in prepared.data.items()
         },
-        features=prepared.plans,
-        inputs_key=prepared.inputs_key,
-        checkpoint_bytes=prepared.checkpoints,
-    )
+        "features": prepared.plans,
+        "inputs": prepared.inputs,
+    }
 
 
 def write_environment(run: RunDirectory, environment: Environment) -> None:
     """Write ``environment.json``."""
-    run.write_text(ENVIRONMENT_FILE, environment.model_dump_json(indent=2) + "\n")
+    written = with_checksum(environment.model_dump(mode="json"))
+    run.write_text(ENVIRONMENT_FILE, json.dumps(written, indent=2) + "\n")
 
 
 def read_environment(run: RunDirectory) -> Environment:
     """Read ``environment.json``.
 
     Raises:
-        RunDirectoryError: it is not as it was written.
+        RunDirectoryError: it is missing, or not as it was written.
     """
     try:
-        return Environment.model_validate_json(run.read_text(ENVIRONMENT_FILE))
+        return Environment.model_validate(verify_checksum(json.loads(run.read_text(ENVIRONMENT_FILE))))
+    except FileNotFoundError:
+        raise RunDirectoryError(f"{run.uri(ENVIRONMENT_FILE)} is missing: restore it from a copy") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise RunDirectoryError(
-            f"{run.uri(ENVIRONMENT_FILE)} is damaged ({where + ': ' if where else ''}{first['msg']}): "
-            "restore it from a copy"
-        ) from None
+        message = f"{where + ': ' if where else ''}{first['msg']}"
+    except (ValueError, TypeError) as error:
+        message = describe_error(error)
+    raise RunDirectoryError(f"{run.uri(ENVIRONMENT_FILE)} is damaged ({message}): restore it from a copy")
 
 
 def _version(package: str) -> str | None:

@@ -46,7 +46,7 @@ class PreparedTrials:
 
     data: dict[str, PreparedData]  # by their keys
     plans: dict[str, FeaturePlan]  # by their keys
-    inputs_key: dict[str, TrialInputs]  # by `runs.trials.inputs_key`
+    inputs: dict[str, TrialInputs]  # by `runs.trials.inputs_key`
     live: list[str]  # why some trunk is run live
     checkpoints: CheckpointBytes
 

@@ -150,11 +150,11 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
             self._finish_tracking(outcome, best)
         self.progress.recalled(outcome.trial, outcome.state, best[self.metric] if best else None)
 
-    def end(self, name: str, state: TrialState, reason: str) -> None:
+    def end(self, name: str, state: TrialState, reason: str, never_started: bool = False) -> None:
         """End a trial: write its outcome, close its W&B run, log it."""
         self._pause(name)
         seconds = self._seconds_before[name] + self._seconds_of_parent(name)
-        outcome = Outcome(name, state, reason, round(seconds, 3), self.records.num_reports(name))
+        outcome = Outcome(name, state, reason, round(seconds, 3), self.records.num_reports(name), never_started)
         self.writer.end_trial(outcome)
         self.records.outcomes[name] = outcome
         best = best_epoch(self.records.history_of(name), self.metric)

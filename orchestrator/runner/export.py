@@ -92,6 +92,7 @@ def export_best(chosen: BestTrial) -> list[str]:
         (folder / "README.md").write_text(
             _card(run.name, trial_config, metrics, data.notes, finished), encoding="utf-8"
         )
+        metrics["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         run.upload(folder, BEST_FOLDER)
     # Last: with it, the folder is whole. On an object store a killed process may leave a part of the others.
     run.write_text(METRICS_FILE, json.dumps(metrics, indent=2) + "\n")

@@ -85,7 +85,7 @@ class SweepRunner:
         unstarted = [trial for trial in self.unfinished if not self._has_done_stage_one(trial)]
         on_features = [trial for trial in unstarted if self.environment.inputs_of(trial.config).features is not None]
         live = [trial for trial in unstarted if trial not in on_features]
-        all_on_features = all(inputs.features is not None for inputs in self.environment.inputs_key.values())
+        all_on_features = all(inputs.features is not None for inputs in self.environment.inputs.values())
         reused = TuneRequest(Phase.STAGE_ONE_REUSED, on_features, in_stage_one, features, may_draw=all_on_features)
         self.run_phase(reused)
         self.run_phase(TuneRequest(Phase.STAGE_ONE_RUN, live, in_stage_one, features, may_draw=not all_on_features))

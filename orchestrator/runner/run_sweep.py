@@ -2,9 +2,10 @@
 
 import logging
 import tempfile
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import ray
 from rich.console import Console
@@ -23,7 +24,6 @@ from tailsweep.orchestrator.monitoring.wandb_tracker import (
 from tailsweep.orchestrator.planning.environment import (
     Environment,
     describe_environment,
-    read_environment,
     write_environment,
 )
 from tailsweep.orchestrator.planning.plan import SweepPlan, plan_resumed_sweep, plan_sweep
@@ -34,6 +34,7 @@ from tailsweep.orchestrator.preflight.needs import folder_of_runs, needs_of
 from tailsweep.orchestrator.runner.callback import SweepCallback, epochs_of, settled
 from tailsweep.orchestrator.runner.export import BestTrial, export_best
 from tailsweep.orchestrator.runner.phases import SweepRunner
+from tailsweep.orchestrator.runner.resume import Wanted, reopen
 from tailsweep.orchestrator.runner.tune_run import TuneRunner
 from tailsweep.orchestrator.runs.directory import (
     CHECKPOINTS_FOLDER,
@@ -42,13 +43,13 @@ from tailsweep.orchestrator.runs.directory import (
     WANDB_FOLDER,
     RunDirectory,
     open_run,
-    reject_escaping_symlinks,
 )
+from tailsweep.orchestrator.runs.grants import restated, sign
 from tailsweep.orchestrator.runs.lock import run_lock
-from tailsweep.orchestrator.runs.records import read_records, read_sweep, write_trials
+from tailsweep.orchestrator.runs.records import write_trials
 from tailsweep.orchestrator.runs.report import write_report
-from tailsweep.orchestrator.runs.tables import read_test_metrics, select_best, write_tables
-from tailsweep.orchestrator.runs.trials import Records, TrialState, best_epoch
+from tailsweep.orchestrator.runs.tables import is_exported, read_test_metrics, select_best, write_tables
+from tailsweep.orchestrator.runs.trials import Records, Row, TrialState, best_epoch
 from tailsweep.orchestrator.search.asha import Rungs, StageASHA
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import StorageError
@@ -67,6 +68,7 @@ class RunOptions:
     export: bool = True  # whether the best trial becomes `best/` and is scored on the test examples
     checked: bool = False  # whether the caller has checked the cluster already (see doctor.py)
     resume: bool = False  # whether to resume the run directory where there is one
+    wanted: Wanted = field(default_factory=Wanted)  # what the person says of the run that is resumed
 
 
 def run_sweep(sweep: Sweep, console: Console, options: RunOptions, trials: Sequence[Trial] | None = None) -> int:
@@ -87,7 +89,7 @@ def run_sweep(sweep: Sweep, console: Console, options: RunOptions, trials: Seque
     config = sweep.config
     run = RunDirectory(join_location(config.storage, sweep.name))
     if options.resume and run.reach() and run.has_begun:
-        return resume_sweep(run.location, console, options)
+        return resume_sweep(run.location, console, replace(options, wanted=Wanted(sweep)))
     run.refuse_existing(but_one_not_begun=options.resume)
     logger.info(f"sweep {sweep.name}: {sweep.num_trials} trials")
     plan = plan_sweep(sweep, trials)
@@ -99,15 +101,32 @@ def run_sweep(sweep: Sweep, console: Console, options: RunOptions, trials: Seque
             require_ready(needs_of(plan), started_here)
         run.create(over_one_not_begun=options.resume)
         with run_lock(run), run_log(run):
-            environment = describe_environment(plan.prepared, ray.nodes())
-            write_environment(run, environment)
-            for key, data in plan.prepared.data.items():
-                run.upload(data.folder, f"{DATA_FOLDER}/{key}")
-            run.write_text(SWEEP_FILE, to_yaml(sweep))
-            # Last: with this file the run directory is one that `resume` can resume.
-            write_trials(run, plan.trials)
+            environment = write_start(run, plan, ray.nodes())
             records = Records(list(plan.trials))
             return StartedSweep(run, plan, environment, records, console, options.export).finish()
+
+
+def write_start(run: RunDirectory, plan: SweepPlan, nodes: Sequence[Mapping[str, Any]]) -> Environment:
+    """Write everything that is known of a sweep before its trials start.
+
+    Args:
+        run: the new run directory.
+        plan: the sweep, with its inputs prepared.
+        nodes: as ``ray.nodes()`` lists them.
+
+    Returns:
+        The inputs of its trials.
+    """
+    assert plan.prepared is not None
+    environment = describe_environment(plan.sweep, plan.prepared, nodes)
+    write_environment(run, environment)
+    for key, data in plan.prepared.data.items():
+        run.upload(data.folder, f"{DATA_FOLDER}/{key}")
+    run.write_text(SWEEP_FILE, to_yaml(plan.sweep))
+    sign(run, SWEEP_FILE)
+    # Last: with this file the run directory is one that `resume` can resume.
+    write_trials(run, plan.trials)
+    return environment
 
 
 def resume_sweep(location: str, console: Console, options: RunOptions) -> int:
@@ -120,11 +139,9 @@ def resume_sweep(location: str, console: Console, options: RunOptions) -> int:
         The exit status, as :func:`run_sweep` does.
     """
     run = open_run(location)
-    reject_escaping_symlinks(run)
     with run_lock(run), run_log(run):
-        records = read_records(run)
-        sweep = read_sweep(run)
-        environment = read_environment(run)
+        reopened = reopen(run, options.wanted)
+        sweep, environment, records = reopened.sweep, reopened.environment, reopened.records
         to_draw = sweep.num_trials - len(records.root_trials)
         unfinished = to_draw + sum(trial.name not in records.outcomes for trial in records.trials)
         logger.info(f"sweep {run.name}: {unfinished} of {to_draw + len(records.trials)} trials left")
@@ -164,6 +181,7 @@ class StartedSweep:
         self.console = console
         self.export = export
         # What a killed process has logged offline on a disk of its own is lost, and logged again.
+        self.resume_command = run.resume_command + restated(self.config.model_dump(), run)
         self.logs_again = run.local is None and self.config.wandb.mode == "offline"
 
     def finish(self) -> int:
@@ -174,7 +192,7 @@ class StartedSweep:
         try:
             return self._run_and_write()
         except (StorageError, KeyboardInterrupt) as error:
-            logger.warning(f"{str(error) or 'interrupted'}; to continue: {self.run.resume_command}")
+            logger.warning(f"{str(error) or 'interrupted'}; to continue: {self.resume_command}")
             return 1
 
     def _run_and_write(self) -> int:
@@ -202,14 +220,14 @@ class StartedSweep:
                 runner.remove_published_features()
             if runner.finished and best is not None:
                 drop_spent_checkpoints(self.run, self.records, self.config.metric)
-                self._export_and_track(best["trial"], tracker, uploaded)
+                self._export_and_track(best, tracker, uploaded)
             if self.run.local is None:
                 upload_runs(tracking_folder, self.run)
         print("\n" + write_report(self.run, self.records, self.config.metric))
         if tracker.mode == "offline":
             self._say_how_to_sync()
         if not runner.finished:
-            logger.warning(f"{runner.callback.stopped or 'interrupted'}; to continue: {self.run.resume_command}")
+            logger.warning(f"{runner.callback.stopped or 'interrupted'}; to continue: {self.resume_command}")
         return 0 if runner.finished and best is not None else 1
 
     def _runner(self, tracker: Tracker) -> SweepRunner:
@@ -233,17 +251,17 @@ class StartedSweep:
             elif (end := settled(self.records, runner.tune.scheduler, self.config.metric, trial.name)) is not None:
                 runner.callback.end(trial.name, *end)
 
-    def _export_and_track(self, trial: str, tracker: Tracker, uploaded: Collection[str]) -> None:
+    def _export_and_track(self, best: Row, tracker: Tracker, uploaded: Collection[str]) -> None:
         """Make ``best/`` if it is not there, and the sweep's own W&B run."""
         if not self.export:
             return
-        exported = read_test_metrics(self.run) is not None
+        exported = is_exported(self.run, best)
         if not exported:
-            self._export(trial)
+            self._export(best["trial"])
         if not exported or (self.logs_again and run_id(tracker.sweep, "sweep") not in uploaded):
             metrics = read_test_metrics(self.run) or {}
             test = {key: value for key, value in metrics.items() if key.startswith(f"{report_keys.TEST}/")}
-            tracker.finish_sweep(flatten(self.config.model_dump(mode="json")), {"chosen": trial, **test})
+            tracker.finish_sweep(flatten(self.config.model_dump(mode="json")), {"chosen": best["trial"], **test})
 
     def _export(self, trial: str) -> None:
         """Make ``best/`` in a task with a worker's resources: the driver's node may have no accelerator."""

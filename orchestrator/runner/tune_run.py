@@ -214,4 +214,4 @@ class TuneRunner:
         reason = f"never started: the {self.config.max_wallclock_seconds:g} s of max_wallclock_seconds were spent"
         for trial in trials:
             if trial.name not in self.records.outcomes and not self.records.history_of(trial.name):
-                self.callback.end(trial.name, TrialState.PRUNED, reason)
+                self.callback.end(trial.name, TrialState.PRUNED, reason, never_started=True)

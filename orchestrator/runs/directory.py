@@ -43,6 +43,7 @@ DATA_FOLDER = "state/data"  # the tokenized rows, for nodes that lack them
 TRIALS_FILE = "state/trials.json"  # those known before the start
 EVENTS_FOLDER = "state/events"  # what happened since: trials drawn, reports, outcomes
 SEAL_FILE = "state/seal.json"  # how many events there are, written when a process ends
+SIGNATURE_FILE = "state/signature"  # of sweep.yaml, by the key of the person who began the run
 FORMAT_FILE = "state/format.json"  # of the files of this run directory
 FORMAT_VERSION = 1
 READ_AT_ONCE = 16  # files of an object store, each of which takes two requests and their time on the way
@@ -122,6 +123,22 @@ class RunDirectory:
             )
         return not missing
 
+    def reject_escaping_symlinks(self) -> None:
+        """Check that no link in the directory leads out of it: it would redirect what is read, written or deleted.
+
+        Raises:
+            RunDirectoryError: One does.
+        """
+        if self.local is None:
+            return
+        root = self.local.resolve()
+        for folder, folders, files in os.walk(root):
+            for path in (Path(folder, name) for name in (*folders, *files)):
+                if path.is_symlink() and not path.resolve().is_relative_to(root):
+                    raise RunDirectoryError(
+                        f"{path} is a link that leads out of the run directory: replace it by what it leads to"
+                    )
+
     def check_format(self) -> None:
         """Check that this version of tailsweep reads the files of the run directory.
 
@@ -168,6 +185,7 @@ class RunDirectory:
             RunDirectoryError: It exists already, or storage refuses a file.
         """
         self.refuse_existing(over_one_not_begun)
+        self.reject_escaping_symlinks()
         try:
             self.filesystem.create_dir(self.path, recursive=True)
             self.filesystem.create_dir(self._at("state"), recursive=True)
@@ -235,6 +253,12 @@ class RunDirectory:
         selector = pafs.FileSelector(self._at(relative), allow_not_found=True)
         infos = self._fetch(lambda: self.filesystem.get_file_info(selector), relative)
         return sorted(info.base_name for info in infos if not info.base_name.endswith((".tmp", ".partial")))
+
+    def sizes(self, relative: str) -> dict[str, int]:
+        """Return the bytes of each file directly in a folder by its name; none if there is no such folder."""
+        selector = pafs.FileSelector(self._at(relative), allow_not_found=True)
+        infos = self._fetch(lambda: self.filesystem.get_file_info(selector), relative)
+        return {info.base_name: info.size for info in infos if info.type == pafs.FileType.File}
 
     def make_folder(self, relative: str) -> None:
         """Create a folder, which may exist, for processes that write to it themselves."""
@@ -307,6 +331,7 @@ def open_run(location: str) -> RunDirectory:
     """
     run = RunDirectory(location)
     run.reach()
+    run.reject_escaping_symlinks()
     if not run.has_begun:
         raise RunDirectoryError(
             f"{run.location} is not a run directory: it has no {SWEEP_FILE} and {TRIALS_FILE}; give the folder "
@@ -314,17 +339,3 @@ def open_run(location: str) -> RunDirectory:
         )
     run.check_format()
     return run
-
-
-def reject_escaping_symlinks(run: RunDirectory) -> None:
-    """Refuse a run directory with a symbolic link out of it: another user may have created it to redirect writes.
-
-    Raises:
-        RunDirectoryError: A link in it leads elsewhere.
-    """
-    if run.local is not None:
-        for path in (run.local / "state").rglob("*"):
-            if path.is_symlink() and not path.resolve().is_relative_to(run.local.resolve()):
-                raise RunDirectoryError(
-                    f"{path} is a link that leads out of the run directory: copy there what it means"
-                )

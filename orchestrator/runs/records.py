@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from enum import StrEnum
 
 from tailsweep.orchestrator.config.errors import find_issues, show
 from tailsweep.orchestrator.config.sweep import Sweep, SweepConfig, SweepConfigError
@@ -23,13 +24,21 @@ from tailsweep.orchestrator.runs.directory import (
     RunDirectory,
     RunDirectoryError,
 )
-from tailsweep.orchestrator.runs.event_log import RESTORE, EventLog, LogEnd, read_events
+from tailsweep.orchestrator.runs.event_log import RESTORE, Event, EventLog, LogEnd, read_events
 from tailsweep.orchestrator.runs.trials import Outcome, Records, Row, TrialRecord, check_name
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import describe_error
 
 CHECKSUM = "checksum"  # key of a record in its file
-DRAWN, REPORT, OUTCOME = "drawn", "report", "outcome"  # the kinds of event
+
+
+class EventKind(StrEnum):
+    """What a record of the log is of."""
+
+    DRAWN = "drawn"
+    REPORT = "report"
+    OUTCOME = "outcome"
+    REOPENED = "reopened"
 
 
 def read_sweep(run: RunDirectory) -> Sweep:
@@ -72,15 +81,19 @@ class RecordWriter:
 
     def draw(self, trial: TrialRecord) -> None:
         """Write a trial that was drawn while the sweep runs, before anything is done with it."""
-        self.log.append(DRAWN, asdict(trial))
+        self.log.append(EventKind.DRAWN, asdict(trial))
 
     def report(self, row: Row) -> None:
         """Write a report."""
-        self.log.append(REPORT, row)
+        self.log.append(EventKind.REPORT, row)
 
     def end_trial(self, outcome: Outcome) -> None:
         """Write how a trial has ended."""
-        self.log.append(OUTCOME, asdict(outcome))
+        self.log.append(EventKind.OUTCOME, asdict(outcome))
+
+    def reopen(self, name: str) -> None:
+        """Write that a trial's end is void: there are more seconds for it."""
+        self.log.append(EventKind.REOPENED, {"trial": name})
 
     def seal(self) -> None:
         """Write how many records there are: at the end of a process."""
@@ -97,22 +110,32 @@ def read_records(run: RunDirectory) -> Records:
         listed = verify_checksum(json.loads(run.read_text(TRIALS_FILE)))
         trials = [TrialRecord(**read) for read in listed["trials"]]
     events, end = read_events(run)
-    by_kind: dict[str, list[Row]] = {DRAWN: [], REPORT: [], OUTCOME: []}
+    records = Records(trials, log_end=end)
     with _damage(run, EVENTS_FOLDER):
         for event in events:
-            by_kind[event.kind].append(event.record)
-        drawn = [TrialRecord(**read) for read in by_kind[DRAWN]]
-        outcomes = [Outcome(**read) for read in by_kind[OUTCOME]]
-        for row in by_kind[REPORT]:
-            check_name(row["trial"])
-            if row[report_keys.STAGE] not in report_keys.STAGES:
-                raise RunDirectoryError(
-                    f"the records of {run.location} name a stage {show(row[report_keys.STAGE])}: there is none"
-                )
-    trials += sorted(drawn, key=lambda trial: (trial.parent is not None, trial.number))
-    records = Records(trials, by_kind[REPORT], {outcome.trial: outcome for outcome in outcomes}, end)
+            _apply(run, records, event)
+    records.trials.sort(key=lambda trial: (trial.parent is not None, trial.number))
     _check_counts(run, records)
     return records
+
+
+def _apply(run: RunDirectory, records: Records, event: Event) -> None:
+    """Take up what the log says next."""
+    match EventKind(event.kind):
+        case EventKind.DRAWN:
+            records.draw(TrialRecord(**event.record))
+        case EventKind.REPORT:
+            check_name(event.record["trial"])
+            if event.record[report_keys.STAGE] not in report_keys.STAGES:
+                raise RunDirectoryError(
+                    f"the records of {run.location} name a stage {show(event.record[report_keys.STAGE])}: there is none"
+                )
+            records.add_report(event.record)
+        case EventKind.OUTCOME:
+            outcome = Outcome(**event.record)
+            records.outcomes[outcome.trial] = outcome
+        case EventKind.REOPENED:
+            del records.outcomes[event.record["trial"]]
 
 
 def _check_counts(run: RunDirectory, records: Records) -> None:

@@ -7,9 +7,17 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tailsweep.orchestrator.runs.directory import HISTORY_FILE, METRICS_FILE, TRIALS_TABLE, RunDirectory
+from tailsweep.orchestrator.runs.directory import (
+    BEST_FOLDER,
+    HISTORY_FILE,
+    METRICS_FILE,
+    TRIALS_TABLE,
+    RunDirectory,
+    RunDirectoryError,
+)
 from tailsweep.orchestrator.runs.trials import Records, Row, TrialState, best_epoch
 from tailsweep.trainables import report_keys
+from tailsweep.trainables.errors import describe_error
 from tailsweep.trainables.report_keys import Stage
 
 
@@ -74,11 +82,39 @@ def write_tables(run: RunDirectory, records: Records, metric: str) -> list[Row]:
 
 
 def read_test_metrics(run: RunDirectory) -> Row | None:
-    """Read ``best/metrics.json``; None if no model has been chosen yet."""
-    if not run.exists(METRICS_FILE):
+    """Read ``best/metrics.json``; None if no model has been chosen yet.
+
+    Raises:
+        RunDirectoryError: It is not as it was written.
+    """
+    try:
+        metrics = json.loads(run.read_text(METRICS_FILE))
+        if not {"trial", "stage", "epoch", "labels", "train_rows", "test_rows"} <= metrics.keys():
+            raise ValueError("it has not all its entries")
+    except FileNotFoundError:
         return None
-    metrics: Row = json.loads(run.read_text(METRICS_FILE))
-    return metrics
+    except (ValueError, AttributeError) as error:
+        raise RunDirectoryError(
+            f"{run.uri(METRICS_FILE)} is damaged ({describe_error(error)}): remove the folder {BEST_FOLDER}/, and "
+            f"`{run.resume_command}` makes it again"
+        ) from None
+    read: Row = metrics
+    return read
+
+
+def is_exported(run: RunDirectory, best: Row) -> bool:
+    """Return whether ``best/`` is whole and is of the sweep's best trial, of which `best` is the row."""
+    try:
+        metrics = read_test_metrics(run)
+    except RunDirectoryError:
+        return False
+    if metrics is None:
+        return False
+    chosen = (best["trial"], best["best_stage"], best["best_epoch"])
+    sizes = run.sizes(BEST_FOLDER)
+    return chosen == (metrics["trial"], metrics["stage"], metrics["epoch"]) and all(
+        sizes.get(name) == size for name, size in metrics.get("files", {}).items()
+    )
 
 
 def _write_parquet(run: RunDirectory, name: str, rows: Sequence[Row]) -> None:

@@ -75,6 +75,7 @@ class Outcome:
     reason: str
     seconds: float
     num_reports: int = 0  # of its own
+    never_started: bool = False  # the budget of seconds was spent before
 
     def __post_init__(self) -> None:
         """Check the fields, which may be read from a file, where the state is a string."""

@@ -28,7 +28,7 @@ from tables import Line, Table, as_json, as_markdown, write_section
 from tailsweep.orchestrator.cli.main import main as tailsweep
 from tailsweep.orchestrator.runs.directory import RunDirectory
 from tailsweep.orchestrator.runs.event_log import read_events
-from tailsweep.orchestrator.runs.records import REPORT
+from tailsweep.orchestrator.runs.records import EventKind
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.models.hub import PACKAGED_MODEL, resolve
 
@@ -178,7 +178,7 @@ def run_one(scope: str, rows: Path, folder: Path, name: str, trials: int, two_ph
 def read(run: Path, trials: int) -> StageOneTime:
     """Return the time of stage one, from the times in the run directory's records."""
     events, _ = read_events(RunDirectory(str(run)))
-    reports = [(event.time, event.record) for event in events if event.kind == REPORT]
+    reports = [(event.time, event.record) for event in events if event.kind == EventKind.REPORT]
     reports = [(when, report) for when, report in reports if report[report_keys.STAGE] == report_keys.STAGE_ONE]
     first, last = reports[0][0], max(when for when, _ in reports)
     arithmetic = sum(report[report_keys.SECONDS] for _, report in reports[CPUS:])

@@ -124,7 +124,7 @@ def test_rows_are_made_for_the_trials_that_train_on_them_only(
     )
     prepared = prepare_trials(trial_configs, "validation/macro_f1", FeaturesConfig())
     assert inputs_key(trial_configs[0]) == inputs_key(trial_configs[1]) != inputs_key(trial_configs[2])
-    original, augmented = (prepared.inputs_key[inputs_key(trial_configs[number])] for number in (0, 2))
+    original, augmented = (prepared.inputs[inputs_key(trial_configs[number])] for number in (0, 2))
     assert prepared.data[original.data].augmented is None
     assert prepared.data[augmented.data].key_without_synthetic == original.data
     assert prepared.plans[str(augmented.features)].training_split == "augmented"

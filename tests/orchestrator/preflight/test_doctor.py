@@ -134,7 +134,7 @@ def test_a_run_resumes_where_it_lies_and_not_where_it_began(small_sweep: Callabl
     records = Records([record_of(trial) for trial in sweep.trials()])
     records.outcomes["t000"] = Outcome("t000", "completed", "", 1.0)
     recorded = {"python": "3", "platform": "", "packages": {}, "git_commit": None, "nodes": []}
-    recorded |= {"data": {}, "features": {}, "inputs_key": {}}
+    recorded |= {"data": {}, "features": {}, "inputs": {}, "settings_digest": ""}
     sizes = {"stage_one": 10, "completed": 1000, "running": 2000, "model": 300}
     run = RunDirectory(str(tmp_path / "moved" / "small"))
     environment = Environment.model_validate(recorded | {"checkpoint_bytes": sizes})

@@ -62,7 +62,7 @@ def test_the_config_of_a_trial_names_its_checkpoints_and_recorded_reports(run: R
     sweep = load_sweep(path)
     trial = TrialRecord("t000", {}, sweep.trials()[0].config.model_dump(mode="json"))
     history = [report("stage_one", epoch) for epoch in (1 / 3, 2 / 3, 1, 4 / 3)]
-    environment = Environment.model_construct(inputs_key={inputs_key(trial.config): TrialInputs("rows", None)})
+    environment = Environment.model_construct(inputs={inputs_key(trial.config): TrialInputs("rows", None)})
     no_callback = cast(Any, None)
     child = replace(trial, name="t000.1", parent="t000")
     records = Records([trial, child], history)

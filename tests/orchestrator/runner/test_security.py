@@ -16,7 +16,7 @@ from support.event_files import rewrite_events
 from tailsweep.orchestrator.cli.main import main
 from tailsweep.orchestrator.config.errors import SweepConfigError
 from tailsweep.orchestrator.config.sweep import load_sweep
-from tailsweep.orchestrator.runs.directory import RunDirectory, RunDirectoryError, reject_escaping_symlinks
+from tailsweep.orchestrator.runs.directory import RunDirectory, RunDirectoryError
 from tailsweep.orchestrator.runs.event_log import EventLog, LogEnd
 from tailsweep.orchestrator.runs.records import read_records, with_checksum
 from tailsweep.trainables.config.data import BackTranslation
@@ -265,11 +265,11 @@ def test_a_link_that_leads_out_of_a_run_directory_is_refused(run: RunDirectory, 
     (run.local / "state/checkpoints").mkdir()
     inside = run.local / "state/checkpoints/t000"
     inside.symlink_to(run.local / "state")
-    reject_escaping_symlinks(run)
+    run.reject_escaping_symlinks()
     inside.unlink()
     inside.symlink_to(tmp_path / "outside")
     with pytest.raises(RunDirectoryError, match="is a link that leads out"):
-        reject_escaping_symlinks(run)
+        run.reject_escaping_symlinks()
 
 
 @pytest.mark.parametrize("key", ["../../outside", "/tmp/outside", "0" * 63, "0" * 63 + "/", "A" * 64])

@@ -23,7 +23,8 @@ def test_an_outcome_is_written_as_a_plain_string_and_read_as_a_state(run: RunDir
     outcome = Outcome("t000", state, "", 1.0)
     RecordWriter(run).end_trial(outcome)
     written = outcomes(Path(run.path))["t000"]
-    assert written == {"trial": "t000", "state": str(state.value), "reason": "", "seconds": 1.0, "num_reports": 0}
+    assert written["state"] == str(state.value)
+    assert written == dataclasses.asdict(outcome)
     assert read_records(run).outcomes["t000"] == outcome
     assert type(read_records(run).outcomes["t000"].state) is TrialState
 
