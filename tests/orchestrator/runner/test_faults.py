@@ -18,7 +18,7 @@ from support.sweep_without_ray import assert_same, without_ray
 from tailsweep.orchestrator.cli.main import main
 from tailsweep.trainables import report_keys
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray_phases")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray_phases")]
 
 EPOCHS = 10
 
@@ -80,7 +80,6 @@ def test_trials_killed_in_both_rounds_of_a_two_phase(
     assert_as_undisturbed(run, tmp_path / "undisturbed")
 
 
-@pytest.mark.slow
 def test_a_process_killed_as_it_is_handed_on_costs_no_trial(
     local_ray: None,
     small_sweep: Callable[..., Path],

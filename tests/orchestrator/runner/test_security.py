@@ -69,6 +69,7 @@ def plant(folder: Path, bomb: Bomb, but_not_in: tuple[str, ...]) -> int:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_planted_pickles_stay_unread_by_every_command(
     finished: Path, rows_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
