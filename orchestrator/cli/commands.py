@@ -118,15 +118,19 @@ def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(parsed: argparse.Namespace) -> int:
-    if _is_comparison(parsed.run):
+    print(report_text(parsed.run))
+    return 0
+
+
+def report_text(location: str) -> str:
+    """Return the report on the run directory of a sweep or a comparison."""
+    if _is_comparison(location):
         from tailsweep.orchestrator.comparison.report import report_comparison
 
-        print(report_comparison(parsed.run))
-        return 0
+        return report_comparison(location)
     from tailsweep.orchestrator.runs.report import report
 
-    print(report(parsed.run))
-    return 0
+    return report(location)
 
 
 def _is_comparison(location: str) -> bool:

@@ -12,8 +12,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from tailsweep.orchestrator.cli.commands import COMMANDS
+from tailsweep.orchestrator.cli.commands import COMMANDS, report_text
 from tailsweep.orchestrator.cli.options import add_log_options
+from tailsweep.orchestrator.cli.supervisor import supervise
 from tailsweep.orchestrator.monitoring.log_output import terminal_output
 from tailsweep.trainables.errors import InputError, StorageError
 
@@ -45,16 +46,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     verbosity = 1 if parsed.verbose else -1 if parsed.quiet else 0
-    with terminal_output(verbosity, parsed.log_json, to_stderr=COMMANDS[parsed.command].prints_result):
-        try:
-            with _sigterm_as_interrupt():
-                return _dispatch(parsed)
-        except InputError as error:
-            logger.error(str(error))
-            return 2
-        except (StorageError, KeyboardInterrupt) as error:
-            logger.error(str(error) or "interrupted")
-            return 1
+    command = COMMANDS[parsed.command]
+    with terminal_output(verbosity, parsed.log_json, to_stderr=command.prints_result):
+        if arguments is None and not command.prints_result:  # a process of its own, which may start a Ray
+            return supervise(lambda: _run(parsed), report_text)
+        return _run(parsed)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    """Run a command and return the exit status; an error is one message."""
+    try:
+        with _sigterm_as_interrupt():
+            return _dispatch(parsed)
+    except InputError as error:
+        logger.error(str(error))
+        return 2
+    except (StorageError, KeyboardInterrupt) as error:
+        logger.error(str(error) or "interrupted")
+        return 1
 
 
 def _dispatch(parsed: argparse.Namespace) -> int:

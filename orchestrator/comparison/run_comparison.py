@@ -43,13 +43,14 @@ from tailsweep.orchestrator.preflight.needs import Needs, folder_of_runs, needs_
 from tailsweep.orchestrator.runner.export import predict_test, rows_of_run
 from tailsweep.orchestrator.runner.resume import Wanted
 from tailsweep.orchestrator.runner.run_sweep import RunOptions, best_trial, resume_sweep, run_sweep
+from tailsweep.orchestrator.runs import front
 from tailsweep.orchestrator.runs.directory import (
     COMPARISON_FILE,
     METRICS_FILE,
     RunDirectory,
     RunDirectoryError,
 )
-from tailsweep.orchestrator.runs.grants import refuse_grants, sign
+from tailsweep.orchestrator.runs.grants import refuse_grants, restated, sign
 from tailsweep.orchestrator.runs.lock import run_lock
 from tailsweep.orchestrator.runs.records import read_records, read_sweep
 from tailsweep.orchestrator.runs.tables import result_rows, select_best
@@ -78,6 +79,8 @@ def run_comparison(comparison: Comparison, address: str | None, console: Console
     """
     run = RunDirectory(comparison.location)
     run.refuse_existing()
+    resume_command = _resume_command(run, comparison)
+    logger.info(f"run directory {run.location}; if it is interrupted: {resume_command}")
     logger.info(f"comparison {run.name}: {', '.join(comparison.config.methods)}")
     for note in comparison.notes:
         logger.info(f"note: {note}")
@@ -90,6 +93,7 @@ def run_comparison(comparison: Comparison, address: str | None, console: Console
         with run_lock(run), run_log(run):
             run.write_text(COMPARISON_FILE, write_yaml(comparison.tree()))
             sign(run, COMPARISON_FILE)
+            front.tell(run=run.location, resume=resume_command)
             return _finish(run, comparison, console)
 
 
@@ -108,7 +112,10 @@ def resume_comparison(location: str, address: str | None, console: Console, over
     run = RunDirectory(location)
     comparison = read_comparison(run)
     _refuse_changes(run, comparison, overrides)
+    resume_command = _resume_command(run, comparison)
+    logger.info(f"run directory {run.location}; if it is interrupted: {resume_command}")
     logger.info(f"comparison {run.name}: continuing")
+    front.tell(run=run.location, resume=resume_command)
     searches = [comparison.search(method, comparison.folds[0]) for method in comparison.config.methods]
     needs = [needs_of(plan_unprepared(search)) for search in searches]
     with run_lock(run), run_log(run), ray_session(address) as started_here:
@@ -133,6 +140,11 @@ def _refuse_changes(run: RunDirectory, comparison: Comparison, overrides: Sequen
     refuse_grants(run, settings, said, COMPARISON_FILE, run.resume_command)
 
 
+def _resume_command(run: RunDirectory, comparison: Comparison) -> str:
+    """Return the command that resumes a comparison, with what it must say again."""
+    return run.resume_command + restated(comparison.tree(), run)
+
+
 def _in_one(run: RunDirectory, needs: Sequence[Needs]) -> Needs:
     """Return the needs of the sweeps of all methods; they are below the comparison's own folder."""
     return replace(functools.reduce(operator.or_, needs), storage=folder_of_runs(run))
@@ -150,7 +162,7 @@ def _finish(run: RunDirectory, comparison: Comparison, console: Console) -> int:
         if results.chosen is not None and comparison.config.folds is None:
             _export(run, results.chosen, retrained[results.chosen], console)
     except (Interrupted, StorageError, KeyboardInterrupt) as error:  # also Ctrl-C between two sweeps
-        logger.warning(f"{str(error) or 'interrupted'}; to continue: {run.resume_command}")
+        logger.warning(f"{str(error) or 'interrupted'}; to continue: {_resume_command(run, comparison)}")
         return 1
     print("\n" + text)
     return 0 if len(results.methods) == len(comparison.config.methods) else 1
@@ -203,9 +215,11 @@ def _finish_sweep(sweep: Sweep, trials: Sequence[Trial] | None, console: Console
     run = RunDirectory(join_location(sweep.config.storage, sweep.name))
     if not run.has_begun:
         run.delete_folder("")  # of a sweep that was interrupted before it began
-        run_sweep(sweep, console, RunOptions(export=False, checked=True), trials)
+        run_sweep(sweep, console, RunOptions(export=False, checked=True, announced=False), trials)
     elif not _is_finished(run):
-        resume_sweep(run.location, console, RunOptions(export=False, checked=True, wanted=Wanted(sweep)))
+        resume_sweep(
+            run.location, console, RunOptions(export=False, checked=True, announced=False, wanted=Wanted(sweep))
+        )
     if not _is_finished(run):
         raise Interrupted(f"{run.location} is not finished")
     return read_records(run)
@@ -222,7 +236,7 @@ def _export(run: RunDirectory, method: str, sweep: Sweep | None, console: Consol
     """Export the best method's model: its best seed by validation examples, in the folder of its retraining."""
     retraining = sweep_directory(run, method, SEEDS, None)
     if not retraining.exists(METRICS_FILE):
-        resume_sweep(retraining.location, console, RunOptions(checked=True, wanted=Wanted(sweep)))
+        resume_sweep(retraining.location, console, RunOptions(checked=True, announced=False, wanted=Wanted(sweep)))
 
 
 def _predict(run: RunDirectory, sweep: Sweep, records: Records, name: str) -> None:

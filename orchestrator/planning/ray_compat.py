@@ -7,14 +7,15 @@ changes nothing in Ray; what the context managers change is put back when they e
 import logging
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray.tune.execution import class_cache
 
-__all__ = ["loopback_only", "quiet_tune", "signal_handlers_kept"]
+__all__ = ["local_processes", "loopback_only", "quiet_tune", "signal_handlers_kept"]
 
 # Tune's loggers, and how little of each is shown. It prints a traceback of a state that storage refuses; no one reads
 # that state, and what refuses ours reports it.
@@ -67,6 +68,16 @@ def signal_handlers_kept() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def local_processes() -> dict[str, "subprocess.Popen[bytes]"]:
+    """Return those processes of the Ray started here that a sweep cannot do without, by name.
+
+    ``ray._private.worker._global_node`` (Ray 2.60) has started them; the public API does not say which they are.
+    """
+    node = worker._global_node
+    needed = ("gcs_server", "raylet", "dashboard")
+    return {name: node.all_processes[name][0].process for name in needed if node.all_processes.get(name)}
 
 
 @contextmanager

@@ -2,15 +2,19 @@
 
 import os
 import signal
+import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
-from tailsweep.orchestrator.planning.ray_compat import loopback_only
+from tailsweep.orchestrator.planning.ray_compat import local_processes, loopback_only
 from tailsweep.orchestrator.planning.resources import ClusterError
+from tailsweep.orchestrator.runs import front
 from tailsweep.trainables.errors import InputError, StorageError
+
+WATCH_EVERY_S = 0.3
 
 
 @contextmanager
@@ -47,9 +51,35 @@ def ray_session(address: str | None) -> Iterator[bool]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put one in its place that ends the process at once
     try:
-        yield not address
+        with nullcontext() if address else _watch(local_processes()):
+            yield not address
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _watch(processes: Mapping[str, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Tell the process in front of this one when a process of Ray's ends; Ray's C++ code would end this one for it.
+
+    Args:
+        processes: by name.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_EVERY_S):
+            for name, process in processes.items():
+                if process.poll() is not None:
+                    front.tell(lost=f"Ray's {name}")
+                    return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def start_local_ray(**settings: Any) -> None:

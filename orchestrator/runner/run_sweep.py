@@ -36,6 +36,7 @@ from tailsweep.orchestrator.runner.export import BestTrial, export_best
 from tailsweep.orchestrator.runner.phases import SweepRunner
 from tailsweep.orchestrator.runner.resume import Wanted, reopen
 from tailsweep.orchestrator.runner.tune_run import TuneRunner
+from tailsweep.orchestrator.runs import front
 from tailsweep.orchestrator.runs.directory import (
     CHECKPOINTS_FOLDER,
     DATA_FOLDER,
@@ -67,6 +68,7 @@ class RunOptions:
     address: str | None = None  # of the Ray cluster; None: $RAY_ADDRESS, else a Ray started here
     export: bool = True  # whether the best trial becomes `best/` and is scored on the test examples
     checked: bool = False  # whether the caller has checked the cluster already (see doctor.py)
+    announced: bool = True  # whether it is a run of its own, not a part of a comparison
     resume: bool = False  # whether to resume the run directory where there is one
     wanted: Wanted = field(default_factory=Wanted)  # what the person says of the run that is resumed
 
@@ -91,6 +93,8 @@ def run_sweep(sweep: Sweep, console: Console, options: RunOptions, trials: Seque
     if options.resume and run.reach() and run.has_begun:
         return resume_sweep(run.location, console, replace(options, wanted=Wanted(sweep)))
     run.refuse_existing(but_one_not_begun=options.resume)
+    if options.announced:
+        logger.info(f"run directory {run.location}; if it is interrupted: {resume_command(run, sweep)}")
     logger.info(f"sweep {sweep.name}: {sweep.num_trials} trials")
     plan = plan_sweep(sweep, trials)
     assert plan.prepared is not None
@@ -102,8 +106,15 @@ def run_sweep(sweep: Sweep, console: Console, options: RunOptions, trials: Seque
         run.create(over_one_not_begun=options.resume)
         with run_lock(run), run_log(run):
             environment = write_start(run, plan, ray.nodes())
+            if options.announced:
+                front.tell(run=run.location, resume=resume_command(run, sweep))
             records = Records(list(plan.trials))
             return StartedSweep(run, plan, environment, records, console, options.export).finish()
+
+
+def resume_command(run: RunDirectory, sweep: Sweep) -> str:
+    """Return the command that resumes a run, with what it must say again."""
+    return run.resume_command + restated(sweep.config.model_dump(), run)
 
 
 def write_start(run: RunDirectory, plan: SweepPlan, nodes: Sequence[Mapping[str, Any]]) -> Environment:
@@ -142,6 +153,9 @@ def resume_sweep(location: str, console: Console, options: RunOptions) -> int:
     with run_lock(run), run_log(run):
         reopened = reopen(run, options.wanted)
         sweep, environment, records = reopened.sweep, reopened.environment, reopened.records
+        if options.announced:
+            logger.info(f"run directory {run.location}; if it is interrupted: {resume_command(run, sweep)}")
+            front.tell(run=run.location, resume=resume_command(run, sweep))
         to_draw = sweep.num_trials - len(records.root_trials)
         unfinished = to_draw + sum(trial.name not in records.outcomes for trial in records.trials)
         logger.info(f"sweep {run.name}: {unfinished} of {to_draw + len(records.trials)} trials left")
@@ -181,7 +195,7 @@ class StartedSweep:
         self.console = console
         self.export = export
         # What a killed process has logged offline on a disk of its own is lost, and logged again.
-        self.resume_command = run.resume_command + restated(self.config.model_dump(), run)
+        self.resume_command = resume_command(run, plan.sweep)
         self.logs_again = run.local is None and self.config.wandb.mode == "offline"
 
     def finish(self) -> int:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 
 from filelock import FileLock, Timeout
 from tailsweep.orchestrator.runs.directory import RunDirectory, RunDirectoryError
+from tailsweep.orchestrator.runs.front import visible_pid
 from tailsweep.trainables.errors import StorageError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def run_lock(run: RunDirectory) -> Iterator[None]:
     Raises:
         RunDirectoryError: Another process works on it.
     """
-    me = LockOwner(socket.gethostname(), os.getpid(), uuid.uuid4().hex, time.time())
+    me = LockOwner(socket.gethostname(), visible_pid(), uuid.uuid4().hex, time.time())
     with _locked(run, me) if run.local is not None else _leased(run, me):
         yield
 
