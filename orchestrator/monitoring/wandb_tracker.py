@@ -6,16 +6,21 @@ lacks of a resumed trial is logged again from the sweep's own history: W&B holds
 which a killed process takes with it.
 
 No sweep ends, or waits for long, because W&B does not answer or does not take the key: what is left of it is then
-written offline, to be uploaded later.
+written offline, to be uploaded later. Nor does one end because W&B fails offline: that costs its log.
+
+A sweep may have any number of trials that have begun and not ended. Only so many of their runs are open at a time: an
+open run takes file descriptors. One that was closed for another is opened again with its whole history.
 """
 
 import logging
 import os
 import re
+import resource
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +39,9 @@ RUN_FOLDER = re.compile(r"(offline-)?run-\d{8}_\d{6}-(.+)")  # which W&B names s
 # Left to itself, W&B 0.31 waits 90 s for a run to begin, and hours for its last values to be taken.
 INIT_SECONDS = 20.0
 FINISH_SECONDS = 20.0
+
+FD_SHARE = 16  # of the descriptors that a process may have, the share for open runs, which take a few each
+MAX_OPEN = 64
 
 
 logger = logging.getLogger(__name__)
@@ -54,7 +62,10 @@ class Tracker:
         self.folder = folder
         self.mode: Literal["offline", "online", "disabled"] = config.mode  # offline from when W&B cannot be used
         self._logged_in = False
-        self._runs: dict[str, Any] = {}
+        self.max_open = _max_open_runs()
+        self._failed = False  # offline, too: nothing more is logged
+        self._runs: dict[str, Any] = {}  # that are open, the one used last at the end
+        self._suspended: dict[str, Path] = {}  # the folders of runs that were closed for another
         self._steps: dict[str, int] = {}
         # Once W&B has ceased to answer: runs begun online that have come to their end, with their exit codes.
         self._stranded: list[tuple[Any, int]] = []
@@ -62,8 +73,14 @@ class Tracker:
 
     def start(self, trial: str, settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
         """Open a trial's run, if it is not open, and log what W&B lacks of ``history``, its reports so far."""
-        if trial in self._runs:
+        with self._at_the_cost_of_the_log():
+            self._start(trial, settings, history)
+
+    def _start(self, trial: str, settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+        if self._failed or self.is_open(trial):
             return
+        while len(self._runs) >= self.max_open:
+            self.suspend(next(iter(self._runs)))
         run = self._init(trial, "trial", settings)
         for stage in report_keys.STAGES:
             run.define_metric(f"{stage}/{report_keys.EPOCH}", hidden=True)
@@ -71,27 +88,46 @@ class Tracker:
         self._runs[trial] = run
         self._steps[trial] = run.step  # online, of a run resumed: the reports its server has; else 0
         for report in history[self._steps[trial] :]:
-            self.log(trial, report)
+            self._log(trial, report)
+
+    def is_open(self, trial: str) -> bool:
+        """Return whether a trial's run is open; if so, it is the last that is closed for another."""
+        if (run := self._runs.pop(trial, None)) is not None:
+            self._runs[trial] = run
+        return run is not None
+
+    def suspend(self, trial: str) -> None:
+        """Close the run of a trial that waits, without a verdict; :meth:`start` opens it again."""
+        with self._at_the_cost_of_the_log():
+            if (run := self._runs.pop(trial, None)) is not None:
+                self._suspended[trial] = Path(run.dir).parent
+                self._end(run, exit_code=0)
 
     def log(self, trial: str, report: Mapping[str, Any]) -> None:
         """One report of one epoch, as ``stage_one/...`` or ``stage_two/...``, on that stage's epoch axis."""
+        with self._at_the_cost_of_the_log():
+            if not self._failed:
+                self._log(trial, report)
+
+    def _log(self, trial: str, report: Mapping[str, Any]) -> None:
         # Without commit, W&B holds a step with a number back until the next one comes.
         self._runs[trial].log(logged_values(report), step=self._steps[trial], commit=True)
         self._steps[trial] += 1
 
     def finish(self, trial: str, summary: Mapping[str, Any]) -> None:
         """Close a trial's run with its state, reason and rung in the summary."""
-        run = self._runs.pop(trial, None)
-        if run is None:
-            return
-        run.summary.update({key: value for key, value in summary.items() if value is not None})
-        self._end(run, exit_code=1 if summary.get("state") == TrialState.FAILED else 0)
+        with self._at_the_cost_of_the_log():
+            if (run := self._runs.pop(trial, None)) is not None:
+                run.summary.update({key: value for key, value in summary.items() if value is not None})
+                self._end(run, exit_code=1 if summary.get("state") == TrialState.FAILED else 0)
 
     def finish_sweep(self, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
         """Write the sweep's own run: its configuration, the chosen trial and its test metrics."""
-        run = self._init("sweep", "sweep", settings)
-        run.summary.update({key: value for key, value in summary.items() if value is not None})
-        self._end(run, exit_code=0)
+        with self._at_the_cost_of_the_log():
+            if not self._failed:
+                run = self._init("sweep", "sweep", settings)
+                run.summary.update({key: value for key, value in summary.items() if value is not None})
+                self._end(run, exit_code=0)
         self.close()
 
     def close(self) -> None:
@@ -111,8 +147,22 @@ class Tracker:
                 "`tailsweep resume` makes them whole"
             )
         for folder in self._not_uploaded:
-            _rename_as_offline(folder)
+            _keep_log_only(_rename_as_offline(folder))
         self._not_uploaded.clear()
+
+    @contextmanager
+    def _at_the_cost_of_the_log(self) -> Iterator[None]:
+        """Within it, whatever W&B raises ends its log, and not the sweep."""
+        try:
+            yield
+        except Exception as error:  # W&B's, its own process's, a full disk's
+            self._runs.clear()
+            if not self._failed:
+                self._failed = True
+                logger.warning(
+                    f"W&B has failed ({describe_error(error)}) and logs no more of this sweep, which continues; "
+                    "every value is in history.parquet"
+                )
 
     def _end(self, run: Any, exit_code: int) -> None:
         if self.mode == "offline" and not run.offline:  # it would wait in vain, and the others too: see close()
@@ -128,6 +178,9 @@ class Tracker:
             self._go_offline(error)
             if not run.offline:
                 self._not_uploaded.append(folder)
+            return
+        if self.mode != "disabled":
+            _keep_log_only(folder)
 
     def _init(self, name: str, job_type: str, settings: Mapping[str, Any]) -> Any:
         if self.mode == "online":
@@ -137,6 +190,8 @@ class Tracker:
             except Exception as error:  # W&B's, its own process's, a socket's: none of them is worth a sweep
                 self._go_offline(error)
         if self.mode != "online":
+            if (earlier := self._suspended.pop(name, None)) is not None:
+                shutil.rmtree(earlier, ignore_errors=True)  # else W&B names the next of this second after another run
             run = self._begin(name, job_type, settings)
         self._drop_earlier(name, Path(run.dir).parent)
         return run
@@ -187,7 +242,9 @@ class Tracker:
                 disable_git=True,
                 save_code=False,
                 x_disable_stats=True,
+                symlink=False,
                 x_disable_meta=True,
+                x_save_requirements=False,  # it lists every installed package, 0.08 s of CPU for each run
             ),
         )
 
@@ -203,12 +260,22 @@ class Tracker:
                     shutil.rmtree(folder)
 
 
-def _rename_as_offline(folder: Path) -> None:
+def _max_open_runs() -> int:
+    """Return how many runs may be open at once, by the descriptors that this process may have."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_OPEN if soft == resource.RLIM_INFINITY else max(1, min(MAX_OPEN, soft // FD_SHARE))
+
+
+def _rename_as_offline(folder: Path) -> Path:
     """So that ``wandb sync`` takes it for one that it is to upload; by the name it tells them apart."""
-    folder.rename(folder.with_name(f"offline-{folder.name}"))
-    for link in folder.parent.iterdir():
-        if link.is_symlink() and not link.exists():  # to the latest run
-            link.unlink()
+    return folder.rename(folder.with_name(f"offline-{folder.name}"))
+
+
+def _keep_log_only(folder: Path) -> None:
+    """Remove from a run's folder what says nothing of the run: all but the log, which is what ``wandb sync`` reads."""
+    for other in folder.iterdir() if folder.exists() else ():
+        if other.is_dir() and not other.is_symlink():
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def upload_runs(folder: Path, run: RunDirectory) -> None:

@@ -91,6 +91,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
     def _record_report(self, name: str, result: Mapping[str, Any]) -> None:
         row = {"trial": name, **{key: value for key, value in result.items() if _is_reported(key)}}
         self.writer.report(row)
+        self._track(name)  # it may have been closed for another meanwhile
         self.records.add_report(row)
         self.tracker.log(name, row)
         if self.scheduler is not None:
@@ -106,6 +107,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
             verdict = TrialState.FAILED, self.failures[name]
         if verdict is None:  # Tune was interrupted, or this was a phase one
             self._pause(name)
+            self.tracker.suspend(name)
         else:
             self._or_stop(lambda: self.end(name, *verdict))
 
@@ -199,6 +201,8 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
             self.progress.waiting(name)
 
     def _track(self, name: str) -> None:
+        if self.tracker.is_open(name):
+            return
         trial = self.records.trial(name)
         self.tracker.start(name, settings_of(trial.config, trial.values), self.records.history_of(name))
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -200,7 +201,6 @@ def test_the_sweeps_run_names_the_chosen_trial_and_its_test_scores(tracked: Trac
 def test_nothing_of_the_processs_environment_or_arguments_is_written(tracked: Tracked) -> None:
     written = [path for path in tracked.folder.rglob("*") if path.is_file()]
     assert sum(path.suffix == ".wandb" for path in written) >= 5
-    assert any(path.name == "debug.log" for path in written)
     assert not [path for path in written if SECRET.encode() in path.read_bytes() or SECRET in path.name]
     for run in tracked.runs.values():
         for folder in run.folders:
@@ -324,3 +324,74 @@ def test_run_ids_are_fixed_and_hold_no_character_wandb_refuses(sweep: str, trial
 def test_flatten_goes_into_mappings_only() -> None:
     tree = {"a": {"b": {"c": 1}, "d": [{"e": 2}]}, "f": None, "g": math.inf}
     assert flatten(tree) == {"a.b.c": 1, "a.d": [{"e": 2}], "f": None, "g": math.inf}
+
+
+# --- many runs, and what W&B raises
+
+
+def test_only_so_many_runs_are_open_and_each_is_whole(tmp_path: Path) -> None:
+    tracker = Tracker(WandbConfig(), SWEEP, tmp_path)
+    tracker.max_open = 2
+    names = [f"t{number:03d}" for number in range(5)]
+    histories: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for row in HISTORIES["t000"][:3]:
+        for name in names:
+            tracker.start(name, SETTINGS, histories[name])
+            histories[name].append(row)
+            tracker.log(name, row)
+            assert len(tracker._runs) <= 2
+    for name in names:
+        tracker.start(name, SETTINGS, histories[name])
+        tracker.finish(name, SUMMARIES["t000"])
+    tracker.close()
+    runs = read_runs(tmp_path / "wandb")
+    assert {run_id(SWEEP, name): list(range(3)) for name in names} == {key: run.steps for key, run in runs.items()}
+
+
+def test_a_run_leaves_one_file(tmp_path: Path) -> None:
+    tracker = Tracker(WandbConfig(), SWEEP, tmp_path)
+    for name in ("t000", "t001"):
+        tracker.start(name, SETTINGS, HISTORIES["t000"])
+        tracker.finish(name, SUMMARIES["t000"])
+    tracker.close()
+    assert sorted(path.name for path in tmp_path.rglob("*") if not path.is_dir()) == [
+        f"run-{run_id(SWEEP, name)}.wandb" for name in ("t000", "t001")
+    ]
+
+
+def test_the_bound_follows_the_descriptors_that_the_process_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    for soft, expected in ((512, 32), (256, 16), (8, 1), (1 << 20, 64), (resource.RLIM_INFINITY, 64)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+        assert Tracker(WandbConfig(), SWEEP, Path()).max_open == expected
+
+
+@pytest.mark.parametrize("where", ["init", "log", "summary", "finish"])
+def test_what_wandb_raises_offline_costs_its_log_and_is_said_once(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing:
+        step, offline, dir = 0, True, str(tmp_path / "run" / "files")
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == where:
+                raise OSError(24, "Too many open files")
+            if name in ("define_metric", "log", "finish"):
+                return lambda *_, **__: None
+            return {} if name == "summary" else object.__getattribute__(self, name)
+
+    def init(**_: object) -> Failing:
+        if where == "init":
+            raise OSError(24, "Too many open files")
+        return Failing()
+
+    monkeypatch.setattr(wandb, "init", init)
+    tracker = Tracker(WandbConfig(), SWEEP, tmp_path)
+    for _ in range(2):
+        tracker.start("t000", SETTINGS, [])
+        tracker.log("t000", HISTORIES["t000"][0])
+        tracker.finish("t000", SUMMARIES["t000"])
+    tracker.finish_sweep({}, {})
+    said = [record.message for record in caplog.records if "W&B" in record.message]
+    if where != "finish":  # which offline is no loss: the values are in the file
+        assert len(said) == 1
+        assert "W&B has failed ([Errno 24] Too many open files) and logs no more of this sweep" in said[0]

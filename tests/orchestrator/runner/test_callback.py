@@ -42,6 +42,12 @@ class TrackerDouble:
             self.open.add(trial)
             self.calls.append(("start", trial, len(history)))
 
+    def is_open(self, trial: str) -> bool:
+        return trial in self.open
+
+    def suspend(self, trial: str) -> None:
+        self.open.discard(trial)
+
     def log(self, trial: str, report: dict[str, Any]) -> None:
         self.calls.append(("log", trial, len(reports(Path(self.run.path)))))
 
