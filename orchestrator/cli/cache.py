@@ -1,6 +1,7 @@
-"""List and remove the entries of this machine's cache: tokenized examples, features and translations.
+"""List and remove the entries of this machine's cache.
 
-All sweeps of a user share the cache.
+They are tokenized examples, features, translations, and files as ``datasets`` has converted them. Whatever else is
+there is listed, too: what a killed process has left, say. All sweeps of a user share the cache.
 """
 
 import json
@@ -17,7 +18,7 @@ from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import InputError
 from tailsweep.trainables.storage.cache import META_FILE, cache_folder
 
-KINDS = ("tokens", "features", "translations")
+CONVERSIONS = "datasets"
 SHOWN_OF_KEY = 12  # characters; a unique beginning is enough to name an entry
 
 
@@ -70,7 +71,8 @@ def remove_from_cache(keys: Sequence[str], everything: bool, directory: str | No
     locks = []
     try:
         for entry in chosen:
-            lock = FileLock(f"{entry.folder}.lock", timeout=0)
+            finished = entry.folder.name.removeprefix(".").removesuffix(".partial")  # of which it is to be one
+            lock = FileLock(entry.folder.with_name(f"{finished}.lock"), timeout=0)
             try:
                 lock.acquire()
             except Timeout:
@@ -93,21 +95,26 @@ def _named(key: str, entries: Sequence[CacheEntry], cache: Path) -> CacheEntry:
 
 
 def _entries(cache: Path) -> list[CacheEntry]:
+    kinds = sorted(path for path in cache.glob("*") if path.is_dir() and not path.is_symlink())
     return [
-        _entry(kind, folder)
-        for kind in KINDS
-        for folder in sorted((cache / kind).glob("*"))
-        if folder.is_dir() and not folder.name.startswith(".")
+        _entry(kind.name, folder)
+        for kind in kinds
+        for folder in sorted(kind.iterdir())
+        if folder.is_dir() and not folder.is_symlink()
     ]
 
 
 def _entry(kind: str, folder: Path) -> CacheEntry:
-    stats = [path.stat() for path in folder.iterdir()]
+    stats = [path.lstat() for path in folder.rglob("*") if not path.is_dir()]
     created = datetime.fromtimestamp(max((s.st_mtime for s in stats), default=folder.stat().st_mtime), UTC)
     return CacheEntry(kind, folder.name, folder, sum(s.st_size for s in stats), created, _content(kind, folder))
 
 
 def _content(kind: str, folder: Path) -> str:
+    if folder.name.startswith("."):
+        return "unfinished: being created, or left by a process that was killed"
+    if kind == CONVERSIONS:
+        return "a CSV, TSV or Parquet file, converted to Arrow"
     try:
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         if kind == "features":

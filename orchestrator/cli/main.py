@@ -4,6 +4,7 @@ Exit status: 0 done, 1 the work failed or was interrupted, 2 the user's input is
 """
 
 import argparse
+import io
 import logging
 import os
 import signal
@@ -45,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Set before anything imports these libraries; what the user exported takes precedence.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if arguments is None:
+        for stream in (sys.stdout, sys.stderr):  # a terminal that has no letter of a label shows its number
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
     verbosity = 1 if parsed.verbose else -1 if parsed.quiet else 0
     command = COMMANDS[parsed.command]
     with terminal_output(verbosity, parsed.log_json, to_stderr=command.prints_result):
@@ -57,7 +62,12 @@ def _run(parsed: argparse.Namespace) -> int:
     """Run a command and return the exit status; an error is one message."""
     try:
         with _sigterm_as_interrupt():
-            return _dispatch(parsed)
+            status = _dispatch(parsed)
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:  # its reader, `head` say, has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except InputError as error:
         logger.error(str(error))
         return 2

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from tailsweep.orchestrator.runs.text import printable
+
 LOGGER = logging.getLogger("tailsweep")
 
 
@@ -27,7 +29,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line or lines of a record."""
-        trial, message = getattr(record, "trial", None), record.getMessage()
+        trial, message = getattr(record, "trial", None), printable(record.getMessage())
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         if self.verbose:
             about = "" if trial is None else f"  {trial}"

@@ -26,7 +26,7 @@ from tailsweep.trainables.models.hub import resolve
 from tailsweep.trainables.postprocess.last_layer import last_layer
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
-from tailsweep.trainables.training.class_balance import groups
+from tailsweep.trainables.training.metrics import score
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -147,11 +147,16 @@ def _plan(
 
 
 def _check_metric(metric: str, data: PreparedData) -> None:
-    """Refuse a metric that these validation rows cannot define: the recall of a group without a class, say."""
-    for group, members in groups(data.class_counts).items():
-        key = report_keys.on_split(report_keys.VALIDATION, f"recall_{group}")
-        if metric == key and not np.isin(data.validation.labels, members).any():
-            raise DataError(
-                f"metric is {metric}, but the validation rows hold no class with {group} training rows: choose "
-                f"another, e.g. {report_keys.on_split(report_keys.VALIDATION, 'macro_f1')}"
-            )
+    """Refuse a metric that these validation rows cannot define, whatever is predicted: it is scored before a trial is.
+
+    A recall of a group needs a row of that group; ``micro_f1_minority`` needs a row of a class that is not the largest.
+    """
+    rows = np.bincount(data.validation.labels, minlength=len(data.class_counts))
+    constant = [np.where(np.arange(len(rows)) == label, rows[:, None], 0) for label in range(len(rows))]
+    name = metric.removeprefix(f"{report_keys.VALIDATION}/")
+    if any(score(name, counts, data.class_counts) is None for counts in (np.diag(rows), *constant)):
+        listed = ", ".join(f"{label} {count}" for label, count in zip(data.label_names, rows.tolist(), strict=True))
+        raise DataError(
+            f"metric is {metric}, but the validation rows cannot define it: by class they are {listed}; give more "
+            f"validation rows, or choose another metric, e.g. {report_keys.DEFAULT_METRIC}"
+        )

@@ -47,8 +47,8 @@ def reopen(run: RunDirectory, wanted: Wanted) -> Reopened:
         RunDirectoryError: Records are missing or damaged, or settings ask for what a run directory cannot grant.
         SweepConfigError: A setting has changed that results depend on.
     """
-    records = read_records(run)
     recorded = read_sweep(run)
+    records = read_records(run, recorded.config.metric)
     environment = read_environment(run)
     if environment.settings_digest != settings_digest(recorded):
         raise RunDirectoryError(

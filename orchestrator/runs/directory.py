@@ -15,7 +15,7 @@ from typing import TypeVar
 import pyarrow.fs as pafs
 from tailsweep.orchestrator.config.redaction import HINT, has_a_secret
 from tailsweep.trainables.errors import InputError, describe_error
-from tailsweep.trainables.storage.atomic import replace_folder
+from tailsweep.trainables.storage.atomic import apply_umask, replace_folder
 from tailsweep.trainables.storage.filesystem import (
     download,
     join_location,
@@ -260,6 +260,11 @@ class RunDirectory:
         infos = self._fetch(lambda: self.filesystem.get_file_info(selector), relative)
         return {info.base_name: info.size for info in infos if info.type == pafs.FileType.File}
 
+    def modified(self, relative: str) -> float | None:
+        """Return when a file was last written, in seconds since the epoch by the clock of storage; None: unknown."""
+        info = self._fetch(lambda: self.filesystem.get_file_info(self._at(relative)), relative)
+        return None if info.mtime_ns is None else info.mtime_ns / 1e9
+
     def make_folder(self, relative: str) -> None:
         """Create a folder, which may exist, for processes that write to it themselves."""
         with_retries(lambda: self.filesystem.create_dir(self._at(relative), recursive=True), self.uri(relative))
@@ -299,6 +304,7 @@ class RunDirectory:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replace_folder(target) as partial:
             shutil.copytree(folder, partial, dirs_exist_ok=True)
+            apply_umask(partial)
 
     def download(self, relative: str, folder: Path) -> None:
         """Copy everything below ``relative`` into a local folder; raises as :meth:`read_bytes` does."""
@@ -331,11 +337,11 @@ def open_run(location: str) -> RunDirectory:
     """
     run = RunDirectory(location)
     run.reach()
-    run.reject_escaping_symlinks()
     if not run.has_begun:
         raise RunDirectoryError(
             f"{run.location} is not a run directory: it has no {SWEEP_FILE} and {TRIALS_FILE}; give the folder "
             "that `tailsweep run` printed, e.g. runs/demo-20260131-120000"
         )
+    run.reject_escaping_symlinks()
     run.check_format()
     return run

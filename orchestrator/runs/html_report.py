@@ -1,5 +1,6 @@
 """A run's records as one self-contained HTML page: no script, no network, every number from the run's own files."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,6 +11,8 @@ from tailsweep.orchestrator.runs.trials import Records, Row, TrialState
 from tailsweep.trainables import report_keys
 
 WIDTH, HEIGHT = 860, 360  # of the drawing, in its own units
+MAX_TICKS = 15  # named epochs of a stage
+MAX_POINTS = 400  # of a trial
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 44  # margins around the axes
 COLOURS = {
     "chosen": "#d9480f",
@@ -130,7 +133,8 @@ def draw_curves(records: Records, rows: Sequence[Row], metric: str, chosen: str 
         if not history:
             continue
         points = [
-            (plot.x(report[report_keys.STAGE], report[report_keys.EPOCH]), plot.y(report[metric])) for report in history
+            (plot.x(report[report_keys.STAGE], report[report_keys.EPOCH]), plot.y(report[metric]))
+            for report in _few(history)
         ]
         kind = "chosen" if name == chosen else state
         colour, width = COLOURS[kind], 3 if kind == "chosen" else 1.6
@@ -161,7 +165,7 @@ def _axes(plot: _Plot, metric: str) -> list[str]:
         drawn.append(f'<path d="M{LEFT} {plot.y(level)}H{WIDTH - RIGHT}" stroke="#e9ecef"/>')
         drawn.append(f'<text x="{LEFT - 8}" y="{plot.y(level) + 4}" text-anchor="end">{level:.2f}</text>')
     for stage in report_keys.STAGES:
-        for epoch in range(1, epochs[stage] + 1):
+        for epoch in _ticks(epochs[stage]):
             across = x(stage, epoch)
             drawn.append(f'<text x="{across}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{epoch}</text>')
         if epochs[stage]:
@@ -178,6 +182,19 @@ def _axes(plot: _Plot, metric: str) -> list[str]:
         drawn.append(f'<path d="M{boundary} {TOP}V{HEIGHT - BOTTOM}" stroke="#868e96" stroke-dasharray="4 3"/>')
     drawn.append(f'<text x="{WIDTH - RIGHT}" y="14" text-anchor="end">{escape(metric)}</text>')
     return drawn
+
+
+def _few(history: Sequence[Row]) -> list[Row]:
+    """Return at most MAX_POINTS reports, the last among them."""
+    step = -(-len(history) // MAX_POINTS)
+    return list(history[::-1][::step][::-1]) if history else []
+
+
+def _ticks(epochs: int) -> Sequence[int]:
+    """Return at most MAX_TICKS epochs to name, at a round distance from each other."""
+    steps = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
+    step = next(step for step in steps if epochs <= step * MAX_TICKS)
+    return range(step, epochs + 1, step)
 
 
 def _score_rows(metrics: Row) -> list[list[object]]:

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 LOCK_FILE = "state/lock"
 OWNER_FILE = "state/holder.json"
+CLOCK_FILE = "state/clock"  # of an object store, which says what time it is
+RELEASED = 0.0  # in place of the time of the last renewal
 RENEWED_EVERY_S = 15.0
 LEASE_S = 60.0  # an owner that has not renewed for so long is gone
 SETTLING_S = 1.0  # until it is seen who of two that came at once was the later
@@ -37,7 +39,7 @@ class LockOwner:
     host: str
     pid: int
     nonce: str
-    renewed: float  # seconds since the epoch
+    renewed: float  # seconds since the epoch, by the owner's clock, or RELEASED
 
 
 @contextmanager
@@ -71,7 +73,7 @@ def _locked(run: RunDirectory, me: LockOwner) -> Iterator[None]:
 @contextmanager
 def _leased(run: RunDirectory, me: LockOwner) -> Iterator[None]:
     other = _owner(run)
-    if other is not None and time.time() - other.renewed < LEASE_S:
+    if other is not None and other.renewed != RELEASED and _seconds_since_renewal(run, other) < LEASE_S:
         raise _refused(run, other)
     _write(run, me)
     time.sleep(SETTLING_S)
@@ -87,7 +89,7 @@ def _leased(run: RunDirectory, me: LockOwner) -> Iterator[None]:
         renewing.join()
         with suppress(StorageError):  # which this process has met by itself; the lease lapses
             if _is_free_for(run, me):
-                _write(run, LockOwner(me.host, me.pid, me.nonce, 0.0))
+                _write(run, LockOwner(me.host, me.pid, me.nonce, RELEASED))
 
 
 def _renew(run: RunDirectory, me: LockOwner, ended: threading.Event) -> None:
@@ -101,6 +103,18 @@ def _renew(run: RunDirectory, me: LockOwner, ended: threading.Event) -> None:
                 os.kill(os.getpid(), signal.SIGINT)
                 return
             _write(run, LockOwner(me.host, me.pid, me.nonce, time.time()))
+
+
+def _seconds_since_renewal(run: RunDirectory, owner: LockOwner) -> float:
+    """Return how old a lease is by the clock of the store: those of two hosts may differ by more than a lease.
+
+    A file that is written now has the store's time. Where a store keeps no times, the hosts' clocks must do.
+    """
+    run.write_text(CLOCK_FILE, owner.nonce)
+    now, renewed = run.modified(CLOCK_FILE), run.modified(OWNER_FILE)
+    if now is None or renewed is None:
+        return time.time() - owner.renewed
+    return now - renewed
 
 
 def _is_free_for(run: RunDirectory, me: LockOwner) -> bool:

@@ -8,7 +8,7 @@ outcome was running; ASHA's rungs are the reports replayed.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
@@ -100,8 +100,12 @@ class RecordWriter:
         self.log.seal()
 
 
-def read_records(run: RunDirectory) -> Records:
+def read_records(run: RunDirectory, metric: str | None = None) -> Records:
     """Read everything written so far; a sweep may continue writing meanwhile.
+
+    Args:
+        run: The run directory.
+        metric: What every report must have a number of; None: it does not matter.
 
     Raises:
         RunDirectoryError: A record is missing, or not as it was written.
@@ -116,6 +120,7 @@ def read_records(run: RunDirectory) -> Records:
             _apply(run, records, event)
     records.trials.sort(key=lambda trial: (trial.parent is not None, trial.number))
     _check_counts(run, records)
+    _check_reports(run, records, [report_keys.EPOCH, report_keys.SECONDS, *([metric] if metric else [])])
     return records
 
 
@@ -154,6 +159,21 @@ def _check_counts(run: RunDirectory, records: Records) -> None:
                 f"the records of {run.location} have {counts[name]} reports of {name}, but it ended with "
                 f"{outcome.num_reports}: {RESTORE}"
             )
+
+
+def _check_reports(run: RunDirectory, records: Records, keys: Sequence[str]) -> None:
+    """Check that every report has a number of what trials are judged by.
+
+    Raises:
+        RunDirectoryError: One has not.
+    """
+    for row in records.history:
+        for key in keys:
+            if not isinstance(row.get(key), int | float):
+                raise RunDirectoryError(
+                    f"the records of {run.location} have a report of {row['trial']} with {key}: {show(row.get(key))}, "
+                    "which must be a number: they are not those of this sweep"
+                )
 
 
 def with_checksum(record: Mapping[str, object]) -> Tree:

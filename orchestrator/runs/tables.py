@@ -20,6 +20,8 @@ from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import describe_error
 from tailsweep.trainables.report_keys import Stage
 
+NUMBERS = (f"{report_keys.VALIDATION}/", "train/", "best_epoch", "seconds")  # how names of columns of numbers begin
+
 
 def result_rows(records: Records, metric: str) -> list[Row]:
     """Return one row per trial, in their order: state, epochs, seconds, best validation scores, swept values.
@@ -123,15 +125,16 @@ def _write_parquet(run: RunDirectory, name: str, rows: Sequence[Row]) -> None:
     for row in rows:
         for key, values in columns.items():
             values.append(row.get(key))
-    arrays = {key: _array(values) for key, values in columns.items()}
+    arrays = {key: _array(key, values) for key, values in columns.items()}
     sink = io.BytesIO()
     pq.write_table(pa.table(arrays), sink)
     run.write_bytes(name, sink.getvalue())
 
 
-def _array(values: list[object]) -> pa.Array:
-    if all(value is None for value in values):
-        return pa.array(values, pa.string())  # a column of no type would not go together with another run's
+def _array(key: str, values: list[object]) -> pa.Array:
+    if all(value is None for value in values):  # a column of no type would not go together with another run's
+        is_number = key.startswith(NUMBERS)
+        return pa.array(values, pa.float64() if is_number else pa.string())
     try:
         if not any(isinstance(value, dict | list) for value in values):
             return pa.array(values)

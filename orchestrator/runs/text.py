@@ -66,7 +66,7 @@ def format_test_metrics(metrics: Row) -> str:
     ]
     classes = [["class", "train rows", "test rows", "F1"]] + [
         [
-            label,
+            printable(label),
             str(metrics["train_rows"][label]),
             str(metrics["test_rows"][label]),
             format_cell(metrics[report_keys.class_f1(report_keys.TEST, label)]),
@@ -78,7 +78,20 @@ def format_test_metrics(metrics: Row) -> str:
 
 def failures(rows: Sequence[Row]) -> list[str]:
     """Return a line per failed trial, with its reason."""
-    return [f"{row['trial']} failed: {row['reason']}" for row in rows if row["state"] == TrialState.FAILED]
+    return [f"{row['trial']} failed: {printable(row['reason'])}" for row in rows if row["state"] == TrialState.FAILED]
+
+
+def printable(text: str) -> str:
+    r"""Return a text with its control characters escaped: a label from a file must not steer the user's terminal.
+
+    Example:
+        >>> printable("red \x1b[31m")
+        'red \\x1b[31m'
+    """
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def format_cell(value: object) -> str:
@@ -87,7 +100,7 @@ def format_cell(value: object) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) >= 0.01 or value == 0 else f"{value:.3g}"
-    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+    return json.dumps(value) if isinstance(value, dict | list) else printable(str(value))
 
 
 def aligned(table: list[list[str]]) -> str:

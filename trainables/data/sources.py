@@ -22,6 +22,7 @@ import pyarrow.parquet
 from tailsweep.trainables.data.demo import DEMO_NUM_ROWS, DEMO_SEED, demo_rows
 from tailsweep.trainables.data.json_reader import json_rows
 from tailsweep.trainables.errors import DataError, describe_error
+from tailsweep.trainables.storage.cache import cache_error, is_of_cache
 from tailsweep.trainables.storage.checksums import file_sha256
 
 Role = Literal["train", "validation", "test", "augmentation.file"]
@@ -131,6 +132,9 @@ def read_file(path: Path, called: str, cache_dir: Path | None) -> datasets.Datas
     except DataError:
         raise
     except Exception as error:  # any: see _cause
+        if cache_dir is not None and is_of_cache(cache_dir, root := _root(error)):
+            assert isinstance(root, OSError)
+            raise cache_error(cache_dir, root) from error
         if "corresponds to no data" in str(error):
             raise DataError(f'{called}: "{path}" has no rows') from error
         raise DataError(f'{called}: cannot read "{path}" as {path.suffix[1:]}: {_cause(error)}') from error
@@ -197,9 +201,14 @@ def _cause(error: BaseException) -> str:
     The readers below ``datasets`` (pandas, pyarrow, fsspec, the hub's client) raise whatever they like for a file they
     cannot read, and ``datasets`` wraps it in a message without content; the first cause has the reason.
     """
+    return describe_error(_root(error))
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return the first cause of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return describe_error(error)
+    return error
 
 
 @contextmanager

@@ -36,6 +36,22 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _read_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+UMASK = _read_umask()  # once, at import: reading it changes it for a moment, for every thread
+
+
+def apply_umask(folder: Path) -> None:
+    """Give everything in a folder the permissions of a new file: safetensors writes what only its owner can read."""
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~UMASK)
+
+
 def sync_to_disk(path: Path) -> None:
     """Flush a file or folder, so that a crash of the machine cannot leave a file of the right size but no bytes."""
     handle = os.open(path, os.O_RDONLY)

@@ -1,5 +1,6 @@
 """The on-disk cache's folder, keys and errors."""
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -42,7 +43,20 @@ def cache_errors(cache_dir: Path) -> Iterator[None]:
     except StorageError:  # of what is copied to the cache
         raise
     except OSError as error:
-        raise DataError(
-            f'cannot write the cache "{cache_dir}": {error.strerror or error}; set TAILSWEEP_CACHE to a folder that '
-            "can be written"
-        ) from error
+        raise cache_error(cache_dir, error) from error
+
+
+def cache_error(cache_dir: Path, error: OSError) -> DataError:
+    """Return the error of a cache that cannot be written, with the fix."""
+    return DataError(
+        f'cannot write the cache "{cache_dir}": {error.strerror or error}; set TAILSWEEP_CACHE to a folder that can be '
+        "written and has room"
+    )
+
+
+def is_of_cache(cache_dir: Path, error: BaseException) -> bool:
+    """Return whether it is the cache that an error is of, and not the file that was being read into it."""
+    if not isinstance(error, OSError):
+        return False
+    named = isinstance(error.filename, str) and Path(error.filename).is_relative_to(cache_dir)
+    return named or error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}

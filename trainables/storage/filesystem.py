@@ -65,7 +65,7 @@ def _parted(location: str) -> tuple[str, str]:
     """Return the path without slashes at its end, and a URI's query with its question mark, or ""."""
     scheme, is_uri, rest = location.partition("://")
     if not is_uri:
-        return location.rstrip("/"), ""
+        return location.rstrip("/") or location[:1], ""
     path, mark, query = rest.partition("?")
     return f"{scheme}://{path.rstrip('/')}", mark + query
 

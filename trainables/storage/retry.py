@@ -1,5 +1,6 @@
 """Retry requests that storage refuses."""
 
+import errno
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,6 +9,11 @@ import pyarrow.fs as pafs
 from tailsweep.trainables.errors import StorageError, describe_error
 
 T = TypeVar("T")
+
+# What a disk refuses so, it refuses for ever: it is read-only, or somebody else's, or a file is in a folder's place.
+NEVER_PASS = {
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+}  # fmt: skip
 
 RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # between attempts: half a minute, for what may pass
 
@@ -21,7 +27,7 @@ def with_retries(request: Callable[[], T], description: str, missing: bool = Tru
         missing: Whether a missing file counts as a refusal too. If not, FileNotFoundError is raised at once.
 
     Raises:
-        StorageError: Every attempt failed.
+        StorageError: Every attempt failed, or the first in a way that does not pass.
     """
     for delay in (*RETRY_DELAYS_S, None):
         try:
@@ -29,6 +35,10 @@ def with_retries(request: Callable[[], T], description: str, missing: bool = Tru
         except OSError as error:
             if not missing and isinstance(error, FileNotFoundError):
                 raise
+            if error.errno in NEVER_PASS:
+                raise StorageError(
+                    f"storage refused {description}: {describe_error(error)}; fix its permissions, or use another place"
+                ) from error
             if delay is None:
                 raise StorageError(
                     f"storage refused {description} {len(RETRY_DELAYS_S) + 1} times in {sum(RETRY_DELAYS_S):g} s: "

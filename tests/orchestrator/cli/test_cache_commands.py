@@ -11,7 +11,7 @@ from tailsweep.orchestrator.cli.main import main
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two features, the first of 3 MB, tokenized rows, and a folder that a killed process remaining."""
+    """Two features, the first of 3 MB, tokenized rows, a converted file, and what a killed process left."""
     folder = tmp_path / "cache"
     metas = {
         "features/aa11": {"split_point": "pooled vectors", "dtype": "fp32"},
@@ -23,6 +23,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name / "meta.json").write_text(json.dumps(meta))
     (folder / "features/aa11/train.bin").write_bytes(bytes(3_000_000))
     (folder / "features/.aa99.partial").mkdir()
+    converted = folder / "datasets/dd44/csv/default-12ab/0.0.0"
+    converted.mkdir(parents=True)
+    (converted / "csv-train.arrow").write_bytes(bytes(5_000_000))
     monkeypatch.setenv("TAILSWEEP_CACHE", str(folder))
     return folder
 
@@ -34,11 +37,13 @@ def remaining(cache: Path) -> set[str]:
 def test_list_says_what_each_entry_is_the_largest_first(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [re.split(r" {2,}", line)[0:3:2] for line in lines[2:3]] == [["features", "3.0"]]
-    assert lines[2].endswith("pooled vectors, fp32")
-    assert {line.split()[1] for line in lines[2:5]} == {"aa11", "aa22", "bb33"}
+    assert [re.split(r" {2,}", line)[0:3:2] for line in lines[2:4]] == [["datasets", "5.0"], ["features", "3.0"]]
+    assert lines[2].endswith("a CSV, TSV or Parquet file, converted to Arrow")
+    assert lines[3].endswith("pooled vectors, fp32")
+    assert {line.split()[1] for line in lines[2:7]} == {"aa11", "aa22", "bb33", "dd44", ".aa99.partia"}
     assert any(line.endswith("1,000 examples, 2 classes") for line in lines)
-    assert lines[-1] == f"3 entries, 3.0 MB in {cache}"
+    assert any(line.endswith("left by a process that was killed") for line in lines)
+    assert lines[-1] == f"5 entries, 8.0 MB in {cache}"
 
 
 def test_list_of_an_empty_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,7 +59,7 @@ def test_remove_takes_the_first_characters_of_a_key(cache: Path, capsys: pytest.
 
 def test_remove_all(cache: Path) -> None:
     assert main(["cache", "remove", "--all"]) == 0
-    assert remaining(cache) == set()
+    assert not [path for path in cache.glob("*/*") if path.is_dir()]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from support.resources_freed import assert_freed
 from support.sweep_without_ray import assert_same, without_ray
 from support.wandb_files import read_runs
 from tailsweep.orchestrator.cli.main import main
-from tailsweep.orchestrator.runs.lock import LEASE_S, OWNER_FILE
+from tailsweep.orchestrator.runs.lock import OWNER_FILE, RELEASED
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.storage import retry
 
@@ -92,7 +92,7 @@ def _outcomes(store: ObjectStore, key: str) -> dict[str, dict[str, Any]]:
 def _let_the_lease_lapse(store: ObjectStore, key: str) -> None:
     """As by waiting for it."""
     owner = json.loads(store.read(key))
-    owner["renewed"] -= LEASE_S
+    owner["renewed"] = RELEASED
     store.client.put_object(Bucket=BUCKET, Key=key, Body=json.dumps(owner).encode())
 
 

@@ -29,6 +29,9 @@ from tailsweep.orchestrator.runs.trials import Outcome, TrialState
 from tailsweep.trainables.errors import DataError, ModelError
 
 
+METRIC = "validation/macro_f1"
+
+
 @pytest.fixture(scope="module")
 def sweep_file(small_sweep: Callable[..., Path]) -> Path:
     """Two trials."""
@@ -269,7 +272,7 @@ def test_a_missing_or_damaged_file_is_named_by_resume_in_one_message(
 ) -> None:
     writer = RecordWriter(begun)
     for epoch in (1, 2):
-        writer.report({"trial": "t000", "stage": "stage_one", "epoch": epoch, "seconds": 1.0})
+        writer.report({"trial": "t000", "stage": "stage_one", "epoch": epoch, "seconds": 1.0, METRIC: 0.5})
     copy = tmp_path / "copy"
     files = [SWEEP_FILE, "environment.json", TRIALS_FILE, FORMAT_FILE, "state/events/00000000.json"]
     for file in files:

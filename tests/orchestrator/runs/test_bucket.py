@@ -86,6 +86,7 @@ def test_what_is_written_is_read_listed_and_deleted(run: RunDirectory, store: Ob
         run.delete_folder("state/events")
     assert [key for key in store.keys(folder) if not key.endswith("/")] == [
         f"{folder}/best/below/50% #1",
+        f"{folder}/state/format.json",
         f"{folder}/state/seal.json",
     ]
     with pytest.raises(FileNotFoundError):
@@ -98,7 +99,7 @@ def test_records_are_read_many_at_once(run: RunDirectory, monkeypatch: pytest.Mo
     """A sweep of hundreds of trials has thousands, and each takes its time on the way."""
     writer = RecordWriter(run)
     for epoch in range(directory.READ_AT_ONCE):
-        writer.report({"trial": "t000", "stage": "stage_one", "epoch": epoch})
+        writer.report({"trial": "t000", "stage": "stage_one", "epoch": epoch, "seconds": 1.0})
     write_trials(run, [TrialRecord("t000", {}, {})])
     all_at_once = threading.Barrier(directory.READ_AT_ONCE)
     reading = RunDirectory.read_bytes
@@ -257,6 +258,21 @@ def test_a_lease_is_kept_while_the_server_is_away(
             time.sleep(0.05)
         store.door.write_text("403 Forbidden")  # also at its end
     store.door.unlink()
+
+
+def test_a_lease_is_as_old_as_the_store_says_whatever_the_clock_of_its_host(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "SETTLING_S", 0.05)
+    for behind in (-7200, 90, 7200):
+        owner = {"host": "elsewhere", "pid": 1, "nonce": "x", "renewed": time.time() - behind}
+        run.write_text(OWNER_FILE, json.dumps(owner))
+        with pytest.raises(RunDirectoryError, match="process 1 on elsewhere"), run_lock(run):
+            pass
+    monkeypatch.setattr(lock, "LEASE_S", 2)
+    time.sleep(3.1)  # a store's times are whole seconds
+    with run_lock(run):
+        pass
 
 
 def test_who_has_slept_through_its_lease_stops_and_leaves_the_others_alone(

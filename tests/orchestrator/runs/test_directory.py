@@ -1,6 +1,8 @@
 """The run directory: whole files or none, on any storage, and refusals that say what to do."""
 
-import threading
+import errno
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +67,57 @@ def test_what_a_full_disk_half_wrote_takes_no_room_on_it(run: RunDirectory, monk
 
 
 def test_a_refusal_that_passes_is_waited_for(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file lies where a folder has to be, until another thread takes it away."""
+    """A network's disk that is away, until it is back."""
     monkeypatch.setattr(retry, "RETRY_DELAYS_S", (0.05,) * 100)
-    in_the_way = Path(run.path, "state/events")
-    in_the_way.write_text("")
-    threading.Timer(0.3, in_the_way.unlink).start()
+    writing, until = RunDirectory._write, time.monotonic() + 0.3
+
+    def write(self: RunDirectory, path: str, content: bytes) -> None:
+        if time.monotonic() < until:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        writing(self, path, content)
+
+    monkeypatch.setattr(RunDirectory, "_write", write)
     run.write_text("state/events/00000000.json", "{}")
     assert run.read_text("state/events/00000000.json") == "{}"
+
+
+def test_a_file_where_a_folder_must_be_is_refused_at_once(run: RunDirectory) -> None:
+    Path(run.path, "state/events").write_text("")
+    began = time.monotonic()
+    with pytest.raises(StorageError, match=r"storage refused .*00000000\.json: .*non-directory entry exists"):
+        run.write_text("state/events/00000000.json", "{}")
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_what_never_passes_is_refused_at_once(run: RunDirectory, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(RunDirectory, "_write", refuse)
+    began = time.monotonic()
+    with pytest.raises(StorageError, match=os.strerror(number)):
+        run.write_text("sweep.yaml", "x")
+    assert time.monotonic() - began < 1
+
+
+def test_files_of_a_run_have_the_permissions_of_a_new_file(run: RunDirectory, tmp_path: Path) -> None:
+    (tmp_path / "model" / "below").mkdir(parents=True, mode=0o700)
+    for name in ("model.safetensors", "below/vocab.txt"):
+        (tmp_path / "model" / name).write_text("")
+        (tmp_path / "model" / name).chmod(0o600)
+    run.upload(tmp_path / "model", "best")
+    (tmp_path / "new").write_text("")
+    expected = (tmp_path / "new").stat().st_mode
+    files = [path for path in Path(run.path, "best").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode for path in files} == {expected}
+    assert len(files) == 2
+
+
+def test_the_root_of_the_disk_is_no_run_directory() -> None:
+    assert RunDirectory("/").path == "/"
+    with pytest.raises(RunDirectoryError, match="/ is not a run directory"):
+        open_run("/")
 
 
 def test_writing_again_replaces_the_file_and_leaves_nothing_aside(run: RunDirectory) -> None:

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import pytest
-from tailsweep.orchestrator.runs.html_report import draw_curves, render_page
+from tailsweep.orchestrator.runs.html_report import _ticks, draw_curves, render_page
 from tailsweep.orchestrator.runs.tables import result_rows
 from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord
 from tailsweep.trainables import report_keys
@@ -85,3 +85,21 @@ def _report(trial: str, stage: str, epoch: float, score: float) -> dict[str, Any
 
 def _parse(svg: str) -> ElementTree.Element:
     return ElementTree.fromstring(svg)
+
+
+def test_a_long_training_is_drawn_with_few_ticks_and_points():
+    trial_config = {"data": {"train": "x"}, "stage_one": {"epochs": 10**6}, "stage_two": {"epochs": 7}}
+    history = [_report("t000", "stage_one", epoch, 0.5) for epoch in range(1, 5001)]
+    many = Records([TrialRecord("t000", {}, trial_config)], history)
+    drawn = draw_curves(many, result_rows(many, METRIC), METRIC, None)
+    assert len(drawn) < 100_000
+    named = [text.text for text in _parse(drawn).findall(".//{*}text")]
+    assert {"100000", "1000000", "1", "7"} <= set(named)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [(0, []), (1, [1]), (15, [*range(1, 16)]), (16, [*range(2, 17, 2)]), (100, [*range(10, 101, 10)])],
+)
+def test_ticks_are_few_and_round(epochs: int, expected: list[int]):
+    assert list(_ticks(epochs)) == expected

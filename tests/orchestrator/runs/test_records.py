@@ -115,7 +115,7 @@ def test_history_stays_in_the_order_recorded_over_many_writers(run: RunDirectory
     for _ in range(3):  # a sweep and its resumptions
         writer = RecordWriter(run, read_records(run).log_end)
         for _ in range(5):
-            writer.report({"trial": "t000", "stage": "stage_one", "number": writer.log.end.number})
+            writer.report(report("t000", "stage_one", 1, 0.5) | {"number": writer.log.end.number})
     assert [row["number"] for row in read_records(run).history] == list(range(15))
 
 

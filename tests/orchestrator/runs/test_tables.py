@@ -1,20 +1,23 @@
 """Records as tables: states, ranking, Parquet and text; and `report`, which needs nothing but a run's files."""
 
+import errno
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tailsweep.orchestrator.cli.main import main
 from tailsweep.orchestrator.config.sweep import load_sweep, to_yaml
 from tailsweep.orchestrator.runs.directory import METRICS_FILE, SWEEP_FILE, RunDirectory
-from tailsweep.orchestrator.runs.records import RecordWriter, write_trials
+from tailsweep.orchestrator.runs.records import RecordWriter, read_records, write_trials
 from tailsweep.orchestrator.runs.report import report
 from tailsweep.orchestrator.runs.tables import ranking, result_rows, select_best, write_tables
-from tailsweep.orchestrator.runs.text import describe_run, failures, format_ranking, format_test_metrics
+from tailsweep.orchestrator.runs.text import describe_run, failures, format_ranking, format_test_metrics, printable
 from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord
 
 METRIC = "validation/macro_f1"
@@ -355,3 +358,61 @@ def test_report_needs_no_ray_and_no_torch(died: RunDirectory) -> None:
     *printed, loaded = done.stdout.splitlines()
     assert "\n".join(printed) == report(died.location)
     assert loaded == "[]"
+
+
+@pytest.mark.parametrize("missing", [METRIC, "seconds", "epoch"])
+def test_a_report_without_what_trials_are_judged_by_is_named(
+    died: RunDirectory, missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = epoch("t001", "stage_one", 2, 0.5)
+    del row[missing]
+    RecordWriter(died, read_records(died).log_end).report(row)
+    assert main(["report", died.location]) == 2
+    said = capsys.readouterr().err
+    assert f"have a report of t001 with {missing}: null, which must be a number" in said
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"trial": "t000"}'])
+def test_damaged_test_metrics_are_named_with_what_makes_them_again(
+    died: RunDirectory, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    died.write_text(METRICS_FILE, text)
+    assert main(["report", died.location]) == 2
+    assert f"{METRICS_FILE} is damaged" in capsys.readouterr().err
+
+
+def test_a_run_on_a_disk_that_is_read_only_is_reported_at_once(
+    died: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = report(died.location)
+    before = sorted((path, path.stat().st_mtime_ns) for path in Path(died.path).rglob("*"))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(RunDirectory, "_write", refuse)
+    began = time.monotonic()
+    assert report(died.location) == expected
+    assert time.monotonic() - began < 5
+    assert "no tables were written: storage refused" in caplog.text
+    assert sorted((path, path.stat().st_mtime_ns) for path in Path(died.path).rglob("*")) == before
+
+
+def test_a_score_that_no_report_defines_is_a_column_of_numbers(died: RunDirectory) -> None:
+    RecordWriter(died, read_records(died).log_end).report(
+        epoch("t001", "stage_one", 2, 0.75) | {"validation/recall_few": None}
+    )
+    write_tables(died, read_records(died), METRIC)
+    for table in ("trials", "history"):
+        assert pq.read_table(f"{died.path}/{table}.parquet").schema.field("validation/recall_few").type == "double"
+
+
+def test_a_label_cannot_steer_the_terminal() -> None:
+    nasty = "a\x1b[2J\x07\u202e\nb"
+    label = nasty.replace("\n", "")
+    metrics = {"labels": [label], "train_rows": {label: 1}, "test_rows": {label: 1}, f"test/f1/{label}": 1.0}
+    text = format_test_metrics(metrics)
+    assert not any(ord(character) < 32 and character != "\n" for character in text)
+    assert "a\\x1b[2J\\x07\\u202eb" in text
+    assert printable(nasty) == "a\\x1b[2J\\x07\\u202e\nb"
+    assert printable("Überschrift 药品 \N{SNOWMAN}") == "Überschrift 药品 \N{SNOWMAN}"
