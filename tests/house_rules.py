@@ -20,7 +20,7 @@ Code = dict[str, ast.Module]  # by the path of the file
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 PACKAGES = ("trainables", "orchestrator", "clusters", "tailsweep")
-PAGES = ("README.md", "CLUSTERS.md", "FAULTS.md", "ARCHITECTURE.md", "tests/README.md", "docs/**/*.md")
+PAGES = ("README.md", "CLUSTERS.md", "FAULTS.md", "SECURITY.md", "ARCHITECTURE.md", "tests/README.md", "docs/**/*.md")
 PROSE = ("*.md", "*.y*ml", "tests/*.md", "docs/**/*.md", "docs/**/*.y*ml", "orchestrator/sweeps/**/*.y*ml",
          "orchestrator/sweeps/**/*.md", "orchestrator/sweeps/**/*.svg", "clusters/definitions/*.y*ml",
          "tests/**/*.y*ml", "tests/**/*.sh", "Makefile", "pyproject.toml", ".ci/*")  # fmt: skip

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 INLINE_CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 README = (ROOT / "README.md").read_text()
-PAGES = ("README.md", "ARCHITECTURE.md", "CLUSTERS.md", "FAULTS.md", "tests/README.md")
+PAGES = ("README.md", "ARCHITECTURE.md", "CLUSTERS.md", "FAULTS.md", "SECURITY.md", "tests/README.md")
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "RESULTS.md", "BENCHMARKS.md"])

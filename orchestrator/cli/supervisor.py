@@ -78,7 +78,7 @@ class _Supervisor:
         self.child = child
         self.report = report
         self.pipe = pipe
-        self.told: dict[str, str | int] = {}
+        self.messages: dict[str, str | int] = {}
         self.received: list[int] = []  # signals
         self.ended: int | None = None  # the status of waitpid
         self._buffer = b""
@@ -89,7 +89,7 @@ class _Supervisor:
             cause = self._until_ended()
             if cause is None:
                 self._end_what_is_left(LINGER_S)
-                return int(self.told["status"])
+                return int(self.messages["status"])
             self._end_what_is_left(0)
             self._close_run(cause)
             return 1
@@ -99,8 +99,8 @@ class _Supervisor:
         stop_by = float("inf")
         while not self._has_ended():
             self._read(0.1)
-            if "lost" in self.told:
-                return f"{self.told['lost']} has ended, without which Ray cannot go on"
+            if "lost" in self.messages:
+                return f"{self.messages['lost']} has ended, and Ray cannot continue without it"
             if len(self.received) > 1:
                 return "stopped at once by a second signal"
             if self.received:
@@ -108,7 +108,7 @@ class _Supervisor:
             if time.monotonic() > stop_by:
                 return f"interrupted, and did not stop by itself within {STOP_S:g} s"
         self._read(0)
-        if "status" in self.told:
+        if "status" in self.messages:
             return None
         assert self.ended is not None
         if os.WIFSIGNALED(self.ended):
@@ -132,7 +132,7 @@ class _Supervisor:
             time.sleep(seconds)  # the child has closed it: it is about to end
         *lines, self._buffer = (self._buffer + content).split(b"\n")
         for line in lines:
-            self.told |= json.loads(line)
+            self.messages |= json.loads(line)
 
     @contextmanager
     def _passing_signals(self) -> Iterator[None]:
@@ -168,14 +168,14 @@ class _Supervisor:
 
     def _close_run(self, cause: str) -> None:
         """Write the tables from the records, and say how to resume."""
-        if "run" not in self.told:
+        if "run" not in self.messages:
             logger.error(f"{cause}; no run directory had been begun: start it again by the same command")
             return
         try:
-            print("\n" + self.report(str(self.told["run"])), flush=True)
+            print("\n" + self.report(str(self.messages["run"])), flush=True)
         except (InputError, StorageError) as error:
             logger.error(describe_error(error))
-        logger.warning(f"{cause}; to continue: {self.told['resume']}")
+        logger.warning(f"{cause}; to continue: {self.messages['resume']}")
 
 
 def _alive(processes: Sequence[psutil.Process]) -> list[psutil.Process]:

@@ -47,6 +47,7 @@ class Environment(BaseModel):
     data: dict[str, DataSummary]  # by the keys of the tokenized data
     features: dict[str, FeaturePlan]  # by their keys
     inputs: dict[str, TrialInputs]  # by `runs.trials.inputs_key`
+    weights: dict[str, str] = {}  # of each model, by name, see `weights_digest`
     settings_digest: str  # of the settings that results depend on, see `settings_digest`
     checkpoint_bytes: CheckpointBytes = CheckpointBytes(0, 0, 0, 0)
 
@@ -113,6 +114,7 @@ def _described(prepared: PreparedTrials) -> dict[str, dict[str, Any]]:
         },
         "features": prepared.plans,
         "inputs": prepared.inputs,
+        "weights": prepared.weights,
     }
 
 

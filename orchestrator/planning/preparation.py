@@ -22,7 +22,7 @@ from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.errors import DataError
 from tailsweep.trainables.execution.feature_plan import FeaturePlan, plan_features
 from tailsweep.trainables.models.classifier import check_model
-from tailsweep.trainables.models.hub import resolve
+from tailsweep.trainables.models.hub import resolve, weights_digest
 from tailsweep.trainables.postprocess.last_layer import last_layer
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
@@ -49,6 +49,7 @@ class PreparedTrials:
     inputs: dict[str, TrialInputs]  # by `runs.trials.inputs_key`
     live: list[str]  # why some trunk is run live
     checkpoints: CheckpointBytes
+    weights: dict[str, str]  # of each model, by name, see `weights_digest`
 
     @property
     def notes(self) -> list[str]:
@@ -109,7 +110,9 @@ def prepare_trials(
         elif plan is not None:
             live.append(f"stage one runs its trunk live: {plan}")
         parts[inputs_key(dumped)] = TrialInputs(rows.key, plan.key if isinstance(plan, FeaturePlan) else None)
-    return PreparedTrials(data, plans, parts, live, checkpoints)
+    names = dict.fromkeys(trial_config["model"]["name"] for trial_config in trial_configs)
+    weights = {name: digest for name in names if (digest := weights_digest(name)) is not None}
+    return PreparedTrials(data, plans, parts, live, checkpoints, weights)
 
 
 def _check_models(trial_configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, nn.Module], CheckpointBytes]:

@@ -155,5 +155,6 @@ class SweepRunner:
             inputs = self.environment.inputs_of(trial_config)
             if inputs.features is not None:
                 plan = self.environment.features[inputs.features]
-                entries.setdefault(inputs.features, Entry(plan, trial_config, inputs.data))
+                weights = self.environment.weights.get(trial_config["model"]["name"])
+                entries.setdefault(inputs.features, Entry(plan, trial_config, inputs.data, weights))
         return list(entries.values())

@@ -18,6 +18,7 @@ from tailsweep.trainables.errors import InputError, StorageError, describe_error
 from tailsweep.trainables.execution.feature_plan import FeaturePlan
 from tailsweep.trainables.execution.feature_store import PartSet, is_whole, make_part
 from tailsweep.trainables.models.classifier import build_classifier
+from tailsweep.trainables.models.hub import check_weights
 from tailsweep.trainables.models.layers import set_trainable
 from tailsweep.trainables.storage.cache import cache_folder, default_cache_dir
 
@@ -39,6 +40,7 @@ class Entry:
     plan: FeaturePlan
     config: dict[str, Any]
     data_key: str  # of its rows
+    weights: str | None  # of its model, see `models.hub.weights_digest`
 
 
 def publish_features(
@@ -75,9 +77,9 @@ def publish_features(
         if _everywhere(plan, cache_dir):
             continue
         run.make_folder(folder)
-        rows = (entry.data_key, run.uri(f"{DATA_FOLDER}/{entry.data_key}"))
+        published_data = run.uri(f"{DATA_FOLDER}/{entry.data_key}")
         part_set = PartSet(run.uri(folder), parts)
-        tasks = [task.remote(entry.config, *rows, plan.dump(), part_set, index) for index in range(parts)]
+        tasks = [task.remote(entry, published_data, part_set, index) for index in range(parts)]
         description = f"making features: {plan.split_point}, {plan.num_bytes / 1e6:,.0f} MB"
         try:
             _wait(tasks, description, console)
@@ -128,21 +130,16 @@ def _is_here(plan: dict[str, Any], cache_dir: str | None) -> bool:
     return is_whole(cache_folder(cache_dir) / "features" / loaded.key, loaded)
 
 
-def _make_one_part(
-    trial_config: dict[str, Any],
-    data_key: str,
-    published_data: str,
-    plan: dict[str, Any],
-    parts: PartSet,
-    index: int,
-) -> None:
+def _make_one_part(entry: Entry, published_data: str, parts: PartSet, index: int) -> None:
     """Make one part of an entry, as a Ray task. Its process is reused, and keeps the model between parts."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = fetch_prepared(data_key, published_data, default_cache_dir())
-    model = _model(TrialConfig.model_validate(trial_config).model_dump_json(), data.label_names)
-    make_part(FeaturePlan.load(plan), model, data, parts, index, device)
+    trial_config = TrialConfig.model_validate(entry.config)
+    check_weights(trial_config.model.name, entry.weights)
+    data = fetch_prepared(entry.data_key, published_data, default_cache_dir())
+    model = _model(trial_config.model_dump_json(), data.label_names)
+    make_part(entry.plan, model, data, parts, index, device)
 
 
 @lru_cache(maxsize=1)

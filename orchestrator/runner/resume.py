@@ -19,6 +19,7 @@ from tailsweep.orchestrator.runs.grants import refuse_grants, refuse_unlisted_gr
 from tailsweep.orchestrator.runs.records import RecordWriter, read_records, read_sweep
 from tailsweep.orchestrator.runs.trials import Records, TrialRecord, TrialState, record_of
 from tailsweep.trainables import report_keys
+from tailsweep.trainables.models.hub import check_weights
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ def reopen(run: RunDirectory, wanted: Wanted) -> Reopened:
             f"{run.uri(SWEEP_FILE)} is not as it was when the run began: restore it; to change a setting, use "
             f"`{run.resume_command} --set ...`, which says what can be changed"
         )
+    for name, digest in environment.weights.items():
+        check_weights(name, digest)
     changed = _changed(run, recorded, wanted)
     settings = changed.sweep.config.model_dump()
     refuse_unlisted_grants(run, settings, ((trial.name, trial.config) for trial in records.trials))

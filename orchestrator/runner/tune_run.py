@@ -134,6 +134,7 @@ class TuneRunner:
             data_key=inputs.data,
             published_data=uri(f"{DATA_FOLDER}/{inputs.data}"),
             features=None if inputs.features is None else features.get(inputs.features),
+            weights=self.environment.weights.get(trial_config.model.name),
             resume_from=tuple(uri(f"{CHECKPOINTS_FOLDER}/{name}") for name in (trial.name, trial.parent) if name),
         )
         history = self.records.history_of(trial.name)

@@ -52,6 +52,7 @@ class WorkerConfig(Section):
     published_data: str  # URI of the sweep's own copy of them, for nodes that lack it
     features: FeatureSource | None  # of stage one's frozen trunk; None: the trunk is run live
     resume_from: tuple[str, ...]  # URIs of the folders with checkpoints: the trial's own, its parent's
+    weights: str | None = None  # of the pretrained model, see `models.hub.weights_digest`; None: not known
 
 
 class TuneTrialConfig(Section):

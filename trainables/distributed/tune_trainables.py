@@ -85,6 +85,7 @@ def run_stage_one(config: Mapping[str, object], setup: TrialSetup) -> None:
     """
     from tailsweep.trainables.distributed.allocator import keep_freed_memory
     from tailsweep.trainables.distributed.stage_one_actor import DataSource, train_stage_one
+    from tailsweep.trainables.models.hub import check_weights
     from tailsweep.trainables.training.checkpoint import newest_checkpoint
 
     tune_config = TuneTrialConfig.model_validate(config["trial"])
@@ -97,6 +98,7 @@ def run_stage_one(config: Mapping[str, object], setup: TrialSetup) -> None:
     source = DataSource(worker.data_key, worker.published_data)
     while True:
         try:
+            check_weights(worker.trial.model.name, worker.weights)
             with (
                 forwarded_messages() as runtime.messages,
                 newest_checkpoint(worker.resume_from) as (start, damaged),

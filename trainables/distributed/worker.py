@@ -35,6 +35,7 @@ def train_two_stages(train_loop_config: Mapping[str, object]) -> None:
     from tailsweep.trainables.distributed.allocator import keep_freed_memory
     from tailsweep.trainables.distributed.stage_one_actor import open_features_of
     from tailsweep.trainables.models.classifier import build_classifier
+    from tailsweep.trainables.models.hub import check_weights
     from tailsweep.trainables.storage.cache import default_cache_dir
     from tailsweep.trainables.training.checkpoint import newest_checkpoint
     from tailsweep.trainables.training.stages import TrialRun, run_two_stages, stage_one_is_left
@@ -47,6 +48,7 @@ def train_two_stages(train_loop_config: Mapping[str, object]) -> None:
         runtime = RayRuntime(metric, messages)
         if runtime.device.type == "cpu":
             keep_freed_memory()
+        check_weights(trial.model.name, config.weights)
         model = runtime.place(build_classifier(trial.model, data.label_names, trial.seed))
         if (notice := describe_damaged(damaged, start)) is not None:
             logger.warning(notice)

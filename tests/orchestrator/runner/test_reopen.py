@@ -28,7 +28,6 @@ from tailsweep.orchestrator.runs.records import RecordWriter, read_records, with
 from tailsweep.orchestrator.runs.trials import Outcome, TrialState
 from tailsweep.trainables.errors import DataError, ModelError
 
-
 METRIC = "validation/macro_f1"
 
 
@@ -301,3 +300,16 @@ def test_a_link_out_of_the_run_directory_is_refused_before_anything_is_touched(
     assert main([command, begun.location]) == 2
     assert f"{path} is a link that leads out of the run directory" in capsys.readouterr().err
     assert sorted((file, file.stat().st_mtime_ns) for file in (tmp_path / "outside").rglob("*")) == before
+
+
+def test_a_model_folder_that_changed_since_the_run_began_is_named(begun: RunDirectory) -> None:
+    name = yaml.safe_load(begun.read_text(SWEEP_FILE))["model"]["name"]
+    weights = Path(name, "model.safetensors")
+    before = weights.read_bytes()
+    try:
+        weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        with pytest.raises(ModelError, match=rf"the weights of {name} are not those that the sweep began with"):
+            reopen(begun, Wanted())
+    finally:
+        weights.write_bytes(before)
+    assert reopen(begun, Wanted()).environment.weights.keys() == {name}
