@@ -228,7 +228,7 @@ class ConsecutiveFailures:
         self._cause = cause
         if self._count < self.most:
             return None
-        return f"{self._count} trials in a row failed of one cause, the last with: {reason}"
+        return f"{self._count} trials in a row failed of one cause, the last with: {reason}; fix that first"
 
 
 class StopWhenAsked(tune.Stopper):  # type: ignore[misc]

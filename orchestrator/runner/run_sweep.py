@@ -242,6 +242,11 @@ class StartedSweep:
             self._say_how_to_sync()
         if not runner.finished:
             logger.warning(f"{runner.callback.stopped or 'interrupted'}; to continue: {self.resume_command}")
+        elif best is None:
+            logger.warning(
+                "no trial was completed, so there is no model, and resuming cannot change that: see the reasons above, "
+                "change what they name, and start another run"
+            )
         return 0 if runner.finished and best is not None else 1
 
     def _runner(self, tracker: Tracker) -> SweepRunner:

@@ -80,3 +80,11 @@ def test_importing_the_runner_changes_nothing_in_ray() -> None:
         "assert before == (class_cache.ENV_VARS_TO_PROPAGATE, dict(os.environ), logging.getLogger('ray.tune').level)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray_sweeps")
+def test_the_processes_of_a_local_ray_are_known_by_name(local_ray: None) -> None:
+    processes = ray_compat.local_processes()
+    assert set(processes) == {"gcs_server", "raylet", "dashboard"}
+    assert all(process.poll() is None for process in processes.values())

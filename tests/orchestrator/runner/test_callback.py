@@ -440,7 +440,7 @@ def test_failures_of_one_cause_in_a_row_stop_the_sweep_and_others_do_not() -> No
     assert same.record_end("failed", "TypeError: else") is None
     assert same.record_end("failed", "TypeError: else") is None
     assert same.record_end("failed", "TypeError: else") == (
-        "3 trials in a row failed of one cause, the last with: TypeError: else"
+        "3 trials in a row failed of one cause, the last with: TypeError: else; fix that first"
     )
 
 
@@ -454,7 +454,9 @@ def test_a_sweep_is_asked_to_stop_after_so_many_failures(sweep: Sweep) -> None:
         sweep.complete(name)
     assert stopper.stop_all()
     assert not stopper("any trial", {})
-    assert sweep.callback.stopped == "3 trials in a row failed of one cause, the last with: CUDA error 7"
+    assert (
+        sweep.callback.stopped == "3 trials in a row failed of one cause, the last with: CUDA error 7; fix that first"
+    )
 
 
 def test_what_storage_refuses_for_good_stops_the_sweep_and_loses_nothing(
