@@ -27,6 +27,13 @@ INTERVALS = ("loguniform", "uniform", "randint")  # [low, high]; randint's high 
 LISTS = ("choice", "grid")  # the values themselves, mappings included
 KINDS = (*INTERVALS, *LISTS)
 MAX_TRIALS = 10_000
+# Of fields that were renamed. The draws of a sweep follow from these, so that a seed gives the trials it always gave.
+FIRST_NAMES = {
+    "trainable": "trains",
+    "sampling": "rows",
+    "warmup_fraction": "warmup",
+    "reweight_after": "defer",
+}
 
 
 @dataclass(frozen=True)
@@ -299,13 +306,18 @@ def _draws(distributions: Mapping[str, Distribution], seed: int, points: Sequenc
             values = {
                 field: given[field]
                 if field in given
-                else distribution.draw(np.random.default_rng([seed, number, attempt, zlib.crc32(field.encode())]))
+                else distribution.draw(np.random.default_rng([seed, number, attempt, _stream(field)]))
                 for field, distribution in distributions.items()
             }
             if key_of(values) not in taken or len(given) == len(distributions):
                 break
         taken.add(key_of(values))
         yield values
+
+
+def _stream(field: str) -> int:
+    """Return the number of the random stream that a field is drawn from: by the first name it had."""
+    return zlib.crc32(".".join(FIRST_NAMES.get(name, name) for name in field.split(".")).encode())
 
 
 def key_of(value: object) -> str:

@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 860, 360  # of the drawing, in its own units
 MAX_TICKS = 15  # named epochs of a stage
 MAX_POINTS = 400  # of a trial
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 44  # margins around the axes
-COLOURS = {
+COLORS = {
     "chosen": "#d9480f",
     TrialState.COMPLETED: "#1c7ed6",
     TrialState.PRUNED: "#adb5bd",
@@ -137,18 +137,18 @@ def draw_curves(records: Records, rows: Sequence[Row], metric: str, chosen: str 
             for report in _few(history)
         ]
         kind = "chosen" if name == chosen else state
-        colour, width = COLOURS[kind], 3 if kind == "chosen" else 1.6
+        color, width = COLORS[kind], 3 if kind == "chosen" else 1.6
         line = " ".join(f"{across},{down}" for across, down in points)
         title = escape(f"{name}, {state}: {history[-1][metric]:.4f}")
         drawn.append(
-            f'<g fill="none" stroke="{colour}" stroke-width="{width}"><title>{title}</title>'
+            f'<g fill="none" stroke="{color}" stroke-width="{width}"><title>{title}</title>'
             f'<polyline points="{line}"/></g>'
         )
-        drawn += [f'<circle cx="{across}" cy="{down}" r="{width + 0.8}" fill="{colour}"/>' for across, down in points]
-    shown = [kind for kind in COLOURS if kind == "chosen" or kind in states.values()]
+        drawn += [f'<circle cx="{across}" cy="{down}" r="{width + 0.8}" fill="{color}"/>' for across, down in points]
+    shown = [kind for kind in COLORS if kind == "chosen" or kind in states.values()]
     for number, kind in enumerate(shown):
         across = LEFT + 12 + 110 * number
-        drawn.append(f'<rect x="{across}" y="8" width="14" height="4" fill="{COLOURS[kind]}"/>')
+        drawn.append(f'<rect x="{across}" y="8" width="14" height="4" fill="{COLORS[kind]}"/>')
         drawn.append(f'<text x="{across + 20}" y="14">{kind.replace("_", " ")}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '

@@ -72,12 +72,13 @@ class Rungs:
         return Decision(stop=cutoff is not None and score < cutoff, rung=rung, cutoff=cutoff)
 
     def bracket(self, trial: str) -> int:
-        """Return the trial's bracket, drawn with weights exp(number of rungs) as Ray does, from (seed, trial)."""
+        """Return the trial's bracket, drawn from seed and name with weights exp(number of rungs), as Ray does."""
         if len(self.milestones) == 1:
             return 0
         sizes = np.array([len(milestones) for milestones in self.milestones])
         weights = np.exp(sizes - sizes.max())
-        generator = np.random.default_rng([self.seed, *trial.encode()])
+        # By its number, after the letter that trials had before they had `t`: a sweep's brackets stay what they were.
+        generator = np.random.default_rng([self.seed, *f"c{trial[1:]}".encode()])
         return int(generator.choice(len(sizes), p=weights / weights.sum()))
 
     def occupancy(self) -> list[tuple[float, int]]:

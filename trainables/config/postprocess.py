@@ -20,10 +20,10 @@ class ClassifierRetraining(Section):
     batch_size: PositiveInt = 32
 
 
-class TauNormalisation(Section):
+class TauNormalization(Section):
     """The last layer's weights w_c / ||w_c||^tau, its bias dropped (Kang et al. 2020)."""
 
-    kind: Literal["tau_normalisation"]
+    kind: Literal["tau_normalization"]
     tau: Tau = "auto"
 
 
@@ -53,7 +53,7 @@ class PostprocessConfig(Section):
     """What is done to the chosen model after training, in this order; by default nothing. See finish.py."""
 
     classifier: (
-        Annotated[ClassifierRetraining | TauNormalisation | LearnableWeightScaling, Field(discriminator="kind")] | None
+        Annotated[ClassifierRetraining | TauNormalization | LearnableWeightScaling, Field(discriminator="kind")] | None
     ) = None
     decision: Annotated[Thresholds | PostHocLogitAdjustment, Field(discriminator="kind")] | None = None
     temperature: bool = False  # temperature scaling (Guo et al. 2017, arXiv 1706.04599), fitted on validation rows

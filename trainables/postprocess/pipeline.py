@@ -26,7 +26,7 @@ from tailsweep.trainables.config.postprocess import (
     ClassifierRetraining,
     LearnableWeightScaling,
     PostprocessConfig,
-    TauNormalisation,
+    TauNormalization,
     Thresholds,
 )
 from tailsweep.trainables.data.tokenized import PreparedData
@@ -42,7 +42,7 @@ from tailsweep.trainables.postprocess.rebalancing import (
     TrainingSettings,
     learned_scales,
     retrained,
-    tau_normalised,
+    tau_normalized,
 )
 from tailsweep.trainables.postprocess.thresholds import Score, adjustment, chosen_tau, counts_of, fitted_thresholds
 from tailsweep.trainables.training import metrics
@@ -59,7 +59,7 @@ Fitted = dict[str, float | dict[str, float]]  # the fitted values by name, or by
 class Step:
     """One step of the postprocessing, with the validation scores on both sides of it."""
 
-    kind: str  # crt, tau_normalisation, lws, thresholds, logit_adjustment or temperature
+    kind: str  # crt, tau_normalization, lws, thresholds, logit_adjustment or temperature
     fitted: Fitted
     before: Mapping[str, float]  # validation metric, loss and ECE
     after: Mapping[str, float]
@@ -129,12 +129,12 @@ def postprocess_classifier(
     def by_class(values: NDArray[np.float64]) -> dict[str, float]:
         return dict(zip(data.label_names, map(float, values), strict=True))
 
-    if isinstance(config.classifier, TauNormalisation):
+    if isinstance(config.classifier, TauNormalization):
         as_trained = layer
         tau = chosen_tau(
-            config.classifier.tau, lambda tau: tau_normalised(as_trained, tau).logits(inputs), rows.labels, rows.score
+            config.classifier.tau, lambda tau: tau_normalized(as_trained, tau).logits(inputs), rows.labels, rows.score
         )
-        take(config.classifier.kind, tau_normalised(layer, tau), {"tau": tau})
+        take(config.classifier.kind, tau_normalized(layer, tau), {"tau": tau})
     elif config.classifier is not None:
         train_inputs = layer_inputs(linear, execution, report_keys.TRAIN, len(data.train))
         labels = np.array(data.train.labels)  # torch wants to own what it is given

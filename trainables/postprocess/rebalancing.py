@@ -91,7 +91,7 @@ def learned_scales(logits: Floats, labels: NDArray[np.int64], settings: Training
     return scales.detach().double().numpy()
 
 
-def tau_normalised(layer: Layer, tau: float) -> Layer:
+def tau_normalized(layer: Layer, tau: float) -> Layer:
     """w_c / ||w_c||^tau, and no bias: the paper drops it. A class whose weights are all 0 keeps them."""
     norms = np.linalg.norm(layer.weight, axis=1, keepdims=True)
     return Layer(layer.weight / np.where(norms > 0, norms, 1.0) ** tau, np.zeros_like(layer.bias))

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tailsweep.orchestrator.config.search_space import (
     settings,
     trials,
 )
+from tailsweep.orchestrator.config.sweep import load_sweep
 
 LEARNING_RATE = {"loguniform": [1e-5, 1e-2]}
 
@@ -287,3 +289,23 @@ def test_places_in_a_list_equal_those_of_ray_tune() -> None:
 )
 def test_a_seed_gives_a_fixed_draw(kind: str, values: tuple[Any, ...], drawn: object) -> None:
     assert Distribution(kind, values).draw(np.random.default_rng(0)) == drawn
+
+
+def test_a_renamed_field_is_drawn_as_under_its_first_name(tmp_path: Path) -> None:
+    """These are the draws of seed 0 from before `trainable`, `warmup_fraction` and `sampling` had these names."""
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        "{method: lp_ft, num_trials: 4, data: {train: rows.csv}, stage_one: {learning_rate: 1.0e-3, epochs: 1, "
+        "trainable: {choice: [head, {top_layers: 1}]}, warmup_fraction: {uniform: [0.0, 0.5]}, "
+        "sampling: {choice: [original, class_balanced, sqrt]}}, stage_two: {learning_rate: 1.0e-3, batch_size: 8}}"
+    )
+    drawn = [
+        [trial.values[f"stage_one.{name}"] for name in ("trainable", "warmup_fraction", "sampling")]
+        for trial in load_sweep(path).trials()
+    ]
+    assert drawn == [
+        ["head", 0.1814179320181522, "class_balanced"],
+        ["head", 0.22356955900000886, "original"],
+        [{"top_layers": 1}, 0.2649840205047216, "class_balanced"],
+        [{"top_layers": 1}, 0.33140894105462, "sqrt"],
+    ]

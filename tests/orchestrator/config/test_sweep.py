@@ -356,7 +356,7 @@ resources: {stage_two: {workers: 0, gpus_per_worker: 1.5}}
             'postprocess.classifier: is "crt", but must be {kind: crt} or',
         ),
         (
-            "data: {train: x}\npostprocess: {classifier: {kind: tau_normalisation, tau: 11}}",
+            "data: {train: x}\npostprocess: {classifier: {kind: tau_normalization, tau: 11}}",
             "postprocess.classifier.tau: is 11, but must be auto or a number >= 0 and <= 10",
         ),
         (

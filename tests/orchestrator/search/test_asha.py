@@ -270,3 +270,11 @@ def test_brackets_keep_rungs_of_their_own() -> None:
     assert rungs.report(late[1], 3, 0.2) == Decision(stop=False, rung=0, cutoff=0.1)
     assert rungs.report(early[1], 3, 0.2) == Decision(stop=True, rung=1, cutoff=0.9)
     assert rungs.occupancy() == [(1, 0), (3, 4), (9, 0)]
+
+
+def test_brackets_are_those_that_trials_had_under_their_first_names() -> None:
+    """These are the draws of seed 7 from before trials were named `t000`."""
+    rungs = Rungs(1, 4, 2, brackets=2, seed=7)
+    drawn = [rungs.bracket(f"t{number:03d}") for number in range(16)]
+    assert drawn == [0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 0]
+    assert [rungs.bracket(f"t004.{number}") for number in range(1, 7)] == [0, 1, 1, 1, 0, 0]

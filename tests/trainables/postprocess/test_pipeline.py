@@ -40,8 +40,8 @@ NARROW_MLP = HeadConfig(pooling="mean", kind="mlp", hidden=3)  # its first layer
 CRT = {"kind": "crt"}
 EVERYTHING = [
     {"classifier": CRT},
-    {"classifier": {"kind": "tau_normalisation"}},
-    {"classifier": {"kind": "tau_normalisation", "tau": 1.5}},
+    {"classifier": {"kind": "tau_normalization"}},
+    {"classifier": {"kind": "tau_normalization", "tau": 1.5}},
     {"classifier": {"kind": "lws"}},
     {"decision": {"kind": "thresholds"}},
     {"decision": {"kind": "logit_adjustment"}},
@@ -149,9 +149,9 @@ def test_what_was_fitted_is_what_the_model_gives(
     after = logits_of(model, data)
     fitted = {step.kind: step.fitted for step in finished.steps}
     expected = before
-    if "tau_normalisation" in fitted:
+    if "tau_normalization" in fitted:
         # logits without their bias, divided by the norms' power
-        expected = (before - bias) / np.linalg.norm(weight, axis=1) ** fitted["tau_normalisation"]["tau"]
+        expected = (before - bias) / np.linalg.norm(weight, axis=1) ** fitted["tau_normalization"]["tau"]
     if "lws" in fitted:
         expected = before * list(fitted["lws"]["scales"].values())
     if "crt" in fitted:
@@ -230,11 +230,11 @@ def test_a_class_without_validation_rows_does_no_harm(tiny_model: TinyModel, dat
 def test_the_record_has_what_it_takes_to_undo_it(tiny_model: TinyModel, data: PreparedData, tmp_path: Path) -> None:
     model = built(tiny_model("roberta"), "native", data)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    config = {"classifier": {"kind": "tau_normalisation", "tau": 2}, "temperature": True}
+    config = {"classifier": {"kind": "tau_normalization", "tau": 2}, "temperature": True}
     finished = postprocess_classifier(model, data, PostprocessConfig.model_validate(config), METRIC, 0, CPU)
     finished.write(tmp_path)
     record = json.loads((tmp_path / POSTPROCESS_FILE).read_text())
-    assert [step["kind"] for step in record["steps"]] == ["tau_normalisation", "temperature"]
+    assert [step["kind"] for step in record["steps"]] == ["tau_normalization", "temperature"]
     assert record["steps"][0]["fitted"] == {"tau": 2}
     for step in record["steps"]:
         assert set(step["before"]) == set(step["after"]) == {METRIC, "validation/loss", "validation/ece"}

@@ -10,7 +10,7 @@ from tailsweep.trainables.postprocess.rebalancing import (
     TrainingSettings,
     learned_scales,
     retrained,
-    tau_normalised,
+    tau_normalized,
 )
 
 COUNTS = [240, 40, 20]
@@ -67,15 +67,15 @@ def test_lws_comes_to_the_best_scales_of_balanced_rows(rows: tuple[np.ndarray, n
     np.testing.assert_allclose(actual, expected, atol=0.05)
 
 
-def test_tau_normalisation_divides_by_norms_and_drops_the_bias() -> None:
+def test_tau_normalization_divides_by_norms_and_drops_the_bias() -> None:
     # Norms 5, 2 and 0: with tau 1 all are 1, with tau 0.5 they are their roots, and 0 stays 0.
     layer = Layer(np.array([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]]), np.array([1.0, -1.0, 2.0]))
-    np.testing.assert_allclose(tau_normalised(layer, 1.0).weight, [[0.6, 0.8], [0, 1], [0, 0]], rtol=1e-12)
+    np.testing.assert_allclose(tau_normalized(layer, 1.0).weight, [[0.6, 0.8], [0, 1], [0, 0]], rtol=1e-12)
     np.testing.assert_allclose(
-        np.linalg.norm(tau_normalised(layer, 0.5).weight, axis=1), [5**0.5, 2**0.5, 0], rtol=1e-12
+        np.linalg.norm(tau_normalized(layer, 0.5).weight, axis=1), [5**0.5, 2**0.5, 0], rtol=1e-12
     )
-    assert np.array_equal(tau_normalised(layer, 0.0).weight, layer.weight)
-    assert tau_normalised(layer, 0.3).bias.tolist() == [0, 0, 0]
+    assert np.array_equal(tau_normalized(layer, 0.0).weight, layer.weight)
+    assert tau_normalized(layer, 0.3).bias.tolist() == [0, 0, 0]
 
 
 def test_a_layer_is_scaled_and_shifted_in_its_logits(rows: tuple[np.ndarray, np.ndarray]) -> None:
