@@ -57,6 +57,7 @@ def add_cluster_commands(commands: "argparse._SubParsersAction[argparse.Argument
         description="Upload the current folder, start `resume` on the cluster as a job and follow its output.",
     )
     resume.add_argument("run", metavar="RUN", help="the run directory, as the nodes reach it")
+    add_overrides(resume)
     status = commands.add_parser("status", help="print the status of a job, or of all jobs")
     status.add_argument("id", metavar="ID", nargs="?", help="the job; default: all jobs")
     logs = commands.add_parser("logs", help="print the output of a job")
@@ -120,7 +121,7 @@ def _submit(parsed: argparse.Namespace, definition: "Definition | None") -> int:
 def _resume(parsed: argparse.Namespace, definition: "Definition | None") -> int:
     from tailsweep.orchestrator.jobs.job import job_of_resume
 
-    return _start(job_of_resume(parsed.run, definition, Path.cwd()), parsed, definition)
+    return _start(job_of_resume(parsed.run, parsed.overrides, definition, Path.cwd()), parsed, definition)
 
 
 def _start(job: "Job", parsed: argparse.Namespace, definition: "Definition | None") -> int:

@@ -106,7 +106,8 @@ class _Supervisor:
             if self.received:
                 stop_by = min(stop_by, time.monotonic() + STOP_S)
             if time.monotonic() > stop_by:
-                return f"interrupted, and did not stop by itself within {STOP_S:g} s"
+                logger.info(f"it did not stop by itself within {STOP_S:g} s, so it is ended now")
+                return "interrupted"
         self._read(0)
         if "status" in self.messages:
             return None

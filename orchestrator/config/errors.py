@@ -95,6 +95,19 @@ def show(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def printable(text: str) -> str:
+    r"""Return a text with its control characters escaped: a label from a file must not steer the user's terminal.
+
+    Example:
+        >>> printable("red \x1b[31m")
+        'red \\x1b[31m'
+    """
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 class Alternative(NamedTuple):
     """One member of a field's union: ``Literal["all"]``, a section, ``float`` ..."""
 

@@ -118,8 +118,10 @@ def _work_of(file: Path, overrides: Sequence[str], storage: str | None) -> _Work
     return _Work("compare", config.name, config.storage, sweeps)
 
 
-def job_of_resume(location: str, definition: Definition | None, folder: Path) -> Job:
+def job_of_resume(location: str, overrides: Sequence[str], definition: Definition | None, folder: Path) -> Job:
     """Return the job that runs ``python -m tailsweep resume RUN`` in a copy of ``folder``.
+
+    ``overrides`` are ``dotted.field=value`` each, as `resume` takes them.
 
     Raises:
         JobError: The run cannot be resumed on a cluster.
@@ -128,7 +130,8 @@ def job_of_resume(location: str, definition: Definition | None, folder: Path) ->
         raise JobError(f"the run directory's URI holds a key or a password: {HINT}")
     refuse_unreachable(location, "RUN", "RUN")
     location = location.rstrip("/")
-    return _job(PurePosixPath(location).name, location, ["resume", location], definition, _uploaded(folder))
+    said = [word for override in overrides for word in ("--set", override)]
+    return _job(PurePosixPath(location).name, location, ["resume", location, *said], definition, _uploaded(folder))
 
 
 def refuse_unreachable(location: str, setting: str, argument: str) -> None:

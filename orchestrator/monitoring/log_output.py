@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from tailsweep.orchestrator.runs.text import printable
+from tailsweep.orchestrator.config.errors import printable
 
 LOGGER = logging.getLogger("tailsweep")
 

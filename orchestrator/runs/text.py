@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 
+from tailsweep.orchestrator.config.errors import printable
 from tailsweep.orchestrator.runs.directory import (
     BEST_FOLDER,
     HISTORY_FILE,
@@ -79,19 +80,6 @@ def format_test_metrics(metrics: Row) -> str:
 def failures(rows: Sequence[Row]) -> list[str]:
     """Return a line per failed trial, with its reason."""
     return [f"{row['trial']} failed: {printable(row['reason'])}" for row in rows if row["state"] == TrialState.FAILED]
-
-
-def printable(text: str) -> str:
-    r"""Return a text with its control characters escaped: a label from a file must not steer the user's terminal.
-
-    Example:
-        >>> printable("red \x1b[31m")
-        'red \\x1b[31m'
-    """
-    return "".join(
-        character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode()
-        for character in text
-    )
 
 
 def format_cell(value: object) -> str:

@@ -214,7 +214,9 @@ def test_packages_from_an_index_are_no_keys(folder: Path):
 
 
 def test_a_run_is_resumed_by_its_location(folder: Path):
-    sent = job_of_resume("s3://bucket/runs/rare/", definition(environment={"pip": ["optuna"]}), folder)
+    sent = job_of_resume(
+        "s3://bucket/runs/rare/", ["wandb.mode=online"], definition(environment={"pip": ["optuna"]}), folder
+    )
     assert sent.command == "python -m tailsweep resume s3://bucket/runs/rare"
     assert (sent.run, sent.metadata[RUN_DIRECTORY]) == ("rare", "s3://bucket/runs/rare")
     assert sent.runtime_env["pip"] == ["optuna"]
@@ -225,7 +227,7 @@ def test_a_run_is_resumed_by_its_location(folder: Path):
     [("runs/rare", 'RUN is "runs/rare", a folder relative to this one'), ("s3://a:hunter2@b/rare", "holds a key")],
 )
 def test_a_run_that_the_cluster_does_not_reach_is_refused(folder: Path, location: str, expected: str):
-    message = refusal(lambda: job_of_resume(location, None, folder))
+    message = refusal(lambda: job_of_resume(location, [], None, folder))
     assert expected in message
     assert "hunter2" not in message
 

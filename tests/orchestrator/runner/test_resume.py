@@ -50,9 +50,10 @@ def resumed(
     process = start(*tailsweep("resume", killed), **surroundings)
     try:
         _wait_until(lambda: num_reports(killed) >= 3, process)
-        psutil.Process(process.pid).suspend()
+        working = psutil.Process(process.pid).children()[0]  # behind the one that was started
+        working.suspend()
         status, printed = run(*tailsweep("resume", killed))
-        psutil.Process(process.pid).resume()
+        working.resume()
         assert (status, f"is being worked on by process {process.pid} on " in printed) == (2, True), printed
         _wait_until(lambda: num_reports(killed) >= 5, process)
     finally:

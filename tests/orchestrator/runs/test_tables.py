@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tailsweep.orchestrator.cli.main import main
+from tailsweep.orchestrator.config.errors import printable
 from tailsweep.orchestrator.config.sweep import load_sweep, to_yaml
 from tailsweep.orchestrator.runs.directory import METRICS_FILE, SWEEP_FILE, RunDirectory
 from tailsweep.orchestrator.runs.records import RecordWriter, read_records, write_trials
 from tailsweep.orchestrator.runs.report import report
 from tailsweep.orchestrator.runs.tables import ranking, result_rows, select_best, write_tables
-from tailsweep.orchestrator.runs.text import describe_run, failures, format_ranking, format_test_metrics, printable
+from tailsweep.orchestrator.runs.text import describe_run, failures, format_ranking, format_test_metrics
 from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord
 
 METRIC = "validation/macro_f1"
