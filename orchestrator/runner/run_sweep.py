@@ -194,8 +194,8 @@ class StartedSweep:
         self.records = records
         self.console = console
         self.export = export
-        # What a killed process has logged offline on a disk of its own is lost, and logged again.
         self.resume_command = resume_command(run, plan.sweep)
+        # What a killed process has logged offline on a disk of its own is lost, and logged again.
         self.logs_again = run.local is None and self.config.wandb.mode == "offline"
 
     def finish(self) -> int:
