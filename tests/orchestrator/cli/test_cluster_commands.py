@@ -119,7 +119,7 @@ def test_a_sweep_is_submitted_left_running_followed_and_stopped(
     assert "uploading 1" in printed
     assert f"job one submitted to {head}; its run directory is {storage}/one" in printed
     assert f"job one continues. Follow it: `tailsweep cluster logs one --address {head} --follow`; end it: " in printed
-    assert " kB; the largest: " in printed
+    assert "B; the largest: " in printed
     assert "Ignoring upload" not in printed
 
     assert main(["cluster", "status", "one", *address]) == 0

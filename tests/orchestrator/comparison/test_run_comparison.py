@@ -13,7 +13,7 @@ import scipy.stats
 import yaml
 from rich.console import Console
 from sklearn.metrics import f1_score
-from support.event_files import rewrite_events
+from support.event_files import events, rewrite_events
 from support.wandb_files import read_runs
 from tailsweep.orchestrator.cli.main import main
 from tailsweep.orchestrator.comparison import run_comparison
@@ -65,10 +65,11 @@ def compared(
     return run
 
 
-def changed(run: Path) -> dict[str, int]:
+def changed(run: Path) -> dict[str, float]:
     """When each record was written: events and predictions."""
-    files = [*run.glob("methods/*/*/state/events/*"), *run.glob("predictions/*/*.parquet")]
-    return {str(file.relative_to(run)): file.stat().st_mtime_ns for file in files}
+    predictions = {str(file.relative_to(run)): file.stat().st_mtime for file in run.glob("predictions/*/*.parquet")}
+    written = [(sweep, event) for sweep in run.glob("methods/*/*") for event in events(sweep)]
+    return predictions | {f"{sweep.relative_to(run)} {event['number']}": event["time"] for sweep, event in written}
 
 
 def results(run: Path) -> dict:  # type: ignore[type-arg]
