@@ -133,6 +133,8 @@ class RunDirectory:
             return
         root = self.local.resolve()
         for folder, folders, files in os.walk(root):
+            if Path(folder).match(f"{root}/{WANDB_FOLDER}/*/logs"):
+                continue  # W&B's own link to the log of its process, which nothing here opens
             for path in (Path(folder, name) for name in (*folders, *files)):
                 if path.is_symlink() and not path.resolve().is_relative_to(root):
                     raise RunDirectoryError(

@@ -273,6 +273,18 @@ def test_a_link_that_leads_out_of_a_run_directory_is_refused(run: RunDirectory, 
         run.reject_escaping_symlinks()
 
 
+def test_the_links_that_wandb_makes_itself_are_no_reason_to_refuse(run: RunDirectory, tmp_path: Path) -> None:
+    """A process that is killed leaves them: to the log of W&B's own process, in the user's cache."""
+    assert run.local is not None
+    logs = run.local / "wandb/offline-run-20260131_120000-demo-t000/logs"
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to(tmp_path / "core-debug.log")
+    run.reject_escaping_symlinks()
+    (logs.parent / "files").symlink_to(tmp_path)
+    with pytest.raises(RunDirectoryError, match="files is a link that leads out"):
+        run.reject_escaping_symlinks()
+
+
 @pytest.mark.parametrize("key", ["../../outside", "/tmp/outside", "0" * 63, "0" * 63 + "/", "A" * 64])
 def test_a_key_that_is_a_path_names_nothing_in_the_cache(key: str, tmp_path: Path) -> None:
     (tmp_path / "published").mkdir()
