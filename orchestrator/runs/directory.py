@@ -1,5 +1,6 @@
 """A run directory on any pyarrow filesystem: its layout, and files that appear whole or not at all."""
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -239,7 +240,10 @@ class RunDirectory:
             return
 
         def write_aside_and_rename() -> None:
-            self.filesystem.create_dir(os.path.dirname(target), recursive=True)
+            folder = Path(target).parent
+            if folder.is_file():  # pyarrow says of it that it exists, which passes where another process is making it
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+            self.filesystem.create_dir(str(folder), recursive=True)
             aside = f"{target}.{uuid.uuid4().hex}.tmp"
             try:
                 self._write(aside, content)

@@ -23,6 +23,7 @@ from tailsweep.orchestrator.runs.directory import SIGNATURE_FILE, RunDirectory, 
 
 PATH_SECTIONS = ("data.", "model.")
 KEY_BYTES = 32
+OUTSIDE = "it lies outside the run directory, and state/signature does not show that you began the run"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,14 @@ def grants_of(settings: Mapping[str, object], run: RunDirectory) -> list[Grant]:
         elif (name, value) == ("wandb.mode", "online") or (name == "wandb.entity" and value is not None):
             grants.append(Grant(field, value, "it sends the run to W&B"))
         elif name.startswith(PATH_SECTIONS) and any(_leads_elsewhere(text, run) for text in _texts(name, value)):
-            grants.append(Grant(field, value, "it lies outside the run directory", is_path=True))
+            grants.append(
+                Grant(
+                    field,
+                    value,
+                    "it lies outside the run directory, and state/signature does not show that you began the run",
+                    is_path=True,
+                )
+            )
     return grants
 
 

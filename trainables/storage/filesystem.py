@@ -41,12 +41,13 @@ def join_location(location: str, relative: str) -> str:
 def parent_location(location: str) -> str:
     """Return the folder or URI that contains ``location``."""
     path, query = _parted(location)
-    return path.rpartition("/")[0] + query
+    parent = path.rpartition("/")[0]
+    return (parent or "/" if path.startswith("/") else parent) + query
 
 
 def without_trailing_slash(location: str) -> str:
     """Return ``location`` without slashes at the end of its path."""
-    return "".join(_parted(location))
+    return "".join(_parted(location)) or location[:1]  # the root of the disk is one
 
 
 def download(filesystem: pafs.FileSystem, path: str, folder: Path) -> None:
@@ -65,7 +66,7 @@ def _parted(location: str) -> tuple[str, str]:
     """Return the path without slashes at its end, and a URI's query with its question mark, or ""."""
     scheme, is_uri, rest = location.partition("://")
     if not is_uri:
-        return location.rstrip("/") or location[:1], ""
+        return location.rstrip("/"), ""
     path, mark, query = rest.partition("?")
     return f"{scheme}://{path.rstrip('/')}", mark + query
 

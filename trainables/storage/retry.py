@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 # What a disk refuses so, it refuses for ever: it is read-only, or somebody else's, or a file is in a folder's place.
 NEVER_PASS = {
-    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
 }  # fmt: skip
 
 RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # between attempts: half a minute, for what may pass

@@ -217,7 +217,7 @@ def test_a_run_is_resumed_by_its_location(folder: Path):
     sent = job_of_resume(
         "s3://bucket/runs/rare/", ["wandb.mode=online"], definition(environment={"pip": ["optuna"]}), folder
     )
-    assert sent.command == "python -m tailsweep resume s3://bucket/runs/rare"
+    assert sent.command == "python -m tailsweep resume s3://bucket/runs/rare --set wandb.mode=online"
     assert (sent.run, sent.metadata[RUN_DIRECTORY]) == ("rare", "s3://bucket/runs/rare")
     assert sent.runtime_env["pip"] == ["optuna"]
 
