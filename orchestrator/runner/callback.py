@@ -48,7 +48,6 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         progress: Progress,
         config: SweepConfig,
     ) -> None:
-        self.run = run
         self.records = records
         self.scheduler = scheduler
         self.metric = config.metric

@@ -56,11 +56,12 @@ def reopen(run: RunDirectory, wanted: Wanted) -> Reopened:
             f"{run.uri(SWEEP_FILE)} is not as it was when the run began: restore it; to change a setting, use "
             f"`{run.resume_command} --set ...`, which says what can be changed"
         )
-    for name, digest in environment.weights.items():
-        check_weights(name, digest)
     changed = _changed(run, recorded, wanted)
     settings = changed.sweep.config.model_dump()
     refuse_unlisted_grants(run, settings, ((trial.name, trial.config) for trial in records.trials))
+    # Only now: what a run directory names is not even read before it is granted.
+    for name in sorted({trial.config["model"]["name"] for trial in records.trials}):
+        check_weights(name, environment.weights.get(name))
     _refuse_late_extension(run, changed, records)
     for change in changed.changes:
         logger.info(f"note: {change}")

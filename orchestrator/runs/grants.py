@@ -59,14 +59,7 @@ def grants_of(settings: Mapping[str, object], run: RunDirectory) -> list[Grant]:
         elif (name, value) == ("wandb.mode", "online") or (name == "wandb.entity" and value is not None):
             grants.append(Grant(field, value, "it sends the run to W&B"))
         elif name.startswith(PATH_SECTIONS) and any(_leads_elsewhere(text, run) for text in _texts(name, value)):
-            grants.append(
-                Grant(
-                    field,
-                    value,
-                    "it lies outside the run directory, and state/signature does not show that you began the run",
-                    is_path=True,
-                )
-            )
+            grants.append(Grant(field, value, OUTSIDE, is_path=True))
     return grants
 
 

@@ -112,6 +112,7 @@ def _seconds_since_renewal(run: RunDirectory, owner: LockOwner) -> float:
     """
     run.write_text(CLOCK_FILE, owner.nonce)
     now, renewed = run.modified(CLOCK_FILE), run.modified(OWNER_FILE)
+    run.delete_files([CLOCK_FILE])
     if now is None or renewed is None:
         return time.time() - owner.renewed
     return now - renewed

@@ -9,6 +9,7 @@ from pickle import UnpicklingError
 
 import transformers
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from tailsweep.trainables.errors import ModelError, describe_error
 from tailsweep.trainables.storage.checksums import checksum_of, file_sha256
@@ -46,11 +47,14 @@ def resolve(name: str) -> str:
 def weights_digest(name: str) -> str | None:
     """Return what tells a model's weights from others: a digest of a folder's files, or the hub's commit.
 
-    None for a name that is not in the hub's cache here.
+    None for a name that is not in the hub's cache here, and for a folder that is gone: loading it says so.
     """
     source = resolve(name)
     if not os.path.isdir(source):
-        cached = try_to_load_from_cache(source, "config.json")
+        try:
+            cached = try_to_load_from_cache(source, "config.json")
+        except HFValidationError:  # the path of a folder is no name of the hub
+            return None
         return Path(cached).parent.name if isinstance(cached, str) else None
     digest = hashlib.sha256()
     for path in sorted(Path(source).iterdir()):

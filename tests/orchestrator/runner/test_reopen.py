@@ -27,6 +27,7 @@ from tailsweep.orchestrator.runs.directory import (
 from tailsweep.orchestrator.runs.records import RecordWriter, read_records, with_checksum
 from tailsweep.orchestrator.runs.trials import Outcome, TrialState
 from tailsweep.trainables.errors import DataError, ModelError
+from tailsweep.trainables.models.hub import check_weights, weights_digest
 
 METRIC = "validation/macro_f1"
 
@@ -313,3 +314,8 @@ def test_a_model_folder_that_changed_since_the_run_began_is_named(begun: RunDire
     finally:
         weights.write_bytes(before)
     assert reopen(begun, Wanted()).environment.weights.keys() == {name}
+
+
+def test_a_model_folder_that_is_gone_has_no_digest_and_is_left_to_who_loads_it(tmp_path: Path) -> None:
+    assert weights_digest(str(tmp_path / "gone")) is None
+    check_weights(str(tmp_path / "gone"), "the digest that it had")
