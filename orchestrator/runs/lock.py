@@ -30,6 +30,7 @@ RELEASED = 0.0  # in place of the time of the last renewal
 RENEWED_EVERY_S = 15.0
 LEASE_S = 60.0  # an owner that has not renewed for so long is gone
 SETTLING_S = 1.0  # until it is seen who of two that came at once was the later
+OWNER_BYTES = 512  # of each record: a reader asks for the length first, and one of another length may come in between
 
 
 @dataclass(frozen=True)
@@ -124,15 +125,22 @@ def _is_free_for(run: RunDirectory, me: LockOwner) -> bool:
 
 
 def _owner(run: RunDirectory) -> LockOwner | None:
-    """Return the process that has last written the file; None if there is none, or it cannot be parsed."""
-    try:
-        return LockOwner(**json.loads(run.read_text(OWNER_FILE)))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
+    """Return the process that has last written the file; None if there is none, or it cannot be parsed.
+
+    What cannot be parsed is read once more: it may have been read while it was replaced.
+    """
+    for _ in range(2):
+        try:
+            return LockOwner(**json.loads(run.read_text(OWNER_FILE)))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            continue
+    return None
 
 
 def _write(run: RunDirectory, owner: LockOwner) -> None:
-    run.write_text(OWNER_FILE, json.dumps(asdict(owner)) + "\n")
+    run.write_text(OWNER_FILE, json.dumps(asdict(owner)).ljust(OWNER_BYTES - 1) + "\n")
 
 
 def _refused(run: RunDirectory, owner: LockOwner | None) -> RunDirectoryError:

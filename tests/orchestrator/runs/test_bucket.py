@@ -20,7 +20,7 @@ from tailsweep.orchestrator.cli.main import main
 from tailsweep.orchestrator.monitoring.wandb_tracker import upload_runs, uploaded_runs
 from tailsweep.orchestrator.runs import directory, lock
 from tailsweep.orchestrator.runs.directory import EVENTS_FOLDER, RunDirectory, RunDirectoryError
-from tailsweep.orchestrator.runs.lock import OWNER_FILE, run_lock
+from tailsweep.orchestrator.runs.lock import OWNER_BYTES, OWNER_FILE, run_lock
 from tailsweep.orchestrator.runs.records import RecordWriter, read_records, write_trials
 from tailsweep.orchestrator.runs.trials import TrialRecord
 from tailsweep.trainables import report_keys
@@ -251,11 +251,12 @@ def test_a_lease_is_kept_while_the_server_is_away(
     with run_lock(run):
         with store.shut("403 Forbidden"):
             time.sleep(0.5)
-        first = json.loads(run.read_text(OWNER_FILE))["renewed"]
+        first = run.read_text(OWNER_FILE)
         deadline = time.monotonic() + 20
-        while json.loads(run.read_text(OWNER_FILE))["renewed"] == first:
+        while (renewed := run.read_text(OWNER_FILE)) == first:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        assert len(renewed) == len(first) == OWNER_BYTES  # so that a reader never has the end of another
         store.door.write_text("403 Forbidden")  # also at its end
     store.door.unlink()
 
