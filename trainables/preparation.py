@@ -25,6 +25,7 @@ from tailsweep.trainables.data.tokenized import (
     SCHEMA,
     SPLITS,
     SYNTHETIC_FILE,
+    SYNTHETIC_FORMAT_VERSION,
     PreparedData,
     is_whole,
     open_prepared,
@@ -72,9 +73,10 @@ def prepare(
     synthetic, synthetic_meta = None, dict[str, str]()
     if augmented:
         synthetic = synthesize_examples(splits, config, cache_dir)
-        synthetic_meta = {"key_without_made": key}
+        synthetic_meta = {"key_without_synthetic": key}
         notes += synthetic.notes
-        key = hashlib.sha256(json.dumps([key, _synthetic_fingerprint(synthetic), synthetic.notes]).encode()).hexdigest()
+        identity = [SYNTHETIC_FORMAT_VERSION, key, _synthetic_fingerprint(synthetic), synthetic.notes]
+        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     folder = cache_dir / "tokens" / key
     with cache_errors(cache_dir), FileLock(f"{folder}.lock"):
@@ -94,7 +96,7 @@ def prepare(
             with replace_folder(folder) as partial:
                 if synthetic is not None:
                     _write_synthetic(partial / SYNTHETIC_FILE, synthetic, splits.label_names)
-                    meta["made_sha256"] = file_sha256(partial / SYNTHETIC_FILE)
+                    meta["synthetic_sha256"] = file_sha256(partial / SYNTHETIC_FILE)
                 _write_entry(partial, parts, meta, notes)
     return open_prepared(folder)
 

@@ -135,10 +135,10 @@ def report_text(location: str) -> str:
 
 def _is_comparison(location: str) -> bool:
     """Return whether the run directory is that of a comparison."""
-    from tailsweep.orchestrator.runs.directory import COMPARISON_FILE, RunDirectory
+    from tailsweep.orchestrator.runs.directory import RunDirectory
 
     run = RunDirectory(location)
-    return run.reach() and run.exists(COMPARISON_FILE)
+    return run.reach() and run.is_comparison
 
 
 def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:

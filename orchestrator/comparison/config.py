@@ -25,6 +25,7 @@ from tailsweep.orchestrator.config.search_space import num_different
 from tailsweep.orchestrator.config.sweep import Sweep, deep_merge, sweep_of, with_overrides
 from tailsweep.orchestrator.config.tree import FrozenTree, Tree, thaw
 from tailsweep.orchestrator.config.yaml_io import read_sweep_file
+from tailsweep.orchestrator.runs.directory import METHODS_FOLDER
 from tailsweep.trainables.config.base import Section
 from tailsweep.trainables.config.presets import METHODS
 from tailsweep.trainables.config.trial import TrialConfig
@@ -38,7 +39,6 @@ OWN_OF_DATA = ("augmentation",)  # a method may set its augmentation; all method
 
 MOST_IN_TIME = 100  # trials of a method whose budget is seconds
 # Every method has a folder with the run directories of its search and its retraining, one of each per fold.
-METHODS_FOLDER = "methods"
 SEARCH = "search"
 SEEDS = "seeds"
 

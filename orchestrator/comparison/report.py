@@ -1,15 +1,19 @@
 """Report a comparison's results in words, Markdown and JSON: the method to use, and the differences that are noise."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from tailsweep.orchestrator.comparison.config import METHODS_FOLDER, SEEDS, Comparison
+from tailsweep.orchestrator.comparison.config import SEEDS, Comparison
 from tailsweep.orchestrator.comparison.results import ComparisonResults, MethodResult, read_comparison, read_results
 from tailsweep.orchestrator.comparison.significance import Difference, Estimate
-from tailsweep.orchestrator.runs.directory import BEST_FOLDER, RunDirectory
+from tailsweep.orchestrator.runs.directory import BEST_FOLDER, METHODS_FOLDER, RunDirectory
 from tailsweep.orchestrator.runs.text import format_cell
 from tailsweep.trainables import report_keys
+from tailsweep.trainables.errors import StorageError
+
+logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "comparison.json"
 REPORT_FILE = "comparison.md"
@@ -26,7 +30,12 @@ VERDICTS = {  # of a difference, with its sentence
 def report_comparison(location: str) -> str:
     """Return the report on a finished, running or failed comparison, without a cluster."""
     run = RunDirectory(location)
-    return write_comparison_report(run, read_comparison(run))[1]
+    comparison = read_comparison(run)
+    try:
+        return write_comparison_report(run, comparison)[1]
+    except StorageError as error:  # of somebody else, or on a disk that is read-only: it can be read all the same
+        logger.warning(f"no report was written: {error}")
+        return describe(comparison, read_results(run, comparison))
 
 
 def write_comparison_report(run: RunDirectory, comparison: Comparison) -> tuple[ComparisonResults, str]:

@@ -1,13 +1,13 @@
 """Read the results of each method from a comparison's files. Needs no cluster; ``report.py`` puts them into words."""
 
 import io
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow.parquet as pq
-from tailsweep.orchestrator.comparison.config import METHODS_FOLDER, SEARCH, SEEDS, Comparison, comparison_of, fold_name
+from tailsweep.orchestrator.comparison.config import SEARCH, SEEDS, Comparison, comparison_of, fold_name
+from tailsweep.orchestrator.comparison.records import ComparisonRecords
 from tailsweep.orchestrator.comparison.significance import (
     Difference,
     Estimate,
@@ -20,7 +20,7 @@ from tailsweep.orchestrator.config.errors import SweepConfigError
 from tailsweep.orchestrator.config.tree import Tree
 from tailsweep.orchestrator.config.yaml_io import parse_yaml
 from tailsweep.orchestrator.planning.environment import DataSummary, read_environment
-from tailsweep.orchestrator.runs.directory import COMPARISON_FILE, RunDirectory, RunDirectoryError
+from tailsweep.orchestrator.runs.directory import COMPARISON_FILE, METHODS_FOLDER, RunDirectory, RunDirectoryError
 from tailsweep.orchestrator.runs.records import read_records
 from tailsweep.orchestrator.runs.tables import result_rows, select_best
 from tailsweep.orchestrator.runs.trials import TrialState, best_epoch
@@ -28,7 +28,6 @@ from tailsweep.trainables import report_keys
 from tailsweep.trainables.storage.filesystem import parent_location
 
 PREDICTIONS_FOLDER = "predictions"
-BASELINES_FOLDER = "baselines"
 BOOTSTRAP_SEED = 0
 
 
@@ -89,7 +88,12 @@ def read_comparison(run: RunDirectory) -> Comparison:
 
 
 def read_results(run: RunDirectory, comparison: Comparison) -> ComparisonResults:
-    """Read the results so far; a method without predictions of every fold is left out."""
+    """Read the results so far; a method without predictions of every fold is left out.
+
+    Raises:
+        RunDirectoryError: Something that was written is missing or altered.
+    """
+    records = ComparisonRecords.read(run, comparison)
     metric = comparison.search(comparison.reference, comparison.folds[0]).config.metric
     summary = _data_summary(run, comparison)
     label_names, class_counts = summary.labels, np.array(summary.train_rows)
@@ -101,7 +105,7 @@ def read_results(run: RunDirectory, comparison: Comparison) -> ComparisonResults
         fine_tuned = name in comparison.config.methods
         seeds = comparison.config.seeds if fine_tuned else [None]
         by_seed = {
-            seed: both for seed in seeds if (both := _predictions(run, comparison, name, seed, index)) is not None
+            seed: both for seed in seeds if (both := _predictions(records, comparison, name, seed, index)) is not None
         }
         if not by_seed:
             continue
@@ -110,7 +114,7 @@ def read_results(run: RunDirectory, comparison: Comparison) -> ComparisonResults
         results[name] = (
             _method_result(run, comparison, name, metric, len(by_seed))
             if fine_tuned
-            else _baseline_result(run, comparison, name, metric)
+            else _baseline_result(records, comparison, name)
         )
     if labels is None:
         raise RunDirectoryError(f"{run.location} has no completed method yet: resume it with `{run.resume_command}`")
@@ -143,15 +147,15 @@ def read_results(run: RunDirectory, comparison: Comparison) -> ComparisonResults
 
 
 def _predictions(
-    run: RunDirectory, comparison: Comparison, name: str, seed: int | None, index: dict[str, int]
+    records: ComparisonRecords, comparison: Comparison, name: str, seed: int | None, index: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return labels and predictions of all folds' test examples, in turn; None if some are missing."""
     both: list[list[np.ndarray]] = [[], []]
     for fold in comparison.folds:
-        file = predictions_file(fold_name(name, fold), seed)
-        if not run.exists(file):
+        content = records.read_predictions(predictions_file(fold_name(name, fold), seed))
+        if content is None:
             return None
-        table = pq.read_table(io.BytesIO(run.read_bytes(file)))
+        table = pq.read_table(io.BytesIO(content))
         for part, column in zip(both, ("label", "prediction"), strict=True):
             part.append(np.array([index[label] for label in table[column].to_pylist()]))
     labels, predicted = map(np.concatenate, both)
@@ -176,11 +180,11 @@ def _method_result(run: RunDirectory, comparison: Comparison, method: str, metri
     return MethodResult(True, float(np.mean(validation)), num_seeds, seconds, dict(states), settings, test={})
 
 
-def _baseline_result(run: RunDirectory, comparison: Comparison, name: str, metric: str) -> MethodResult:
-    folds = [json.loads(run.read_text(f"{BASELINES_FOLDER}/{fold_name(name, fold)}.json")) for fold in comparison.folds]
-    validation = float(np.mean([fold[metric] for fold in folds]))
-    settings = [{"C": fold["strength"]} for fold in folds]
-    return MethodResult(False, validation, 1, sum(fold["seconds"] for fold in folds), {}, settings, test={})
+def _baseline_result(records: ComparisonRecords, comparison: Comparison, name: str) -> MethodResult:
+    folds = [records.baselines[fold_name(name, fold)] for fold in comparison.folds]
+    validation = float(np.mean([fold.validation for fold in folds]))
+    settings: list[Tree] = [{"C": fold.strength} for fold in folds]
+    return MethodResult(False, validation, 1, sum(fold.seconds for fold in folds), {}, settings, test={})
 
 
 def _data_summary(run: RunDirectory, comparison: Comparison) -> DataSummary:

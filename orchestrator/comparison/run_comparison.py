@@ -6,11 +6,11 @@ comparison keeps what is finished. No search sees the test examples; its best se
 
 import functools
 import io
-import json
 import logging
 import operator
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -20,13 +20,9 @@ import ray
 from rich.console import Console
 from tailsweep.orchestrator.comparison.baselines import fit_baseline
 from tailsweep.orchestrator.comparison.config import SEARCH, SEEDS, Comparison, fold_name
+from tailsweep.orchestrator.comparison.records import BaselineFit, ComparisonRecords
 from tailsweep.orchestrator.comparison.report import write_comparison_report
-from tailsweep.orchestrator.comparison.results import (
-    BASELINES_FOLDER,
-    predictions_file,
-    read_comparison,
-    sweep_directory,
-)
+from tailsweep.orchestrator.comparison.results import predictions_file, read_comparison, sweep_directory
 from tailsweep.orchestrator.config.changes import leaves
 from tailsweep.orchestrator.config.schema import StageTwoSearchConfig, SweepConfig
 from tailsweep.orchestrator.config.search_space import Trial
@@ -40,7 +36,7 @@ from tailsweep.orchestrator.planning.ray_session import ray_session, result_of
 from tailsweep.orchestrator.planning.resources import placement
 from tailsweep.orchestrator.preflight.doctor import require_ready
 from tailsweep.orchestrator.preflight.needs import Needs, folder_of_runs, needs_of
-from tailsweep.orchestrator.runner.export import predict_test, rows_of_run
+from tailsweep.orchestrator.runner.export import predict_test
 from tailsweep.orchestrator.runner.resume import Wanted
 from tailsweep.orchestrator.runner.run_sweep import RunOptions, best_trial, resume_sweep, run_sweep
 from tailsweep.orchestrator.runs import front
@@ -57,8 +53,9 @@ from tailsweep.orchestrator.runs.tables import result_rows, select_best
 from tailsweep.orchestrator.runs.trials import Records, TrialRecord, TrialState
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
-from tailsweep.trainables.data.tokenized import PreparedData
+from tailsweep.trainables.data.tokenized import PreparedData, fetch_prepared
 from tailsweep.trainables.errors import StorageError
+from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.storage.filesystem import join_location
 
 logger = logging.getLogger(__name__)
@@ -94,7 +91,7 @@ def run_comparison(comparison: Comparison, address: str | None, console: Console
             run.write_text(COMPARISON_FILE, write_yaml(comparison.tree()))
             sign(run, COMPARISON_FILE)
             front.tell(run=run.location, resume=resume_command)
-            return _finish(run, comparison, console)
+            return _finish(ComparisonRecords.open(run, comparison), comparison, console)
 
 
 def resume_comparison(location: str, address: str | None, console: Console, overrides: Sequence[str] = ()) -> int:
@@ -119,8 +116,9 @@ def resume_comparison(location: str, address: str | None, console: Console, over
     searches = [comparison.search(method, comparison.folds[0]) for method in comparison.config.methods]
     needs = [needs_of(plan_unprepared(search)) for search in searches]
     with run_lock(run), run_log(run), ray_session(address) as started_here:
+        records = ComparisonRecords.open(run, comparison)
         require_ready(_in_one(run, needs), started_here)
-        return _finish(run, comparison, console)
+        return _finish(records, comparison, console)
 
 
 def _refuse_changes(run: RunDirectory, comparison: Comparison, overrides: Sequence[str]) -> None:
@@ -150,18 +148,22 @@ def _in_one(run: RunDirectory, needs: Sequence[Needs]) -> Needs:
     return replace(functools.reduce(operator.or_, needs), storage=folder_of_runs(run))
 
 
-def _finish(run: RunDirectory, comparison: Comparison, console: Console) -> int:
+def _finish(records: ComparisonRecords, comparison: Comparison, console: Console) -> int:
+    run = records.run
     retrained: dict[str, Sweep | None] = {}
     try:
         for fold in comparison.folds:
             for method in comparison.config.methods:
                 logger.info(f"\n== {fold_name(method, fold)}")
-                retrained[method] = _run_method(run, comparison, method, fold, console)
-            _fit_baselines(run, comparison, fold)
+                retrained[method] = _run_method(records, comparison, method, fold, console)
+            _fit_baselines(records, comparison, fold)
+        records.seal()
         results, text = write_comparison_report(run, comparison)
         if results.chosen is not None and comparison.config.folds is None:
             _export(run, results.chosen, retrained[results.chosen], console)
     except (Interrupted, StorageError, KeyboardInterrupt) as error:  # also Ctrl-C between two sweeps
+        with suppress(StorageError):
+            records.seal()
         logger.warning(f"{str(error) or 'interrupted'}; to continue: {_resume_command(run, comparison)}")
         return 1
     print("\n" + text)
@@ -169,7 +171,7 @@ def _finish(run: RunDirectory, comparison: Comparison, console: Console) -> int:
 
 
 def _run_method(
-    run: RunDirectory, comparison: Comparison, method: str, fold: int | None, console: Console
+    records: ComparisonRecords, comparison: Comparison, method: str, fold: int | None, console: Console
 ) -> Sweep | None:
     """Search, retrain and predict; returns the retraining, or None if there is nothing to retrain."""
     search = comparison.search(method, fold)
@@ -179,8 +181,8 @@ def _run_method(
         logger.info(f"{fold_name(method, fold)}: no trial was completed, so there is nothing to compare")
         return None
     sweep, trials = _retraining(comparison, search, fold, searched.trial(chosen["trial"]))
-    records = _finish_sweep(sweep, trials, console)
-    _predict(run, sweep, records, fold_name(method, fold))
+    retrained = _finish_sweep(sweep, trials, console)
+    _predict(records, sweep, retrained, fold_name(method, fold))
     return sweep
 
 
@@ -239,51 +241,47 @@ def _export(run: RunDirectory, method: str, sweep: Sweep | None, console: Consol
         resume_sweep(retraining.location, console, RunOptions(checked=True, announced=False, wanted=Wanted(sweep)))
 
 
-def _predict(run: RunDirectory, sweep: Sweep, records: Records, name: str) -> None:
+def _predict(records: ComparisonRecords, sweep: Sweep, retrained: Records, name: str) -> None:
     """Write the predictions of every completely trained seed that has none."""
     retraining = RunDirectory(join_location(sweep.config.storage, sweep.name))
     environment = read_environment(retraining)
     asked = placement(sweep, report_keys.STAGE_TWO)
     task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(predict_test)
     asked_for = {}
-    for trial in records.trials:
+    for trial in retrained.trials:
         file = predictions_file(name, trial.config["seed"])
-        if records.outcomes[trial.name].state != TrialState.COMPLETED or run.exists(file):
+        if retrained.outcomes[trial.name].state != TrialState.COMPLETED or records.has_predictions(file):
             continue
-        chosen = best_trial(retraining, sweep, records, environment, trial.name)
-        asked_for[task.remote(chosen)] = (file, chosen["data_key"])
-    for reference, (file, data_key) in asked_for.items():
-        _write_predictions(run, file, result_of(reference), rows_of_run(retraining, data_key))
+        chosen = best_trial(retraining, sweep, retrained, environment, trial.name)
+        asked_for[task.remote(chosen)] = (file, chosen["data"])
+    for reference, (file, data) in asked_for.items():
+        _write_predictions(records, file, result_of(reference), fetch_prepared(data, default_cache_dir()))
 
 
-def _fit_baselines(run: RunDirectory, comparison: Comparison, fold: int | None) -> None:
+def _fit_baselines(records: ComparisonRecords, comparison: Comparison, fold: int | None) -> None:
     """Fit the baselines to the examples of the reference's trials."""
     sweep = comparison.search(comparison.reference, fold)
-    searched = sweep_directory(run, comparison.reference, SEARCH, fold)
-    data_key = next(iter(read_environment(searched).data))
+    searched = sweep_directory(records.run, comparison.reference, SEARCH, fold)
+    environment = read_environment(searched)
     trial_config = TrialConfig.model_validate(read_records(searched).trials[0].config)
-    data = rows_of_run(searched, data_key)
+    data = fetch_prepared(environment.data_source(searched, next(iter(environment.data))), default_cache_dir())
     asked = placement(sweep, report_keys.STAGE_TWO)
     for name in comparison.config.baselines:
         file = predictions_file(fold_name(name, fold), None)
-        if run.exists(file):
+        if records.has_predictions(file):
             continue
         logger.info(f"baseline {fold_name(name, fold)}")
         began = time.monotonic()
         task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(fit_baseline)
         fitted = result_of(task.remote(name, trial_config.data, trial_config.model, data, sweep.config.metric))
-        said = {
-            "strength": fitted.strength,
-            sweep.config.metric: fitted.validation,
-            "seconds": time.monotonic() - began,
-        }
-        run.write_text(f"{BASELINES_FOLDER}/{fold_name(name, fold)}.json", json.dumps(said) + "\n")
-        _write_predictions(run, file, fitted.predicted, data)
+        seconds = time.monotonic() - began
+        records.add_baseline(fold_name(name, fold), BaselineFit(fitted.strength, fitted.validation, seconds))
+        _write_predictions(records, file, fitted.predicted, data)
 
 
-def _write_predictions(run: RunDirectory, file: str, predicted: np.ndarray, data: PreparedData) -> None:
+def _write_predictions(records: ComparisonRecords, file: str, predicted: np.ndarray, data: PreparedData) -> None:
     names = pa.array(data.label_names)
     table = {"label": names.take(pa.array(data.test.labels)), "prediction": names.take(pa.array(predicted))}
     sink = io.BytesIO()
     pq.write_table(pa.table(table), sink)
-    run.write_bytes(file, sink.getvalue())
+    records.write_predictions(file, sink.getvalue())

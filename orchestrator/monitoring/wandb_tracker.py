@@ -96,12 +96,12 @@ class Tracker:
             self._runs[trial] = run
         return run is not None
 
-    def suspend(self, trial: str) -> None:
-        """Close the run of a trial that waits, without a verdict; :meth:`start` opens it again."""
+    def suspend(self, trial: str, interrupted: bool = False) -> None:
+        """Close the run of a trial that waits, or was interrupted, without a verdict; :meth:`start` opens it again."""
         with self._at_the_cost_of_the_log():
             if (run := self._runs.pop(trial, None)) is not None:
                 self._suspended[trial] = Path(run.dir).parent
-                self._end(run, exit_code=0)
+                self._end(run, exit_code=1 if interrupted else 0)
 
     def log(self, trial: str, report: Mapping[str, Any]) -> None:
         """One report of one epoch, as ``stage_one/...`` or ``stage_two/...``, on that stage's epoch axis."""

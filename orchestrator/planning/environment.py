@@ -13,9 +13,10 @@ from tailsweep.orchestrator.config.changes import settings_of_results
 from tailsweep.orchestrator.config.sweep import Sweep
 from tailsweep.orchestrator.planning.disk_usage import CheckpointBytes
 from tailsweep.orchestrator.planning.preparation import PreparedTrials, TrialInputs
-from tailsweep.orchestrator.runs.directory import ENVIRONMENT_FILE, RunDirectory, RunDirectoryError
+from tailsweep.orchestrator.runs.directory import DATA_FOLDER, ENVIRONMENT_FILE, RunDirectory, RunDirectoryError
 from tailsweep.orchestrator.runs.records import verify_checksum, with_checksum
 from tailsweep.orchestrator.runs.trials import inputs_key
+from tailsweep.trainables.config.data import DataSource
 from tailsweep.trainables.errors import describe_error
 from tailsweep.trainables.execution.feature_plan import FeaturePlan
 
@@ -32,6 +33,7 @@ class DataSummary(BaseModel):
     labels: tuple[str, ...]
     train_rows: tuple[int, ...]  # per class
     notes: tuple[str, ...]
+    digest: str  # of the tokenized rows, see `PreparedData`
 
 
 class Environment(BaseModel):
@@ -67,6 +69,10 @@ class Environment(BaseModel):
             trial_config: a dumped TrialConfig.
         """
         return self.inputs[inputs_key(trial_config)]
+
+    def data_source(self, run: RunDirectory, key: str) -> DataSource:
+        """Return where a node finds the tokenized rows of a key."""
+        return DataSource(key=key, published=run.uri(f"{DATA_FOLDER}/{key}"), digest=self.data[key].digest)
 
     def lacks(self, trial_config: Mapping[str, Any]) -> bool:
         """Return whether nothing was prepared for a trial: it is of an extension of the sweep."""
@@ -109,7 +115,12 @@ def describe_environment(sweep: Sweep, prepared: PreparedTrials, nodes: Sequence
 def _described(prepared: PreparedTrials) -> dict[str, dict[str, Any]]:
     return {
         "data": {
-            key: DataSummary(labels=data.label_names, train_rows=tuple(data.class_counts.tolist()), notes=data.notes)
+            key: DataSummary(
+                labels=data.label_names,
+                train_rows=tuple(data.class_counts.tolist()),
+                notes=data.notes,
+                digest=data.digest,
+            )
             for key, data in prepared.data.items()
         },
         "features": prepared.plans,

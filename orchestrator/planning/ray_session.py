@@ -1,9 +1,11 @@
 """The Ray a sweep runs on: connecting to one or starting one here, and how many trials it can hold at once."""
 
+import logging
 import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -14,7 +16,10 @@ from tailsweep.orchestrator.planning.resources import ClusterError
 from tailsweep.orchestrator.runs import front
 from tailsweep.trainables.errors import InputError, StorageError
 
+logger = logging.getLogger(__name__)
+
 WATCH_EVERY_S = 0.3
+SLOW_START_S = 20.0  # Ray 2.60 waits 30 s for its processes; an error comes sooner
 
 
 @contextmanager
@@ -36,7 +41,7 @@ def ray_session(address: str | None) -> Iterator[bool]:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         else:
-            start_local_ray()
+            _start_local_ray_in_two_attempts()
     except Exception as error:  # a process of Ray's that does not start is a bare Exception (Ray 2.60)
         cause = " ".join(str(error).split())[:500] or type(error).__name__  # versions that differ take several lines
         if not address:
@@ -55,6 +60,19 @@ def ray_session(address: str | None) -> Iterator[bool]:
             yield not address
     finally:
         ray.shutdown()
+
+
+def _start_local_ray_in_two_attempts() -> None:
+    """Start a local Ray; once more if it was too slow: its files may have come from a slow disk for the first time."""
+    began = time.monotonic()
+    try:
+        start_local_ray()
+    except Exception as error:
+        if time.monotonic() - began < SLOW_START_S:
+            raise
+        logger.warning(f"Ray did not start in time ({' '.join(str(error).split())[:200]}): trying once more")
+        ray.shutdown()
+        start_local_ray()
 
 
 @contextmanager

@@ -104,9 +104,13 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         verdict = settled(self.records, self.scheduler, self.metric, name)
         if verdict is None and name in self.failures:
             verdict = TrialState.FAILED, self.failures[name]
-        if verdict is None:  # Tune was interrupted, or this was a phase one
+        if verdict is None:  # this was a phase one, or Tune was interrupted
             self._pause(name)
-            self.tracker.suspend(name)
+            history = self.records.history_of(name)
+            waits = bool(history) and is_over(
+                self.records.trial(name).config, history[-1][report_keys.STAGE], history, self.metric
+            )
+            self.tracker.suspend(name, interrupted=not waits)
         else:
             self._or_stop(lambda: self.end(name, *verdict))
 

@@ -15,11 +15,11 @@ from tailsweep.orchestrator.runner.model_card import _card, _rows_per_class
 from tailsweep.orchestrator.runs.directory import (
     BEST_FOLDER,
     CHECKPOINTS_FOLDER,
-    DATA_FOLDER,
     METRICS_FILE,
     RunDirectory,
 )
 from tailsweep.trainables import report_keys
+from tailsweep.trainables.config.data import DataSource
 from tailsweep.trainables.config.postprocess import PostprocessConfig
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData, fetch_prepared
@@ -43,7 +43,7 @@ class BestTrial(TypedDict):
     trial: str
     config: dict[str, Any]  # TrialConfig, dumped
     best: dict[str, Any]  # the report it is judged by; its checkpoint is the model
-    data_key: str  # of its tokenized rows
+    data: DataSource
     postprocess: dict[str, Any]  # the sweep's PostprocessConfig, dumped
     metric: str  # the sweep's
 
@@ -57,7 +57,7 @@ def export_best(chosen: BestTrial) -> list[str]:
         What was done to the model after training, a line for each step.
     """
     run, trial_config = RunDirectory(chosen["location"]), TrialConfig.model_validate(chosen["config"])
-    data = rows_of_run(run, chosen["data_key"])
+    data = fetch_prepared(chosen["data"], default_cache_dir())
     model, finished, device = _finished(run, chosen, trial_config, data)
     best = chosen["best"]
     with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
@@ -102,14 +102,9 @@ def export_best(chosen: BestTrial) -> list[str]:
 def predict_test(chosen: BestTrial) -> np.ndarray:
     """Return the class that a trial, exported as :func:`export_best` does, predicts for each test row, (n,)."""
     run, trial_config = RunDirectory(chosen["location"]), TrialConfig.model_validate(chosen["config"])
-    data = rows_of_run(run, chosen["data_key"])
+    data = fetch_prepared(chosen["data"], default_cache_dir())
     model, _, device = _finished(run, chosen, trial_config, data)
     return split_logits(live_execution(model, data, device, "fp32"), report_keys.TEST).argmax(dim=1).numpy()
-
-
-def rows_of_run(run: RunDirectory, data_key: str) -> PreparedData:
-    """Return the run's own tokenized rows, from this node's cache."""
-    return fetch_prepared(data_key, run.uri(f"{DATA_FOLDER}/{data_key}"), default_cache_dir())
 
 
 def _finished(

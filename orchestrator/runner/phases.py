@@ -155,6 +155,7 @@ class SweepRunner:
             inputs = self.environment.inputs_of(trial_config)
             if inputs.features is not None:
                 plan = self.environment.features[inputs.features]
+                data = self.environment.data_source(self.run_directory, inputs.data)
                 weights = self.environment.weights.get(trial_config["model"]["name"])
-                entries.setdefault(inputs.features, Entry(plan, trial_config, inputs.data, weights))
+                entries.setdefault(inputs.features, Entry(plan, trial_config, data, weights))
         return list(entries.values())

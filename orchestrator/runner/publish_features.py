@@ -10,7 +10,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import Progress
-from tailsweep.orchestrator.runs.directory import DATA_FOLDER, FEATURES_FOLDER, RunDirectory
+from tailsweep.orchestrator.runs.directory import FEATURES_FOLDER, RunDirectory
+from tailsweep.trainables.config.data import DataSource
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import fetch_prepared
 from tailsweep.trainables.distributed.settings import FeatureSource, Placement
@@ -39,7 +40,7 @@ class Entry:
 
     plan: FeaturePlan
     config: dict[str, Any]
-    data_key: str  # of its rows
+    data: DataSource
     weights: str | None  # of its model, see `models.hub.weights_digest`
 
 
@@ -77,9 +78,8 @@ def publish_features(
         if _everywhere(plan, cache_dir):
             continue
         run.make_folder(folder)
-        published_data = run.uri(f"{DATA_FOLDER}/{entry.data_key}")
         part_set = PartSet(run.uri(folder), parts)
-        tasks = [task.remote(entry, published_data, part_set, index) for index in range(parts)]
+        tasks = [task.remote(entry, part_set, index) for index in range(parts)]
         description = f"making features: {plan.split_point}, {plan.num_bytes / 1e6:,.0f} MB"
         try:
             _wait(tasks, description, console)
@@ -130,14 +130,14 @@ def _is_here(plan: dict[str, Any], cache_dir: str | None) -> bool:
     return is_whole(cache_folder(cache_dir) / "features" / loaded.key, loaded)
 
 
-def _make_one_part(entry: Entry, published_data: str, parts: PartSet, index: int) -> None:
+def _make_one_part(entry: Entry, parts: PartSet, index: int) -> None:
     """Make one part of an entry, as a Ray task. Its process is reused, and keeps the model between parts."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trial_config = TrialConfig.model_validate(entry.config)
     check_weights(trial_config.model.name, entry.weights)
-    data = fetch_prepared(entry.data_key, published_data, default_cache_dir())
+    data = fetch_prepared(entry.data, default_cache_dir())
     model = _model(trial_config.model_dump_json(), data.label_names)
     make_part(entry.plan, model, data, parts, index, device)
 

@@ -307,7 +307,7 @@ def best_trial(run: RunDirectory, sweep: Sweep, records: Records, environment: E
         trial=trial,
         config=trial_config,
         best=dict(best),
-        data_key=environment.inputs_of(trial_config).data,
+        data=environment.data_source(run, environment.inputs_of(trial_config).data),
         postprocess=sweep.config.postprocess.model_dump(),
         metric=sweep.config.metric,
     )

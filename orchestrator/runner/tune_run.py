@@ -15,7 +15,7 @@ from tailsweep.orchestrator.planning.plan import SweepPlan
 from tailsweep.orchestrator.planning.ray_compat import quiet_tune, signal_handlers_kept
 from tailsweep.orchestrator.planning.resources import driver_bundle, driver_slots, trial_slots
 from tailsweep.orchestrator.runner.callback import StopWhenAsked, SweepCallback
-from tailsweep.orchestrator.runs.directory import CHECKPOINTS_FOLDER, DATA_FOLDER, RunDirectory
+from tailsweep.orchestrator.runs.directory import CHECKPOINTS_FOLDER, RunDirectory
 from tailsweep.orchestrator.runs.trials import Records, TrialRecord, TrialState
 from tailsweep.orchestrator.search.asha import StageASHA
 from tailsweep.orchestrator.search.fixed import ListedSearch, SecondsBudget
@@ -131,8 +131,7 @@ class TuneRunner:
         worker = WorkerConfig(
             trial=trial_config,
             metric=self.config.metric,
-            data_key=inputs.data,
-            published_data=uri(f"{DATA_FOLDER}/{inputs.data}"),
+            data=self.environment.data_source(self.run_directory, inputs.data),
             features=None if inputs.features is None else features.get(inputs.features),
             weights=self.environment.weights.get(trial_config.model.name),
             resume_from=tuple(uri(f"{CHECKPOINTS_FOLDER}/{name}") for name in (trial.name, trial.parent) if name),

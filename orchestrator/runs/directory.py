@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 SWEEP_FILE = "sweep.yaml"
 COMPARISON_FILE = "comparison.yaml"  # of a comparison, whose sweeps have run directories below its own
+METHODS_FOLDER = "methods"  # of a comparison, with those run directories
 ENVIRONMENT_FILE = "environment.json"
 TRIALS_TABLE = "trials.parquet"
 HISTORY_FILE = "history.parquet"
@@ -123,6 +124,19 @@ class RunDirectory:
                 "the rest of it"
             )
         return not missing
+
+    @property
+    def is_comparison(self) -> bool:
+        """Return whether it is that of a comparison.
+
+        Raises:
+            RunDirectoryError: It is, but the file that says of what is missing.
+        """
+        if self.exists(COMPARISON_FILE):
+            return True
+        if self.exists(FORMAT_FILE) and self.list(METHODS_FOLDER):
+            raise RunDirectoryError(f"{self.uri(COMPARISON_FILE)} is missing: restore it from a copy")
+        return False
 
     def reject_escaping_symlinks(self) -> None:
         """Check that no link in the directory leads out of it: it would redirect what is read, written or deleted.

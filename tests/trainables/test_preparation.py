@@ -12,7 +12,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from tailsweep.trainables import preparation
-from tailsweep.trainables.config.data import DataConfig
+from tailsweep.trainables.config.data import DataConfig, DataSource
 from tailsweep.trainables.data.splits import DataError, load_splits
 from tailsweep.trainables.data.tokenized import TokenizedExamples, fetch_prepared, length_batches, open_prepared
 from tailsweep.trainables.preparation import prepare
@@ -309,15 +309,58 @@ def test_another_machine_fetches_the_published_copy_and_repairs_a_damaged_one(
     config: DataConfig, tokenizer_path: str, tmp_path: Path
 ) -> None:
     local = prepare(config, tokenizer_path, tmp_path / "here")
-    published = str(local.folder)
+    published = DataSource(key=local.key, published=str(local.folder), digest=local.digest)
+    nowhere = published.model_copy(update={"published": "/nowhere"})
     there = tmp_path / "there"
     for damage in (lambda: None, lambda: truncate(there / "tokens" / local.key / "train.arrow")):
         damage()
-        copy = fetch_prepared(local.key, published, there)
+        copy = fetch_prepared(published, there)
         assert copy.folder == there / "tokens" / local.key
         np.testing.assert_array_equal(copy.train.tokens, local.train.tokens)
         assert (copy.label_names, copy.notes) == (local.label_names, local.notes)
     assert [path.name for path in (there / "tokens").iterdir() if not path.name.endswith(".lock")] == [local.key]
-    fetch_prepared(local.key, "/nowhere", there)  # nothing to fetch: the copy here is whole
+    fetch_prepared(nowhere, there)  # nothing to fetch: the copy here is whole
     with pytest.raises(DataError, match="/nowhere"):
-        fetch_prepared(local.key, "/nowhere", tmp_path / "elsewhere")
+        fetch_prepared(nowhere, tmp_path / "elsewhere")
+
+
+def test_rows_that_the_sweep_did_not_begin_with_are_fetched_again_or_refused(
+    config: DataConfig, tokenizer_path: str, tmp_path: Path
+) -> None:
+    """Another's entry below the same key, with checksums of its own: whole, but of other rows."""
+    local = prepare(config, tokenizer_path, tmp_path / "here")
+    there = tmp_path / "there"
+    source = DataSource(key=local.key, published=str(local.folder), digest=local.digest)
+    exchange_splits(fetch_prepared(source, there).folder)
+    np.testing.assert_array_equal(fetch_prepared(source, there).train.tokens, local.train.tokens)
+
+    exchange_splits(local.folder)
+    assert fetch_prepared(source, there).digest == local.digest  # the entry here is as it should be
+    elsewhere = tmp_path / "elsewhere"
+    with pytest.raises(DataError, match="are not those that the sweep began with: restore"):
+        fetch_prepared(source, elsewhere)
+    assert not (elsewhere / "tokens" / local.key).exists()
+
+
+def test_a_published_copy_that_is_damaged_is_not_taken_into_the_cache(
+    config: DataConfig, tokenizer_path: str, tmp_path: Path
+) -> None:
+    local = prepare(config, tokenizer_path, tmp_path / "here")
+    path = local.folder / "train.arrow"
+    content = path.read_bytes()
+    path.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+    with pytest.raises(DataError, match="are not those that the sweep began with"):
+        fetch_prepared(
+            DataSource(key=local.key, published=str(local.folder), digest=local.digest), tmp_path / "elsewhere"
+        )
+
+
+def exchange_splits(folder: Path) -> None:
+    """Validation rows for test rows, with the checksums that belong to them."""
+    meta = json.loads((folder / "meta.json").read_text())
+    splits = meta["splits"]
+    splits["validation"], splits["test"] = splits["test"], splits["validation"]
+    (folder / "validation.arrow").rename(folder / "aside")
+    (folder / "test.arrow").rename(folder / "validation.arrow")
+    (folder / "aside").rename(folder / "test.arrow")
+    (folder / "meta.json").write_text(json.dumps(meta))

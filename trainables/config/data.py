@@ -172,3 +172,11 @@ class DataConfig(Section):
         if self.fold is not None and isinstance(self.test, str):
             raise ValueError(f'test is "{self.test}", but folds take their test rows from train: leave test out')
         return self
+
+
+class DataSource(Section):
+    """Where a node finds the tokenized examples of a trial, see ``data.tokenized.fetch_prepared``."""
+
+    key: str  # in the node's cache
+    published: str  # folder or URI of the sweep's own copy, for nodes that lack them
+    digest: str  # that they must have, see ``PreparedData``

@@ -6,10 +6,12 @@ whole or not at all, and is never changed. ``tokens.py`` makes it; this module n
 ``datasets``, which take seconds to import in every worker.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ import pyarrow.parquet
 from filelock import FileLock
 from numpy.typing import NDArray
 from tailsweep.trainables import report_keys
+from tailsweep.trainables.config.data import DataSource
 from tailsweep.trainables.errors import DataError, StorageError
 from tailsweep.trainables.storage.atomic import replace_folder
 from tailsweep.trainables.storage.cache import META_FILE, cache_errors, checked_key
@@ -25,6 +28,7 @@ from tailsweep.trainables.storage.filesystem import download, open_location
 from tailsweep.trainables.storage.retry import fetch_remote
 
 FORMAT_VERSION = 1  # of the folder; part of the key
+SYNTHETIC_FORMAT_VERSION = 2  # of one with synthetic examples
 SYNTHETIC_FILE = "augmented.parquet"  # text, label, source (number of the training row; null: not known), kind
 SPLITS = (report_keys.TRAIN, report_keys.VALIDATION, report_keys.TEST)
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 65536}  # without gradients; on a CPU more than fit its caches gain nothing
@@ -78,6 +82,7 @@ class PreparedData:
 
     folder: Path
     key: str  # fingerprint of the rows, the tokenizer and the length
+    digest: str  # of the files that hold what trials train on
     label_names: tuple[str, ...]
     class_counts: NDArray[np.int64]  # (C,), rows of each class in train
     notes: tuple[str, ...]  # what the user should be warned of
@@ -126,11 +131,12 @@ def open_prepared(folder: Path) -> PreparedData:
         return PreparedData(
             folder=folder,
             key=meta["key"],
+            digest=_digest(meta),
             label_names=tuple(meta["label_names"]),
             class_counts=np.array(meta["class_counts"], dtype=np.int64),
             notes=tuple(meta["notes"]),
             pad_token_id=pad_token_id,
-            key_without_synthetic=meta.get("key_without_made"),
+            key_without_synthetic=meta.get("key_without_synthetic"),
             **parts,
         )
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
@@ -139,27 +145,25 @@ def open_prepared(folder: Path) -> PreparedData:
         ) from error
 
 
-def fetch_prepared(key: str, published: str, cache_dir: Path) -> PreparedData:
-    """Return the rows of ``key`` from this machine's cache, copied there first if it lacks them.
-
-    Args:
-        published: folder or pyarrow URI of a copy that every node can read.
+def fetch_prepared(source: DataSource, cache_dir: Path) -> PreparedData:
+    """Return tokenized rows from this machine's cache, copied there first if it lacks them or has others.
 
     Raises:
-        DataError: neither can be opened.
+        DataError: Neither can be opened, or the sweep's copy is not of the rows that it began with.
         StorageError: what the copy lies on continues refusing it.
     """
-    folder = cache_dir / "tokens" / checked_key(key)
+    folder = cache_dir / "tokens" / checked_key(source.key)
     with cache_errors(cache_dir):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if not is_whole(folder):
-                _fetch(published, folder)
+            if not (is_whole(folder) and open_prepared(folder).digest == source.digest):
+                _fetch(source, folder)
     return open_prepared(folder)
 
 
-def _fetch(published: str, folder: Path) -> None:
+def _fetch(source: DataSource, folder: Path) -> None:
     """Copy a published entry into the cache. The caller holds its lock."""
+    published = source.published
     with replace_folder(folder) as partial:
         try:
             filesystem, path = open_location(published)
@@ -168,6 +172,11 @@ def _fetch(published: str, folder: Path) -> None:
             raise
         except (OSError, ValueError) as error:
             raise DataError(f'the tokens published at "{published}" cannot be copied: {error}') from error
+        if not (is_whole(partial) and open_prepared(partial).digest == source.digest):
+            raise DataError(
+                f'the tokens published at "{published}" are not those that the sweep began with: restore the run '
+                "directory from a copy, or start another run"
+            )
 
 
 def length_batches(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:
@@ -190,14 +199,21 @@ def is_whole(folder: Path) -> bool:
     try:
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         written = {f"{name}.arrow": described["sha256"] for name, described in meta["splits"].items()}
-        if "made_sha256" in meta:
-            written[SYNTHETIC_FILE] = meta["made_sha256"]
+        if "synthetic_sha256" in meta:
+            written[SYNTHETIC_FILE] = meta["synthetic_sha256"]
         if any(file_sha256(folder / file) != sha256 for file, sha256 in written.items()):
             return False
         open_prepared(folder)
     except (DataError, OSError, ValueError, KeyError, TypeError):
         return False
     return True
+
+
+def _digest(meta: Mapping[str, Any]) -> str:
+    """Return a digest of the files' digests and of what their numbers mean."""
+    described = [meta["splits"][name]["sha256"] for name in sorted(meta["splits"])]
+    identity = [meta["key"], meta["label_names"], meta["class_counts"], meta["pad_token_id"], described]
+    return hashlib.sha256(json.dumps([*identity, meta.get("synthetic_sha256")]).encode()).hexdigest()
 
 
 def _open_split(folder: Path, name: str, described: Mapping[str, object], pad_token_id: int) -> TokenizedExamples:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import NonNegativeFloat, PositiveInt, model_validator
 from tailsweep.trainables.config.base import Section
+from tailsweep.trainables.config.data import DataSource
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.report_keys import Stage
 
@@ -48,8 +49,7 @@ class WorkerConfig(Section):
 
     trial: TrialConfig
     metric: str  # the key of the score that ranks reports, and that a stage with patience waits for
-    data_key: str  # of the tokenized examples, in the node's cache
-    published_data: str  # URI of the sweep's own copy of them, for nodes that lack it
+    data: DataSource
     features: FeatureSource | None  # of stage one's frozen trunk; None: the trunk is run live
     resume_from: tuple[str, ...]  # URIs of the folders with checkpoints: the trial's own, its parent's
     weights: str | None = None  # of the pretrained model, see `models.hub.weights_digest`; None: not known

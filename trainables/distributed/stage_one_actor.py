@@ -4,12 +4,12 @@ Only the top of the model trains, so one model serves every trial: what an earli
 itself is the one that every trial runs (``stages.py``).
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from tailsweep.trainables import report_keys
+from tailsweep.trainables.config.data import DataSource
 from tailsweep.trainables.config.trial import ModelConfig, Trainable, TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData, fetch_prepared
 from tailsweep.trainables.distributed.settings import FeatureSource
@@ -20,14 +20,6 @@ from tailsweep.trainables.storage.cache import cache_folder, default_cache_dir
 from tailsweep.trainables.training.runtime import Runtime
 from tailsweep.trainables.training.stages import TrialRun, run_two_stages
 from torch import Tensor, nn
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """Where the tokenized examples of a trial come from, see ``fetch_prepared``."""
-
-    key: str  # in the node's cache
-    published: str  # URI of the sweep's own copy
 
 
 def train_stage_one(
@@ -85,7 +77,7 @@ class ReusableModel:
 
 @lru_cache(maxsize=2)
 def _examples(source: DataSource) -> PreparedData:
-    return fetch_prepared(source.key, source.published, default_cache_dir())
+    return fetch_prepared(source, default_cache_dir())
 
 
 @lru_cache(maxsize=2)

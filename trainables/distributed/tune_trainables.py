@@ -84,7 +84,7 @@ def run_stage_one(config: Mapping[str, object], setup: TrialSetup) -> None:
         setup: What the trial shares with the others.
     """
     from tailsweep.trainables.distributed.allocator import keep_freed_memory
-    from tailsweep.trainables.distributed.stage_one_actor import DataSource, train_stage_one
+    from tailsweep.trainables.distributed.stage_one_actor import train_stage_one
     from tailsweep.trainables.models.hub import check_weights
     from tailsweep.trainables.training.checkpoint import newest_checkpoint
 
@@ -95,7 +95,6 @@ def run_stage_one(config: Mapping[str, object], setup: TrialSetup) -> None:
     if runtime.device.type == "cpu":
         keep_freed_memory()
     recovery = Recovery(worker.trial, setup.retries)
-    source = DataSource(worker.data_key, worker.published_data)
     while True:
         try:
             check_weights(worker.trial.model.name, worker.weights)
@@ -105,7 +104,7 @@ def run_stage_one(config: Mapping[str, object], setup: TrialSetup) -> None:
             ):
                 if (notice := describe_damaged(damaged, start)) is not None:
                     tune.report({report_keys.NOTICE: notice})
-                train_stage_one(recovery.trial, source, worker.features, runtime, start, worker.metric)
+                train_stage_one(recovery.trial, worker.data, worker.features, runtime, start, worker.metric)
             return
         except Exception as error:  # the trial fails with this error
             reason = describe_failure(error)

@@ -42,7 +42,7 @@ def train_two_stages(train_loop_config: Mapping[str, object]) -> None:
 
     config = WorkerConfig.model_validate(train_loop_config)
     trial, metric = config.trial, config.metric
-    data = fetch_prepared(config.data_key, config.published_data, default_cache_dir())
+    data = fetch_prepared(config.data, default_cache_dir())
     # Train would name the latest checkpoint it knows of, even a damaged one.
     with forwarded_messages() as messages, newest_checkpoint(config.resume_from) as (start, damaged):
         runtime = RayRuntime(metric, messages)

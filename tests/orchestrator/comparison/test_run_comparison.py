@@ -56,7 +56,7 @@ def compared(
         patch.setattr(run_comparison, "_predict", lambda *_: signal.raise_signal(signal.SIGTERM))
         assert main(["compare", str(path), "--storage", str(folder)]) == 1
     run = folder / "mine"
-    assert not (run / "baselines").exists()  # it stopped there
+    assert not (run / "predictions").exists()  # it stopped there
     # As if killed a moment earlier: the search's seconds are spent, and what it never started is not written yet.
     rewrite_events(run / "methods/vanilla/search", lambda events: events[:-1])
     before = changed(run)
@@ -70,6 +70,10 @@ def changed(run: Path) -> dict[str, float]:
     predictions = {str(file.relative_to(run)): file.stat().st_mtime for file in run.glob("predictions/*/*.parquet")}
     written = [(sweep, event) for sweep in run.glob("methods/*/*") for event in events(sweep)]
     return predictions | {f"{sweep.relative_to(run)} {event['number']}": event["time"] for sweep, event in written}
+
+
+def files_of(run: Path) -> dict[Path, bytes]:
+    return {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 def results(run: Path) -> dict:  # type: ignore[type-arg]
@@ -147,3 +151,69 @@ def test_report_makes_the_same_again_from_the_files_alone(compared: Path, capsys
     (compared / "comparison.md").unlink()
     assert main(["report", str(compared)]) == 0
     assert capsys.readouterr().out == text == (compared / "comparison.md").read_text()
+
+
+MADE_AGAIN = ("comparison.json", "comparison.md", "trials.parquet", "history.parquet", "report.html")
+
+
+def test_report_names_each_file_that_is_missing_or_does_without_it(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = (compared / "comparison.md").read_text()
+    for file in sorted(files_of(compared)):
+        run = shutil.copytree(compared, tmp_path / "mine", symlinks=True)
+        (run / file).unlink()
+        status = main(["report", str(run)])
+        said = capsys.readouterr()
+        if status == 0:
+            assert said.out == expected, file
+            assert file.parts[0] != "predictions", file
+        else:
+            assert status == 2, (file, said.err)
+            assert file.name in said.err or "missing" in said.err, (file, said.err)
+            assert file.name not in MADE_AGAIN, file
+        assert "Traceback" not in said.err, file
+        shutil.rmtree(run)
+
+
+@pytest.mark.slow
+def test_resume_names_each_own_file_that_is_missing_or_makes_the_same_again(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = results(compared)
+    for file in (file for file in sorted(files_of(compared)) if file.parts[0] != "methods"):
+        run = shutil.copytree(compared, tmp_path / "mine", symlinks=True)
+        (run / file).unlink()
+        before = files_of(run)
+        status = main(["resume", str(run)])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err, file
+        if status == 0:
+            assert results(run) == expected, file
+            assert (run / file).exists() or file.parts[0] == "state" or file.parts[0] == "log.jsonl", file
+        else:
+            assert status == 2, (file, said.err)
+            assert file.name in said.err or "missing" in said.err, (file, said.err)
+            assert not set(before) - set(files_of(run)), file
+        shutil.rmtree(run)
+
+
+def test_predictions_that_were_altered_are_named(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(compared, tmp_path / "mine", symlinks=True)
+    file = run / "predictions/vanilla/seed3.parquet"
+    shutil.copy(run / "predictions/vanilla/seed4.parquet", file)
+    assert main(["report", str(run)]) == 2
+    assert f"{file} is not as it was written: remove it, and" in capsys.readouterr().err
+
+
+def test_a_comparison_whose_file_has_changed_is_refused(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(compared, tmp_path / "mine", symlinks=True)
+    settings = yaml.safe_load((run / "comparison.yaml").read_text())
+    (run / "comparison.yaml").write_text(yaml.safe_dump(settings | {"seeds": [3]}))
+    for command in ("report", "resume"):
+        assert main([command, str(run)]) == 2
+        assert "comparison.yaml is not as it was when the comparison began" in capsys.readouterr().err

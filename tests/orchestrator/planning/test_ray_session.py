@@ -7,6 +7,7 @@ import pytest
 import ray
 from tailsweep.clusters.capacity import GROWTH_VARIABLE, growth
 from tailsweep.clusters.definition import DRIVER_RESOURCE, Group
+from tailsweep.orchestrator.planning import ray_session as module
 from tailsweep.orchestrator.planning.ray_session import result_of
 from tailsweep.orchestrator.planning.resources import ClusterError, driver_bundle, driver_slots, trial_slots
 from tailsweep.trainables.distributed.settings import Placement
@@ -118,3 +119,43 @@ def test_drivers_go_to_nodes_that_are_there_for_them(monkeypatch: pytest.MonkeyP
     nodes(monkeypatch, {"CPU": 0, DRIVER_RESOURCE: 12}, {"CPU": 4, DRIVER_RESOURCE: 2}, {"CPU": 4})
     assert driver_bundle() == {"memory": 1, DRIVER_RESOURCE: 1}
     assert driver_slots() == 14
+
+
+@pytest.fixture
+def failures(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+    """What starting a Ray raises, one after another; none comes up, and none is connected."""
+    failures: list[Exception] = []
+
+    def start() -> None:
+        if failures:
+            raise failures.pop(0)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(module, "start_local_ray", start)
+    monkeypatch.setattr(module, "local_processes", dict)
+    return failures
+
+
+def test_a_ray_that_starts_too_slowly_is_started_once_more(
+    monkeypatch: pytest.MonkeyPatch, failures: list[Exception]
+) -> None:
+    monkeypatch.setattr(module, "SLOW_START_S", 0.0)
+    failures.append(Exception("The current node timed out during startup."))
+    with module.ray_session(None) as started_here:
+        assert started_here
+    failures += [Exception("The current node timed out during startup.")] * 2
+    with (
+        pytest.raises(ClusterError, match="cannot start Ray here: The current node timed out"),
+        module.ray_session(None),
+    ):
+        pass
+    assert not failures
+
+
+def test_a_ray_that_cannot_start_is_not_tried_again(failures: list[Exception]) -> None:
+    failures += [ValueError("a wrong setting")] * 2
+    with pytest.raises(ClusterError, match="cannot start Ray here: a wrong setting"), module.ray_session(None):
+        pass
+    assert len(failures) == 1

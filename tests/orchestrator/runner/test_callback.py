@@ -45,8 +45,9 @@ class TrackerDouble:
     def is_open(self, trial: str) -> bool:
         return trial in self.open
 
-    def suspend(self, trial: str) -> None:
+    def suspend(self, trial: str, interrupted: bool = False) -> None:
         self.open.discard(trial)
+        self.calls.append(("suspend", trial, interrupted))
 
     def log(self, trial: str, report: dict[str, Any]) -> None:
         self.calls.append(("log", trial, len(reports(Path(self.run.path)))))
@@ -196,7 +197,16 @@ def test_an_interrupted_trial_gets_no_outcome(sweep: Sweep, run: RunDirectory) -
     for name in ("t000", "t001"):  # Tune ends its trials when it is interrupted
         sweep.complete(name)
     assert read_records(run).outcomes == {}
-    assert not [call for call in sweep.tracker.calls if call[0] == "postprocess"]
+    assert sweep.tracker.calls[-2:] == [("suspend", "t000", True), ("suspend", "t001", True)]
+
+
+def test_a_trial_whose_phase_one_is_over_waits_and_was_not_interrupted(sweep: Sweep, run: RunDirectory) -> None:
+    sweep.start("t000")
+    for epoch in (1, 2):
+        sweep.report("t000", "stage_one", epoch, 0.5)
+    sweep.complete("t000")
+    assert read_records(run).outcomes == {}
+    assert sweep.tracker.calls[-1] == ("suspend", "t000", False)
     assert sweep.progress.states["t000"] == "pending"
 
 

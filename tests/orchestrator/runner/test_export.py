@@ -18,6 +18,7 @@ from tailsweep.orchestrator.planning import preparation
 from tailsweep.orchestrator.runner.export import BestTrial, export_best
 from tailsweep.orchestrator.runs.directory import RunDirectory
 from tailsweep.trainables import report_keys
+from tailsweep.trainables.config.data import DataSource
 from tailsweep.trainables.config.postprocess import PostprocessConfig
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData
@@ -67,7 +68,7 @@ def exported(
                 trial="t000",
                 config=trial_config.model_dump(mode="json"),
                 best=BEST,
-                data_key=data.key,
+                data=DataSource(key=data.key, published=str(data.folder), digest=data.digest),
                 postprocess=dump,
                 metric="validation/macro_f1",
             )

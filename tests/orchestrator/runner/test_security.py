@@ -19,7 +19,7 @@ from tailsweep.orchestrator.config.sweep import load_sweep
 from tailsweep.orchestrator.runs.directory import RunDirectory, RunDirectoryError
 from tailsweep.orchestrator.runs.event_log import EventLog, LogEnd
 from tailsweep.orchestrator.runs.records import read_records, with_checksum
-from tailsweep.trainables.config.data import BackTranslation
+from tailsweep.trainables.config.data import BackTranslation, DataSource
 from tailsweep.trainables.config.trial import HeadConfig, ModelConfig, TrialConfig
 from tailsweep.trainables.data.tokenized import fetch_prepared
 from tailsweep.trainables.distributed.train_run import _forget_checkpoints
@@ -289,7 +289,7 @@ def test_the_links_that_wandb_makes_itself_are_no_reason_to_refuse(run: RunDirec
 def test_a_key_that_is_a_path_names_nothing_in_the_cache(key: str, tmp_path: Path) -> None:
     (tmp_path / "published").mkdir()
     with pytest.raises(DataError, match="is no key of rows or features"):
-        fetch_prepared(key, str(tmp_path / "published"), tmp_path / "cache")
+        fetch_prepared(DataSource(key=key, published=str(tmp_path / "published"), digest=""), tmp_path / "cache")
     with pytest.raises(DataError, match="is no key of rows or features"):
         FeaturePlan.load({"key": key, "split_point": {}, "counts": [1, 1]})
     assert not (tmp_path / "cache").exists()

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pyarrow.parquet as pq
@@ -207,3 +208,42 @@ def test_fifty_pruned_in_a_row_and_a_second_sweep_leave_nothing_on_ray(
     arguments = ["--storage", str(tmp_path), "--set", "name=second", "--set", "stage_one.learning_rate=1e-3"]
     assert main(["run", str(sweep), *arguments]) == 0
     assert_freed()
+
+
+MANY = 10_000
+DESCRIPTORS = 512
+
+
+@pytest.mark.timeout(4 * 3600)
+def test_many_light_trials_under_a_low_limit_of_descriptors(
+    small_sweep: Callable[..., Path], tmp_path: Path, ray_temp: str
+):
+    """Ray's processes have the limit, too: the shell sets it for all that it starts."""
+    sweep = small_sweep(
+        search="random", num_trials=MANY, promote=1, asha=None, max_concurrent=2,
+        stage_one={
+            "trainable": "head", "learning_rate": {"loguniform": [1e-5, 1e-1]}, "epochs": 1, "batch_size": 64,
+        },
+        stage_two={"learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
+    )  # fmt: skip
+    run, began = tmp_path / "many", time.monotonic()
+    process = start(
+        "bash", "-c", f'ulimit -n {DESCRIPTORS}; exec "$@"', "bash",
+        *tailsweep("run", sweep, "--storage", tmp_path, "--set", "name=many"), RAY_TMPDIR=ray_temp,
+    )  # fmt: skip
+    most_open = 0
+    with (tmp_path / "printed").open("w") as printed:
+        Thread(target=shutil.copyfileobj, args=(process.stdout, printed), daemon=True).start()
+        while process.poll() is None:
+            time.sleep(5)
+            for child in [psutil.Process(process.pid), *psutil.Process(process.pid).children()]:
+                with suppress(psutil.Error):
+                    most_open = max(most_open, child.num_fds())
+    assert process.returncode == 0, (tmp_path / "printed").read_text()[-5000:]
+    states = Counter(row["state"] for row in pq.read_table(run / "trials.parquet").to_pylist())
+    assert states == {"not_promoted": MANY - 1, "completed": 1}
+    files = sum(path.is_file() for path in run.rglob("*"))
+    assert files < 2 * MANY, files
+    assert most_open < DESCRIPTORS
+    seconds = time.monotonic() - began
+    print(f"{MANY} trials in {seconds:.0f} s, {files} files, at most {most_open} descriptors of the driver")

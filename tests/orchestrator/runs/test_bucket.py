@@ -24,6 +24,7 @@ from tailsweep.orchestrator.runs.lock import OWNER_BYTES, OWNER_FILE, run_lock
 from tailsweep.orchestrator.runs.records import RecordWriter, read_records, write_trials
 from tailsweep.orchestrator.runs.trials import TrialRecord
 from tailsweep.trainables import report_keys
+from tailsweep.trainables.config.data import DataSource
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import fetch_prepared
 from tailsweep.trainables.distributed.tune_trainables import StageOneRuntime
@@ -330,7 +331,9 @@ def test_rows_and_features_of_a_bucket_are_read_by_a_node_that_lacks_them(
 
     monkeypatch.setattr(feature_store, "_write_part", lambda *arguments: pytest.fail("the trunk is run"))
     with opened_after(store, 0.2):
-        copied = fetch_prepared(data.key, run.uri(f"state/data/{data.key}"), there)
+        copied = fetch_prepared(
+            DataSource(key=data.key, published=run.uri(f"state/data/{data.key}"), digest=data.digest), there
+        )
     assert (copied.folder.parents[1], copied.key) == (there, data.key)
     with opened_after(store, 0.2):
         features = make_features(plan, model, copied, there, cpu, PartSet(run.uri("state/features"), 2))
@@ -342,10 +345,11 @@ def test_rows_and_features_of_a_bucket_are_read_by_a_node_that_lacks_them(
 def test_rows_that_a_bucket_lacks_are_the_runs_fault_and_those_it_refuses_are_not(
     run: RunDirectory, store: ObjectStore, tmp_path: Path
 ) -> None:
+    nowhere = DataSource(key="0" * 64, published=run.uri("state/data/none"), digest="0" * 64)
     with pytest.raises(DataError, match="cannot be copied"):
-        fetch_prepared("0" * 64, run.uri("state/data/none"), tmp_path)
+        fetch_prepared(nowhere, tmp_path)
     with store.shut("403 Forbidden"), pytest.raises(StorageError, match="ACCESS_DENIED"):
-        fetch_prepared("0" * 64, run.uri("state/data/none"), tmp_path)
+        fetch_prepared(nowhere, tmp_path)
 
 
 def test_of_phase_one_the_last_checkpoint_in_a_bucket_is_kept_and_resumed_from(

@@ -8,11 +8,11 @@ import pytest
 import torch
 from support.loaded_classifier import build_classifier
 from tailsweep.trainables import report_keys
-from tailsweep.trainables.config.data import DataConfig
+from tailsweep.trainables.config.data import DataConfig, DataSource
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.distributed.settings import FeatureSource
-from tailsweep.trainables.distributed.stage_one_actor import DataSource, open_features_of, train_stage_one
+from tailsweep.trainables.distributed.stage_one_actor import open_features_of, train_stage_one
 from tailsweep.trainables.execution.feature_plan import FeaturePlan, plan_features
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
@@ -53,11 +53,15 @@ def features_of(config: TrialConfig, data: PreparedData) -> FeatureSource:
     return FeatureSource(plan=plan.dump(), published="/nowhere", num_parts=1, cache_dir=None)
 
 
+def source_of(data: PreparedData) -> DataSource:
+    return DataSource(key=data.key, published=str(data.folder), digest=data.digest)
+
+
 def warm(
     config: TrialConfig, data: PreparedData, folder: Path | None = None, start: Path | None = None
 ) -> list[Report]:
     runtime = SingleProcess(CPU, folder)
-    train_stage_one(config, DataSource(data.key, str(data.folder)), features_of(config, data), runtime, start)
+    train_stage_one(config, source_of(data), features_of(config, data), runtime, start)
     return runtime.reports
 
 
@@ -116,7 +120,7 @@ def test_it_waits_for_the_sweeps_metric(
         "tailsweep.trainables.distributed.stage_one_actor.run_two_stages",
         lambda run, *arguments: given.append(run.metric),
     )
-    train_stage_one(config, DataSource(data.key, str(data.folder)), None, SingleProcess(CPU), None, "validation/mcc")
+    train_stage_one(config, source_of(data), None, SingleProcess(CPU), None, "validation/mcc")
     assert given == ["validation/mcc"]
 
 

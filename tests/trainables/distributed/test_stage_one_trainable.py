@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.loaded_classifier import build_classifier
 from tailsweep.trainables import report_keys
-from tailsweep.trainables.config.data import DataConfig
+from tailsweep.trainables.config.data import DataConfig, DataSource
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.distributed import retry_policy, tune_trainables
@@ -61,8 +61,7 @@ class Phase:
         worker = WorkerConfig(
             trial=self.trial,
             metric=report_keys.DEFAULT_METRIC,
-            data_key=self.data.key,
-            published_data=str(self.data.folder),
+            data=DataSource(key=self.data.key, published=str(self.data.folder), digest=self.data.digest),
             features=self.features,
             resume_from=(str(self.checkpoints),),
         )

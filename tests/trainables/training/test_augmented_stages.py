@@ -14,7 +14,7 @@ import torch
 import transformers
 from support.loaded_classifier import build_classifier
 from tailsweep.trainables import report_keys
-from tailsweep.trainables.config.data import DataConfig
+from tailsweep.trainables.config.data import DataConfig, DataSource
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.splits import load_splits
 from tailsweep.trainables.data.tokenized import SYNTHETIC_FILE, PreparedData, fetch_prepared, open_prepared
@@ -143,9 +143,10 @@ def test_other_synthetic_rows_have_a_key_of_their_own(
 def test_augmented_rows_are_downloaded_with_the_others_and_repaired(
     name: str, data: PreparedData, tmp_path: Path
 ) -> None:
-    downloaded = fetch_prepared(data.key, str(data.folder), tmp_path)
+    source = DataSource(key=data.key, published=str(data.folder), digest=data.digest)
+    downloaded = fetch_prepared(source, tmp_path)
     (downloaded.folder / name).write_bytes((downloaded.folder / name).read_bytes()[:-8])
-    repaired = fetch_prepared(data.key, str(data.folder), tmp_path)
+    repaired = fetch_prepared(source, tmp_path)
     assert repaired.rows_of("augmented").tokens.tolist() == data.rows_of("augmented").tokens.tolist()
     assert repaired.sources().tolist() == data.sources().tolist()
     assert repaired.key_without_synthetic == data.key_without_synthetic
