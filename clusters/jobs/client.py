@@ -29,11 +29,16 @@ TIMEOUTS_S = (10.0, 300.0)  # of a connection, and of an answer: the head reads 
 SILENCE_S = 60.0  # after which a quiet log is requested again: a connection may be dead without notice
 PATIENCE_S = 600.0  # with a cluster that no longer answers, while a job is followed
 BETWEEN_S = 1.0  # between two requests for the status of a job
+AGAIN_S = 1.0  # between two attempts
 START_S = 120.0  # for a head that has just been started to accept jobs
 
 
 class SubmissionError(ValueError):
     """A request that failed before it had an effect; the message has the cause and the fix in one line."""
+
+
+class NoAnswerError(SubmissionError):
+    """A request without an answer."""
 
 
 class ClusterLostError(RuntimeError):
@@ -130,7 +135,7 @@ def _faults_at(address: str) -> Iterator[None]:
             f"{address} refuses the token {_token_place()}: it is another cluster's; {_token_hint()}"
         ) from None
     except (ConnectionError, requests.ConnectionError, requests.Timeout) as error:
-        raise SubmissionError(
+        raise NoAnswerError(
             f"no Ray answers at {address} ({_reason(error)}): check the address, that the cluster is up, and the "
             "tunnel to its dashboard if there is one (ssh -L 8265:localhost:8265 HEAD)"
         ) from None
@@ -207,7 +212,7 @@ def submit(
         SubmissionError: The cluster refuses the job. Nothing runs then.
     """
     deadline = time.monotonic() + START_S
-    is_reported = False
+    is_starting = False
     while True:
         try:
             with _faults_at(client.get_address()), _faults_of(runtime_env):
@@ -219,11 +224,16 @@ def submit(
                 )
                 return
         except SubmissionError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
+            is_expected = "No available agent" in str(error) or (is_starting and isinstance(error, NoAnswerError))
+            if not is_expected or time.monotonic() > deadline:
                 raise
-        if not is_reported:
+        if not is_starting:
             logger.info("the cluster's head has just been started: waiting until it accepts jobs")
-            is_reported = True
+            is_starting = True
+        time.sleep(AGAIN_S)
+        with suppress(OSError, RuntimeError, ValueError):  # there is none
+            client.get_job_info(submission_id)
+            return  # it has accepted the job, and its answer was lost
 
 
 def follow(client: JobClient, submission_id: str, write: Callable[[str], None]) -> JobDetails:

@@ -24,6 +24,7 @@ LOG_LEVELS = {"ray.tune": logging.ERROR, "ray.tune.execution.experiment_state": 
 TUNE_VARIABLES = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Tune's own loggers would write every report a second time
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a box of its own at every verbosity (Ray 2.60)
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # the relative path of a model leads where it leads from the driver's folder
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a report may be a notice without the metric
 }
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import ray
 from aiohttp import WSCloseCode, web
 
+DROPPED = 0  # in place of a status: the connection ends without an answer
+
 
 class FakeHead:
     """What it answers with can be changed while it runs; ``requests`` are those it has had, ``submitted`` the jobs."""
@@ -47,6 +49,9 @@ class FakeHead:
         for (method, prefix), instead in self.answers.items():
             if request.method == method and request.path.startswith(prefix) and instead:
                 status, text = instead.pop(0)
+                if status == DROPPED:
+                    assert request.transport is not None
+                    request.transport.close()
                 return web.Response(status=status, text=text)
         parts = request.path.strip("/").split("/")
         match request.method, parts[1:]:

@@ -17,7 +17,8 @@ from tailsweep.orchestrator.runs.directory import FORMAT_VERSION
 
 RECORDED = Path(__file__).resolve().parents[1] / "orchestrator" / "runs" / "recorded"
 NAME = "recorded"
-NUM_REPORTS = 3  # of a trial that runs to its end
+OF_THIS_MACHINE = ("log.jsonl", "state/lock", "state/holder.json", "state/signature")
+NUM_EPOCHS = 9  # of a trial: as many reports
 
 SWEEP = {
     "search": "grid",
@@ -31,7 +32,7 @@ SWEEP = {
         "epochs": 1,
         "batch_size": 4,
     },
-    "stage_two": {"learning_rate": 3e-3, "epochs": 2, "batch_size": 4},
+    "stage_two": {"learning_rate": 3e-3, "epochs": NUM_EPOCHS - 1, "batch_size": 4},
     "wandb": {"mode": "disabled"},
 }
 
@@ -51,25 +52,28 @@ def record(model: Path, rows: Path, folder: Path) -> None:
 
         def far_enough() -> bool:
             assert process.poll() is None, process.communicate()[0]
-            return len(outcomes(run)) == 1 and len(reports(run)) > NUM_REPORTS
+            return len(outcomes(run)) == 1 and len(reports(run)) > NUM_EPOCHS
 
         try:
             wait_until(far_enough)
         finally:
-            kill_family(process)
+            if process.poll() is None:
+                kill_family(process)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(run, folder)
         shutil.copytree(work / NAME / "model", folder / "model")
+        for name in OF_THIS_MACHINE:
+            (folder / name).unlink()
 
 
 if __name__ == "__main__":
     from conftest import _save_tiny_model
 
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as temporary:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        _save_tiny_model(Path(made) / "model", "distilbert", 0.0)
+        _save_tiny_model(Path(temporary) / "model", "distilbert", 0.0)
         written = ["text,label"]
         for label, words in (("fire", "flame smoke"), ("flood", "water rain"), ("quake", "tremor fault")):
             written += [f"{words} at place {number} again,{label}" for number in range(30 if label == "fire" else 12)]
-        (Path(made) / "rows.csv").write_text("\n".join(written) + "\n")
-        record(Path(made) / "model", Path(made) / "rows.csv", RECORDED / f"format-{FORMAT_VERSION}")
+        (Path(temporary) / "rows.csv").write_text("\n".join(written) + "\n")
+        record(Path(temporary) / "model", Path(temporary) / "rows.csv", RECORDED / f"format-{FORMAT_VERSION}")

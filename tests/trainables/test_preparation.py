@@ -324,7 +324,7 @@ def test_another_machine_fetches_the_published_copy_and_repairs_a_damaged_one(
         fetch_prepared(nowhere, tmp_path / "elsewhere")
 
 
-def test_rows_that_the_sweep_did_not_begin_with_are_fetched_again_or_refused(
+def test_rows_other_than_the_sweeps_are_replaced_or_refused(
     config: DataConfig, tokenizer_path: str, tmp_path: Path
 ) -> None:
     """Another's entry below the same key, with checksums of its own: whole, but of other rows."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray.job_submission import JobDetails
-from support.fake_head import FakeHead, fake_head
+from support.fake_head import DROPPED, FakeHead, fake_head
 from support.messages import each_message, messages
 from tailsweep.clusters.jobs import client as job_client
 from tailsweep.clusters.jobs.client import (
@@ -186,6 +186,32 @@ def test_a_head_that_has_only_just_been_started_is_waited_for(head: FakeHead, tm
     said = submitted(head, tmp_path)
     assert said == ["the cluster's head has just been started: waiting until it accepts jobs"]
     assert len(head.submitted) == 1
+
+
+def test_a_head_that_drops_connections_while_it_starts_is_waited_for(
+    head: FakeHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(job_client, "AGAIN_S", 0.0)
+    head.answers["POST", "/api/jobs"] = [(500, "No available agent to submit job"), (DROPPED, ""), (DROPPED, "")]
+    assert len(submitted(head, tmp_path)) == 1
+    assert len(head.submitted) == 1
+
+
+def test_a_job_whose_acceptance_got_lost_is_not_submitted_twice(
+    head: FakeHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(job_client, "AGAIN_S", 0.0)
+    head.answers["POST", "/api/jobs"] = [(500, "No available agent to submit job"), (DROPPED, "")]
+    head.answers["GET", "/api/jobs/demo"] = [(404, "Job demo does not exist")]
+    head.job("demo", "PENDING")
+    submitted(head, tmp_path)
+    assert head.submitted == []
+
+
+def test_a_connection_that_is_dropped_at_once_is_no_start(head: FakeHead, tmp_path: Path):
+    head.answers["POST", "/api/jobs"] = [(DROPPED, "")]
+    with pytest.raises(SubmissionError, match="no Ray answers at"):
+        submitted(head, tmp_path)
 
 
 def submitted(head: FakeHead, folder: Path, **environment: object) -> list[str]:
