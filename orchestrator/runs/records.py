@@ -203,5 +203,7 @@ def _damage(run: RunDirectory, relative: str) -> Iterator[None]:
         yield
     except RunDirectoryError:
         raise
+    except FileNotFoundError:
+        raise RunDirectoryError(f"{run.uri(relative)} is missing: {RESTORE}") from None
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise RunDirectoryError(f"{run.uri(relative)} is damaged ({describe_error(error)}): {RESTORE}") from None
