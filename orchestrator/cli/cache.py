@@ -4,7 +4,6 @@ They are tokenized examples, features, translations, and files as ``datasets`` h
 there is listed, too: what a killed process has left, say. All sweeps of a user share the cache.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tailsweep.orchestrator.runs.text import aligned
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import InputError
 from tailsweep.trainables.storage.cache import META_FILE, cache_folder
+from tailsweep.trainables.storage.json_text import parse_json
 
 CONVERSIONS = "datasets"
 SHOWN_OF_KEY = 12  # characters; a unique beginning is enough to name an entry
@@ -116,7 +116,7 @@ def _content(kind: str, folder: Path) -> str:
     if kind == CONVERSIONS:
         return "a CSV, TSV or Parquet file, converted to Arrow"
     try:
-        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        meta = parse_json((folder / META_FILE).read_text(encoding="utf-8"))
         if kind == "features":
             return f"{meta['split_point']}, {meta['dtype']}"
         if kind == "translations":

@@ -78,7 +78,7 @@ def predictions_file(name: str, seed: int | None) -> str:
 
 def read_comparison(run: RunDirectory) -> Comparison:
     """Read the comparison of a run directory, wherever that is now."""
-    run.reject_escaping_symlinks()
+    run.reject_unsafe_files()
     run.check_format()
     tree = parse_yaml(run.read_text(COMPARISON_FILE))
     if not isinstance(tree, dict):

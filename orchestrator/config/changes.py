@@ -1,5 +1,7 @@
 """What may change about a sweep that has begun, and what may not."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -84,6 +86,12 @@ def settings_of_results(sweep: Sweep) -> Tree:
     return {
         field: value for field, value in leaves(_settings(sweep)) if not _is_adopted(field) and field not in EXTENDING
     }
+
+
+def settings_digest(sweep: Sweep) -> str:
+    """Return a digest of a sweep's settings that results depend on: its file must not change afterwards."""
+    settings = json.dumps(settings_of_results(sweep), sort_keys=True, default=str)
+    return hashlib.sha256(settings.encode()).hexdigest()
 
 
 def _differences(old: object, new: object, field: str = "") -> Iterator[Change]:

@@ -1,6 +1,5 @@
 """What ``environment.json`` of a run directory holds: where a sweep ran, and the inputs that its trials share."""
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -9,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer, field_validator
-from tailsweep.orchestrator.config.changes import settings_of_results
+from tailsweep.orchestrator.config.changes import settings_digest
 from tailsweep.orchestrator.config.sweep import Sweep
 from tailsweep.orchestrator.planning.disk_usage import CheckpointBytes
 from tailsweep.orchestrator.planning.preparation import PreparedTrials, TrialInputs
@@ -19,6 +18,7 @@ from tailsweep.orchestrator.runs.trials import inputs_key
 from tailsweep.trainables.config.data import DataSource
 from tailsweep.trainables.errors import describe_error
 from tailsweep.trainables.execution.feature_plan import FeaturePlan
+from tailsweep.trainables.storage.json_text import parse_json
 
 RECORDED_PACKAGES = (
     "tailsweep", "ray", "torch", "transformers", "tokenizers", "datasets", "wandb", "pyarrow", "numpy", "safetensors",
@@ -84,12 +84,6 @@ class Environment(BaseModel):
         return self.model_copy(update={name: getattr(self, name) | inputs for name, inputs in more.items()})
 
 
-def settings_digest(sweep: Sweep) -> str:
-    """Return a digest of a sweep's settings that results depend on: its file must not change afterwards."""
-    settings = json.dumps(settings_of_results(sweep), sort_keys=True, default=str)
-    return hashlib.sha256(settings.encode()).hexdigest()
-
-
 def describe_environment(sweep: Sweep, prepared: PreparedTrials, nodes: Sequence[Mapping[str, Any]]) -> Environment:
     """Describe where a sweep starts, and what was prepared for it.
 
@@ -142,7 +136,7 @@ def read_environment(run: RunDirectory) -> Environment:
         RunDirectoryError: it is missing, or not as it was written.
     """
     try:
-        return Environment.model_validate(verify_checksum(json.loads(run.read_text(ENVIRONMENT_FILE))))
+        return Environment.model_validate(verify_checksum(parse_json(run.read_text(ENVIRONMENT_FILE))))
     except FileNotFoundError:
         raise RunDirectoryError(f"{run.uri(ENVIRONMENT_FILE)} is missing: restore it from a copy") from None
     except ValidationError as error:

@@ -10,13 +10,12 @@ from tailsweep.orchestrator.config.yaml_io import split_override
 from tailsweep.orchestrator.planning.environment import (
     Environment,
     read_environment,
-    settings_digest,
     write_environment,
 )
 from tailsweep.orchestrator.planning.preparation import prepare_trials
 from tailsweep.orchestrator.runs.directory import DATA_FOLDER, SWEEP_FILE, RunDirectory, RunDirectoryError
 from tailsweep.orchestrator.runs.grants import refuse_grants, refuse_unlisted_grants, sign
-from tailsweep.orchestrator.runs.records import RecordWriter, read_records, read_sweep
+from tailsweep.orchestrator.runs.records import RecordWriter, check_settings, read_records, read_sweep
 from tailsweep.orchestrator.runs.trials import Records, TrialRecord, TrialState, record_of
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.models.hub import check_weights
@@ -51,11 +50,7 @@ def reopen(run: RunDirectory, wanted: Wanted) -> Reopened:
     recorded = read_sweep(run)
     records = read_records(run, recorded.config.metric)
     environment = read_environment(run)
-    if environment.settings_digest != settings_digest(recorded):
-        raise RunDirectoryError(
-            f"{run.uri(SWEEP_FILE)} is not as it was when the run began: restore it; to change a setting, use "
-            f"`{run.resume_command} --set ...`, which says what can be changed"
-        )
+    check_settings(run, recorded)
     changed = _changed(run, recorded, wanted)
     settings = changed.sweep.config.model_dump()
     refuse_unlisted_grants(run, settings, ((trial.name, trial.config) for trial in records.trials))

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from tailsweep.trainables.storage.filesystem import (
     upload,
     without_trailing_slash,
 )
+from tailsweep.trainables.storage.json_text import parse_json
 from tailsweep.trainables.storage.retry import with_retries
 
 T = TypeVar("T")
@@ -138,11 +140,13 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.uri(COMPARISON_FILE)} is missing: restore it from a copy")
         return False
 
-    def reject_escaping_symlinks(self) -> None:
-        """Check that no link in the directory leads out of it: it would redirect what is read, written or deleted.
+    def reject_unsafe_files(self) -> None:
+        """Check that the directory holds files and folders only, and no link that leads out of it.
+
+        A link would redirect what is read, written or deleted; whoever reads a named pipe waits for ever.
 
         Raises:
-            RunDirectoryError: One does.
+            RunDirectoryError: There is another kind of file, or such a link.
         """
         if self.local is None:
             return
@@ -151,10 +155,8 @@ class RunDirectory:
             if Path(folder).match(f"{root}/{WANDB_FOLDER}/*/logs"):
                 continue  # W&B's own link to the log of its process, which nothing here opens
             for path in (Path(folder, name) for name in (*folders, *files)):
-                if path.is_symlink() and not path.resolve().is_relative_to(root):
-                    raise RunDirectoryError(
-                        f"{path} is a link that leads out of the run directory: replace it by what it leads to"
-                    )
+                with suppress(FileNotFoundError):  # a sweep that runs deletes files
+                    _reject_unsafe(path, root)
 
     def check_format(self) -> None:
         """Check that this version of tailsweep reads the files of the run directory.
@@ -163,7 +165,7 @@ class RunDirectory:
             RunDirectoryError: It does not, or the file that says so is missing.
         """
         try:
-            read = json.loads(self.read_text(FORMAT_FILE))
+            read = parse_json(self.read_text(FORMAT_FILE))
             version, written_by = int(read["format_version"]), str(read["written_by"])
         except FileNotFoundError:
             raise RunDirectoryError(
@@ -202,7 +204,7 @@ class RunDirectory:
             RunDirectoryError: It exists already, or storage refuses a file.
         """
         self.refuse_existing(over_one_not_begun)
-        self.reject_escaping_symlinks()
+        self.reject_unsafe_files()
         try:
             self.filesystem.create_dir(self.path, recursive=True)
             self.filesystem.create_dir(self._at("state"), recursive=True)
@@ -220,10 +222,13 @@ class RunDirectory:
 
         Raises:
             FileNotFoundError: There is no such file.
+            RunDirectoryError: A folder is in its place.
             StorageError: Storage continues to refuse it.
         """
 
         def read() -> bytes:
+            if self.local is not None and Path(self._at(relative)).is_dir():  # pyarrow's error has no number
+                raise RunDirectoryError(f"{self.uri(relative)} is a folder, not a file: restore it from a copy")
             with self.filesystem.open_input_stream(self._at(relative)) as stream:
                 content: bytes = stream.read()
                 return content
@@ -342,6 +347,23 @@ class RunDirectory:
             stream.write(content)
 
 
+def _reject_unsafe(path: Path, root: Path) -> None:
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        if not Path(os.path.realpath(path)).is_relative_to(root):
+            raise RunDirectoryError(
+                f"{path} is a link that leads out of the run directory: replace it by what it leads to"
+            )
+        try:
+            mode = path.stat().st_mode  # of what it leads to
+        except FileNotFoundError:
+            return  # as if the file were missing
+        except OSError as error:
+            raise RunDirectoryError(f"{path} cannot be followed ({error.strerror}): remove it") from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise RunDirectoryError(f"{path} is neither a file nor a folder: remove it")
+
+
 def _this_version() -> str:
     try:
         return f"tailsweep {importlib.metadata.version('tailsweep')}"
@@ -362,6 +384,6 @@ def open_run(location: str) -> RunDirectory:
             f"{run.location} is not a run directory: it has no {SWEEP_FILE} and {TRIALS_FILE}; give the folder "
             "that `tailsweep run` printed, e.g. runs/demo-20260131-120000"
         )
-    run.reject_escaping_symlinks()
+    run.reject_unsafe_files()
     run.check_format()
     return run

@@ -19,6 +19,7 @@ from typing import Any
 
 from tailsweep.orchestrator.runs.directory import EVENTS_FOLDER, SEAL_FILE, RunDirectory, RunDirectoryError
 from tailsweep.trainables.errors import describe_error
+from tailsweep.trainables.storage.json_text import parse_json
 
 SEGMENT_RECORDS = 256  # rolled up into one file
 DIGEST_DIGITS = 32
@@ -122,7 +123,7 @@ class _Seal:
 def _read_seal(run: RunDirectory) -> _Seal:
     """Return the seal; that of an empty log where no process has come to its end."""
     try:
-        read = json.loads(run.read_text(SEAL_FILE))
+        read = parse_json(run.read_text(SEAL_FILE))
         return _Seal(int(read["records"]), str(read["digest"]))
     except FileNotFoundError:
         return _Seal(0, "")
@@ -191,7 +192,7 @@ def _lines(name: str, content: bytes) -> list[str]:
 def _verified(run: RunDirectory, name: str, line: str, end: LogEnd) -> tuple[Event, str]:
     """Return a record, which must be the next one, and its digest; raises ValueError if it is not as it was written."""
     try:
-        read = json.loads(line)
+        read = parse_json(line)
         written = read.pop("digest")
         digest, event = _digest(read), Event(read["kind"], read["time"], read["record"])
         place = read["number"], read["previous"]

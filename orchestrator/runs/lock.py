@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from tailsweep.orchestrator.runs.directory import RunDirectory, RunDirectoryError
 from tailsweep.orchestrator.runs.front import visible_pid
 from tailsweep.trainables.errors import StorageError
+from tailsweep.trainables.storage.json_text import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def _owner(run: RunDirectory) -> LockOwner | None:
     """
     for _ in range(2):
         try:
-            return LockOwner(**json.loads(run.read_text(OWNER_FILE)))
+            return LockOwner(**parse_json(run.read_text(OWNER_FILE)))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):

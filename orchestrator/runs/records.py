@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 
+from tailsweep.orchestrator.config.changes import settings_digest
 from tailsweep.orchestrator.config.errors import find_issues, show
 from tailsweep.orchestrator.config.sweep import Sweep, SweepConfig, SweepConfigError
 from tailsweep.orchestrator.config.tree import Tree
 from tailsweep.orchestrator.config.yaml_io import parse_yaml
 from tailsweep.orchestrator.runs.directory import (
+    ENVIRONMENT_FILE,
     EVENTS_FOLDER,
     SWEEP_FILE,
     TRIALS_FILE,
@@ -28,6 +30,7 @@ from tailsweep.orchestrator.runs.event_log import RESTORE, Event, EventLog, LogE
 from tailsweep.orchestrator.runs.trials import Outcome, Records, Row, TrialRecord, check_name
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import describe_error
+from tailsweep.trainables.storage.json_text import parse_json
 
 CHECKSUM = "checksum"  # key of a record in its file
 
@@ -60,6 +63,21 @@ def read_sweep(run: RunDirectory) -> Sweep:
             run.uri(SWEEP_FILE), ["name and num_trials must be set: the file is not of a resolved sweep"]
         )
     return Sweep.resolved(config, config.name, config.num_trials)
+
+
+def check_settings(run: RunDirectory, sweep: Sweep) -> None:
+    """Check that the sweep's file has the settings that the run began with, as far as results depend on them.
+
+    Raises:
+        RunDirectoryError: It has others, or ``environment.json``, which knows their digest, is missing or damaged.
+    """
+    with _damage(run, ENVIRONMENT_FILE, "restore it from a copy"):
+        began_with = verify_checksum(parse_json(run.read_text(ENVIRONMENT_FILE)))["settings_digest"]
+    if began_with != settings_digest(sweep):
+        raise RunDirectoryError(
+            f"{run.uri(SWEEP_FILE)} is not as it was when the run began: restore it; to change a setting, use "
+            f"`{run.resume_command} --set ...`, which says what can be changed"
+        )
 
 
 def write_trials(run: RunDirectory, trials: Iterable[TrialRecord]) -> None:
@@ -111,7 +129,7 @@ def read_records(run: RunDirectory, metric: str | None = None) -> Records:
         RunDirectoryError: A record is missing, or not as it was written.
     """
     with _damage(run, TRIALS_FILE):
-        listed = verify_checksum(json.loads(run.read_text(TRIALS_FILE)))
+        listed = verify_checksum(parse_json(run.read_text(TRIALS_FILE)))
         trials = [TrialRecord(**read) for read in listed["trials"]]
     events, end = read_events(run)
     records = Records(trials, log_end=end)
@@ -198,12 +216,12 @@ def _checksum(record: Mapping[str, object]) -> str:
 
 
 @contextmanager
-def _damage(run: RunDirectory, relative: str) -> Iterator[None]:
+def _damage(run: RunDirectory, relative: str, fix: str = RESTORE) -> Iterator[None]:
     try:
         yield
     except RunDirectoryError:
         raise
     except FileNotFoundError:
-        raise RunDirectoryError(f"{run.uri(relative)} is missing: {RESTORE}") from None
+        raise RunDirectoryError(f"{run.uri(relative)} is missing: {fix}") from None
     except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise RunDirectoryError(f"{run.uri(relative)} is damaged ({describe_error(error)}): {RESTORE}") from None
+        raise RunDirectoryError(f"{run.uri(relative)} is damaged ({describe_error(error)}): {fix}") from None

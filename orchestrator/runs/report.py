@@ -4,7 +4,7 @@ import logging
 
 from tailsweep.orchestrator.runs.directory import REPORT_FILE, RunDirectory, open_run
 from tailsweep.orchestrator.runs.html_report import render_page
-from tailsweep.orchestrator.runs.records import read_records, read_sweep
+from tailsweep.orchestrator.runs.records import check_settings, read_records, read_sweep
 from tailsweep.orchestrator.runs.tables import read_test_metrics, result_rows, write_tables
 from tailsweep.orchestrator.runs.text import describe_run
 from tailsweep.orchestrator.runs.trials import Records
@@ -16,7 +16,9 @@ logger = logging.getLogger(__name__)
 def report(location: str) -> str:
     """Report on a run directory, finished, running or dead; needs no cluster."""
     run = open_run(location)
-    metric = read_sweep(run).config.metric
+    sweep = read_sweep(run)
+    check_settings(run, sweep)
+    metric = sweep.config.metric
     records = read_records(run, metric)
     try:
         return write_report(run, records, metric)

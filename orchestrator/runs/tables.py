@@ -19,6 +19,7 @@ from tailsweep.orchestrator.runs.trials import Records, Row, TrialState, best_ep
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import describe_error
 from tailsweep.trainables.report_keys import Stage
+from tailsweep.trainables.storage.json_text import parse_json
 
 NUMBERS = (f"{report_keys.VALIDATION}/", "train/", "best_epoch", "seconds")  # how names of columns of numbers begin
 
@@ -90,7 +91,7 @@ def read_test_metrics(run: RunDirectory) -> Row | None:
         RunDirectoryError: It is not as it was written.
     """
     try:
-        metrics = json.loads(run.read_text(METRICS_FILE))
+        metrics = parse_json(run.read_text(METRICS_FILE))
         if not {"trial", "stage", "epoch", "labels", "train_rows", "test_rows"} <= metrics.keys():
             raise ValueError("it has not all its entries")
     except FileNotFoundError:

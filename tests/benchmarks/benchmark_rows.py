@@ -73,6 +73,7 @@ def prepared(texts: Sequence[str], labels: NDArray[np.int64], tokenizer: Any, or
     data = PreparedData(
         folder=Path(),
         key=hashlib.sha256(train.tokens.tobytes()).hexdigest(),
+        digest="",  # of no file
         label_names=names,
         class_counts=np.bincount(labels, minlength=len(names)),
         notes=(),

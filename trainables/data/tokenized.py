@@ -25,6 +25,7 @@ from tailsweep.trainables.storage.atomic import replace_folder
 from tailsweep.trainables.storage.cache import META_FILE, cache_errors, checked_key
 from tailsweep.trainables.storage.checksums import file_sha256
 from tailsweep.trainables.storage.filesystem import download, open_location
+from tailsweep.trainables.storage.json_text import parse_json
 from tailsweep.trainables.storage.retry import fetch_remote
 
 FORMAT_VERSION = 1  # of the folder; part of the key
@@ -124,7 +125,7 @@ def open_prepared(folder: Path) -> PreparedData:
         DataError: it is missing, or its files do not have the sizes they were written with.
     """
     try:
-        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        meta = parse_json((folder / META_FILE).read_text(encoding="utf-8"))
         pad_token_id = int(meta["pad_token_id"])
         names = [*SPLITS, *(name for name in meta["splits"] if name not in SPLITS)]
         parts = {name: _open_split(folder, name, meta["splits"][name], pad_token_id) for name in names}
@@ -197,7 +198,7 @@ def length_batches(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[
 def is_whole(folder: Path) -> bool:
     """Whether the entry is there and holds the very bytes that were written."""
     try:
-        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        meta = parse_json((folder / META_FILE).read_text(encoding="utf-8"))
         written = {f"{name}.arrow": described["sha256"] for name, described in meta["splits"].items()}
         if "synthetic_sha256" in meta:
             written[SYNTHETIC_FILE] = meta["synthetic_sha256"]

@@ -28,6 +28,7 @@ from tailsweep.trainables.storage.atomic import replace_folder, sync_to_disk
 from tailsweep.trainables.storage.cache import META_FILE, cache_errors
 from tailsweep.trainables.storage.checksums import checksum_of
 from tailsweep.trainables.storage.filesystem import join_location, open_location
+from tailsweep.trainables.storage.json_text import parse_json
 from tailsweep.trainables.storage.retry import fetch_remote, with_retries
 from torch import Tensor, nn
 
@@ -152,7 +153,7 @@ def open_features(folder: Path, plan: FeaturePlan) -> Features:
 def is_whole(folder: Path, plan: FeaturePlan) -> bool:
     """Return whether the entry exists, is the plan's, and holds exactly the bytes that were written."""
     try:
-        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        meta = parse_json((folder / META_FILE).read_text(encoding="utf-8"))
         return meta["key"] == plan.key and all(
             meta["checksums"][split] == checksum_of(folder / f"{split}.bin") for split in SPLITS
         )

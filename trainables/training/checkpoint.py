@@ -21,6 +21,7 @@ from tailsweep.trainables import report_keys
 from tailsweep.trainables.report_keys import STAGES, Stage
 from tailsweep.trainables.storage.checksums import checksum_of
 from tailsweep.trainables.storage.filesystem import download, open_location
+from tailsweep.trainables.storage.json_text import parse_json
 from tailsweep.trainables.storage.retry import with_retries
 from tailsweep.trainables.training.runtime import Report
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ def save_checkpoint(
 def is_whole(folder: Path) -> bool:
     """Return whether a checkpoint holds exactly the bytes that were written."""
     try:
-        checksums = json.loads((folder / CHECKSUMS_FILE).read_text(encoding="utf-8"))
+        checksums = parse_json((folder / CHECKSUMS_FILE).read_text(encoding="utf-8"))
         return PROGRESS_FILE in checksums and all(
             checksum_of(folder / name) == written for name, written in checksums.items()
         )
@@ -126,7 +127,7 @@ def newest_checkpoint(locations: Sequence[str]) -> Iterator[tuple[Path | None, l
 
 def load_progress(folder: Path) -> Progress:
     """Read how far the checkpoint's trial has come."""
-    read = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
+    read = parse_json((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
     return Progress(Stage(read["stage"]), read["epoch"], tuple(read["reports"]))
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 from tailsweep.orchestrator.config.sweep import load_sweep
-from tailsweep.orchestrator.planning.environment import Environment
+from tailsweep.orchestrator.planning.environment import DataSummary, Environment
 from tailsweep.orchestrator.planning.plan import plan_unprepared
 from tailsweep.orchestrator.planning.preparation import TrialInputs
 from tailsweep.orchestrator.runner.run_sweep import drop_spent_checkpoints
@@ -62,12 +62,16 @@ def test_the_config_of_a_trial_names_its_checkpoints_and_recorded_reports(run: R
     sweep = load_sweep(path)
     trial = TrialRecord("t000", {}, sweep.trials()[0].config.model_dump(mode="json"))
     history = [report("stage_one", epoch) for epoch in (1 / 3, 2 / 3, 1, 4 / 3)]
-    environment = Environment.model_construct(inputs={inputs_key(trial.config): TrialInputs("rows", None)})
+    summary = DataSummary(labels=(), train_rows=(), notes=(), digest="digest")
+    environment = Environment.model_construct(
+        inputs={inputs_key(trial.config): TrialInputs("rows", None)}, data={"rows": summary}
+    )
     no_callback = cast(Any, None)
     child = replace(trial, name="t000.1", parent="t000")
     records = Records([trial, child], history)
     runner = TuneRunner(run, plan_unprepared(sweep), environment, records, None, no_callback)
     config = json.loads(json.dumps(runner.tune_config(Phase.STAGE_ONE_RUN, {}, trial).dump()))
+    assert config["worker"]["data"] == {"key": "rows", "published": f"{run.path}/state/data/rows", "digest": "digest"}
     assert config["worker"]["resume_from"] == [f"{run.path}/state/checkpoints/t000"]
     child_config = runner.tune_config(Phase.BOTH_STAGES, {}, child)
     assert child_config.worker.resume_from == tuple(

@@ -1,7 +1,9 @@
 """A run of each format of a run directory, killed when its version was new: this version reports and resumes it."""
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -49,3 +51,46 @@ def test_it_is_resumed(copied: Path, ray_temp: str) -> None:
     assert [row["state"] for row in pq.read_table(copied / "trials.parquet").to_pylist()] == ["completed"] * 3
     assert reports(copied)[: len(before)] == before
     assert json.loads((copied / "best/metrics.json").read_text())["trial"] in {"t000", "t001", "t002"}
+
+
+def _named_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _link_to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize("kind", [Path.mkdir, _named_pipe, _link_to_itself])
+@pytest.mark.parametrize("file", ["sweep.yaml", "environment.json", "state/format.json", "state/trials.json"])
+@pytest.mark.parametrize("copied", [FORMAT_VERSION], indirect=True)
+def test_what_is_in_a_file_s_place_and_is_none_is_named(
+    copied: Path, file: str, kind: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / file).unlink()
+    kind(copied / file)
+    for command in ("report", "resume"):
+        assert main([command, str(copied)]) == 2
+        assert file in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "null", "[1]", "1e999", "\0" * 100, ""])
+@pytest.mark.parametrize("file", ["sweep.yaml", "environment.json", "state/format.json", "state/trials.json"])
+@pytest.mark.parametrize("copied", [FORMAT_VERSION], indirect=True)
+def test_a_file_of_other_content_is_named(
+    copied: Path, file: str, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / file).write_text(content)
+    for command in ("report", "resume"):
+        assert main([command, str(copied)]) == 2
+        said = capsys.readouterr().err
+        assert file in said
+        assert len(said) < 2000
+
+
+@pytest.mark.parametrize("copied", [FORMAT_VERSION], indirect=True)
+def test_a_report_by_another_metric_than_the_run_s_is_refused(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = (copied / "sweep.yaml").read_text()
+    (copied / "sweep.yaml").write_text(written.replace("metric: validation/macro_f1", "metric: validation/mcc"))
+    assert main(["report", str(copied)]) == 2
+    assert "sweep.yaml is not as it was when the run began" in capsys.readouterr().err

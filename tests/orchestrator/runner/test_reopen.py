@@ -11,8 +11,9 @@ import platformdirs
 import pytest
 import yaml
 from tailsweep.orchestrator.cli.main import main
+from tailsweep.orchestrator.config.changes import settings_digest
 from tailsweep.orchestrator.config.sweep import SweepConfigError, load_sweep, to_yaml
-from tailsweep.orchestrator.planning.environment import read_environment, settings_digest, write_environment
+from tailsweep.orchestrator.planning.environment import read_environment, write_environment
 from tailsweep.orchestrator.planning.plan import plan_sweep
 from tailsweep.orchestrator.runner.resume import Wanted, reopen
 from tailsweep.orchestrator.runner.run_sweep import write_start

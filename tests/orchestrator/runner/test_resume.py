@@ -19,6 +19,7 @@ from tailsweep.trainables import report_keys
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.slow,
     pytest.mark.xdist_group("ray_sweeps"),
 ]  # a sweep, twice on a Ray of its own
 

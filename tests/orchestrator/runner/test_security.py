@@ -266,11 +266,11 @@ def test_a_link_that_leads_out_of_a_run_directory_is_refused(run: RunDirectory, 
     (run.local / "state/checkpoints").mkdir()
     inside = run.local / "state/checkpoints/t000"
     inside.symlink_to(run.local / "state")
-    run.reject_escaping_symlinks()
+    run.reject_unsafe_files()
     inside.unlink()
     inside.symlink_to(tmp_path / "outside")
     with pytest.raises(RunDirectoryError, match="is a link that leads out"):
-        run.reject_escaping_symlinks()
+        run.reject_unsafe_files()
 
 
 def test_the_links_that_wandb_makes_itself_are_no_reason_to_refuse(run: RunDirectory, tmp_path: Path) -> None:
@@ -279,10 +279,10 @@ def test_the_links_that_wandb_makes_itself_are_no_reason_to_refuse(run: RunDirec
     logs = run.local / "wandb/offline-run-20260131_120000-demo-t000/logs"
     logs.mkdir(parents=True)
     (logs / "debug-core.log").symlink_to(tmp_path / "core-debug.log")
-    run.reject_escaping_symlinks()
+    run.reject_unsafe_files()
     (logs.parent / "files").symlink_to(tmp_path)
     with pytest.raises(RunDirectoryError, match="files is a link that leads out"):
-        run.reject_escaping_symlinks()
+        run.reject_unsafe_files()
 
 
 @pytest.mark.parametrize("key", ["../../outside", "/tmp/outside", "0" * 63, "0" * 63 + "/", "A" * 64])

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tailsweep.orchestrator.cli.main import main
+from tailsweep.orchestrator.config.changes import settings_digest
 from tailsweep.orchestrator.config.errors import printable
 from tailsweep.orchestrator.config.sweep import load_sweep, to_yaml
-from tailsweep.orchestrator.runs.directory import METRICS_FILE, SWEEP_FILE, RunDirectory
-from tailsweep.orchestrator.runs.records import RecordWriter, read_records, write_trials
+from tailsweep.orchestrator.runs.directory import ENVIRONMENT_FILE, METRICS_FILE, SWEEP_FILE, RunDirectory
+from tailsweep.orchestrator.runs.records import RecordWriter, read_records, with_checksum, write_trials
 from tailsweep.orchestrator.runs.report import report
 from tailsweep.orchestrator.runs.tables import ranking, result_rows, select_best, write_tables
 from tailsweep.orchestrator.runs.text import describe_run, failures, format_ranking, format_test_metrics
@@ -328,6 +329,7 @@ def died(tmp_path: Path, run: RunDirectory) -> RunDirectory:
     )
     sweep = load_sweep(path)
     run.write_text(SWEEP_FILE, to_yaml(sweep))
+    run.write_text(ENVIRONMENT_FILE, json.dumps(with_checksum({"settings_digest": settings_digest(sweep)})))
     drawn = sweep.trials()
     write_trials(run, [TrialRecord(c.name, dict(c.values), c.config.model_dump(mode="json")) for c in drawn])
     writer = RecordWriter(run)

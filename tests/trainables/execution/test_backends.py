@@ -48,7 +48,7 @@ def data() -> PreparedData:
     splits = {split: rows_of(count, seed) for seed, (split, count) in enumerate(ROWS.items())}
     counts = np.bincount(splits["train"].labels, minlength=3)
     assert counts.min() > 3
-    return PreparedData(Path("nowhere"), "rows", LABELS, counts, (), 0, **splits)
+    return PreparedData(Path("nowhere"), "rows", "digest", LABELS, counts, (), 0, **splits)
 
 
 def trial(folder: Path, head: str, trainable: Any, dropout: float = 0.0, **stage_options: Any) -> TrialConfig:

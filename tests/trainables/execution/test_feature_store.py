@@ -51,7 +51,7 @@ def rows_of(count: int, seed: int) -> TokenizedExamples:
 
 def prepared(key: str = "rows") -> PreparedData:
     splits = {split: rows_of(count, seed) for seed, (split, count) in enumerate(ROWS.items())}
-    return PreparedData(Path("nowhere"), key, LABELS, np.array([8, 8, 7]), (), 0, **splits)
+    return PreparedData(Path("nowhere"), key, "digest", LABELS, np.array([8, 8, 7]), (), 0, **splits)
 
 
 def classifier(folder: Path, head: str = "native", seed: int = 0, labels: tuple[str, ...] = LABELS) -> nn.Module:
