@@ -214,6 +214,7 @@ def submit(
     deadline = time.monotonic() + START_S
     is_starting = False
     while True:
+        is_unknown = False  # whether the cluster has accepted the job
         try:
             with _faults_at(client.get_address()), _faults_of(runtime_env):
                 client.submit_job(
@@ -224,16 +225,17 @@ def submit(
                 )
                 return
         except SubmissionError as error:
-            is_expected = "No available agent" in str(error) or (is_starting and isinstance(error, NoAnswerError))
-            if not is_expected or time.monotonic() > deadline:
+            is_unknown = is_starting and isinstance(error, NoAnswerError)
+            if not (is_unknown or "No available agent" in str(error)) or time.monotonic() > deadline:
                 raise
         if not is_starting:
             logger.info("the cluster's head has just been started: waiting until it accepts jobs")
             is_starting = True
         time.sleep(AGAIN_S)
-        with suppress(OSError, RuntimeError, ValueError):  # there is none
-            client.get_job_info(submission_id)
-            return  # it has accepted the job, and its answer was lost
+        if is_unknown:
+            with suppress(OSError, RuntimeError, ValueError):  # there is no such job
+                client.get_job_info(submission_id)
+                return
 
 
 def follow(client: JobClient, submission_id: str, write: Callable[[str], None]) -> JobDetails:

@@ -152,7 +152,7 @@ class RunDirectory:
             return
         root = self.local.resolve()
         for folder, folders, files in os.walk(root):
-            if Path(folder).match(f"{root}/{WANDB_FOLDER}/*/logs"):
+            if Path(folder).match(f"{WANDB_FOLDER}/*/logs"):  # also of a comparison's sweeps
                 continue  # W&B's own link to the log of its process, which nothing here opens
             for path in (Path(folder, name) for name in (*folders, *files)):
                 with suppress(FileNotFoundError):  # a sweep that runs deletes files

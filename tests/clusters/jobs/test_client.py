@@ -202,10 +202,20 @@ def test_a_job_whose_acceptance_got_lost_is_not_submitted_twice(
 ):
     monkeypatch.setattr(job_client, "AGAIN_S", 0.0)
     head.answers["POST", "/api/jobs"] = [(500, "No available agent to submit job"), (DROPPED, "")]
-    head.answers["GET", "/api/jobs/demo"] = [(404, "Job demo does not exist")]
     head.job("demo", "PENDING")
     submitted(head, tmp_path)
     assert head.submitted == []
+
+
+def test_another_job_of_the_same_id_is_not_taken_for_the_one_submitted(
+    head: FakeHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(job_client, "AGAIN_S", 0.0)
+    exists = "Traceback\nValueError: Job with submission_id demo already exists"
+    head.answers["POST", "/api/jobs"] = [(500, "No available agent to submit job"), (400, exists)]
+    head.job("demo", "SUCCEEDED")
+    with pytest.raises(SubmissionError, match="already exists"):
+        submitted(head, tmp_path)
 
 
 def test_a_connection_that_is_dropped_at_once_is_no_start(head: FakeHead, tmp_path: Path):

@@ -273,10 +273,13 @@ def test_a_link_that_leads_out_of_a_run_directory_is_refused(run: RunDirectory, 
         run.reject_unsafe_files()
 
 
-def test_the_links_that_wandb_makes_itself_are_no_reason_to_refuse(run: RunDirectory, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sweep", [".", "methods/vanilla/search"])  # a run's own, a comparison's
+def test_the_links_that_wandb_makes_itself_are_no_reason_to_refuse(
+    run: RunDirectory, tmp_path: Path, sweep: str
+) -> None:
     """A process that is killed leaves them: to the log of W&B's own process, in the user's cache."""
     assert run.local is not None
-    logs = run.local / "wandb/offline-run-20260131_120000-demo-t000/logs"
+    logs = run.local / sweep / "wandb/offline-run-20260131_120000-demo-t000/logs"
     logs.mkdir(parents=True)
     (logs / "debug-core.log").symlink_to(tmp_path / "core-debug.log")
     run.reject_unsafe_files()
