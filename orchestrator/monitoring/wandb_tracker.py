@@ -18,6 +18,7 @@ import re
 import resource
 import shlex
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ class Tracker:
         self._failed = False  # offline, too: nothing more is logged
         self._runs: dict[str, Any] = {}  # that are open, the one used last at the end
         self._suspended: dict[str, Path] = {}  # the folders of runs that were closed for another
+        self._folders: defaultdict[str, set[Path]] | None = None  # of each run id, those written now and earlier
         self._steps: dict[str, int] = {}
         # Once W&B has ceased to answer: runs begun online that have come to their end, with their exit codes.
         self._stranded: list[tuple[Any, int]] = []
@@ -253,11 +255,17 @@ class Tracker:
 
         An earlier process wrote it, or this one in vain: the run begun now has all of it.
         """
-        kinds = {"offline": ("offline-run", "run"), "online": ("offline-run",), "disabled": ()}
-        for kind in kinds[self.mode]:
-            for folder in self.folder.glob(f"wandb/{kind}-????????_??????-{run_id(self.sweep, name)}"):
-                if folder != current:
-                    shutil.rmtree(folder)
+        kinds = {"offline": ("offline-run-", "run-"), "online": ("offline-run-",), "disabled": ()}
+        if self._folders is None:  # listed once: a listing for every trial would be of all trials before it
+            self._folders = defaultdict(set)
+            for folder in (self.folder / WANDB_FOLDER).glob("*run-*"):
+                if (match := RUN_FOLDER.fullmatch(folder.name)) is not None:
+                    self._folders[match[2]].add(folder)
+        written = self._folders[run_id(self.sweep, name)]
+        for folder in {*written, *map(_as_offline, written)} - {current}:
+            if folder.name.startswith(kinds[self.mode]) and folder.is_dir():
+                shutil.rmtree(folder)
+        written.add(current)
 
 
 def _max_open_runs() -> int:
@@ -268,7 +276,11 @@ def _max_open_runs() -> int:
 
 def _rename_as_offline(folder: Path) -> Path:
     """So that ``wandb sync`` takes it for one that it is to upload; by the name it tells them apart."""
-    return folder.rename(folder.with_name(f"offline-{folder.name}"))
+    return folder.rename(_as_offline(folder))
+
+
+def _as_offline(folder: Path) -> Path:
+    return folder.with_name(f"offline-{folder.name.removeprefix('offline-')}")
 
 
 def _keep_log_only(folder: Path) -> None:
