@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tailsweep.orchestrator.planning.environment import Environment
 from tailsweep.orchestrator.planning.plan import SweepPlan
@@ -185,27 +186,21 @@ class TuneRunner:
         def tune_config_of(trial: TrialRecord) -> dict[str, object]:
             return self.tune_config(request.phase, request.features, trial).dump()
 
-        searching: dict[str, Any] = {}
+        search: Searcher
         if to_draw is not None:
-            searching = {
-                "search_alg": AdaptiveSearch(self.sweep, self.records, trials, self.callback, tune_config_of),
-                "num_samples": len(trials) + to_draw,
-            }
-        elif budget is not None:
+            search = AdaptiveSearch(self.sweep, self.records, trials, self.callback, tune_config_of)
+        else:
             search = ListedSearch(trials, self.records, tune_config_of, budget)
-            searching = {"search_alg": search, "num_samples": len(trials)}
         return {
-            "param_space": None
-            if searching
-            else {"trial": tune.grid_search([tune_config_of(trial) for trial in trials])},
             "tune_config": tune.TuneConfig(
                 metric=self.config.metric,
                 mode="max",
                 scheduler=self.scheduler,
+                search_alg=search,
+                num_samples=len(trials) + (to_draw or 0),
                 max_concurrent_trials=slots,
                 reuse_actors=True,  # a process spends seconds importing Ray Train, torch and transformers
                 trial_dirname_creator=lambda trial: str(trial.config["trial"]["name"]),
-                **searching,
             ),
         }
 
