@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
-.PHONY: demo test slow soak hosts bench lint format clean
+.PHONY: demo test slow soak hosts bench tables lint format clean
 
 demo: .venv/demo-installed
 	$(BIN)/tailsweep run orchestrator/sweeps/demo.yaml $(ARGS)
@@ -28,6 +28,10 @@ hosts: .venv/test-installed
 bench: .venv/test-installed
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 	$(BIN)/python tests/benchmarks/sweeps.py $(filter --quick --write,$(ARGS))
+
+# What is read of public dialects of data files.
+tables: .venv/test-installed
+	$(BIN)/python tests/tables/files.py
 
 lint: .venv/test-installed .lint
 	$(BIN)/ruff format --check .

@@ -21,6 +21,10 @@ class DataError(InputError):
     """The data the user named cannot be used as asked; the message names the setting, the fault and a fix."""
 
 
+class UnreadableError(ValueError):
+    """A file's content cannot be read; the message says where and why, and not which file it is."""
+
+
 class ModelError(InputError):
     """The model the user named cannot be used as asked."""
 

@@ -31,7 +31,7 @@ def classify(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[s
     """Return the class probabilities (n, C) of at least one text. Moves the model to a GPU if there is one.
 
     Raises:
-        ModelError: The model needs more inputs than token ids and a mask.
+        ModelError: The model needs more inputs than token ids and a mask, or its outputs are not numbers.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = _config(model)
@@ -53,6 +53,12 @@ def classify(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[s
     except (TypeError, ValueError) as error:  # an architecture that wants more than token ids and a mask
         raise ModelError(f"{type(model).__name__} cannot classify rows of text: {error}") from error
     assert probabilities is not None, "there is at least one text"
+    undefined = int(np.isnan(probabilities).any(axis=1).sum())
+    if undefined:
+        raise ModelError(
+            f"{type(model).__name__} gives no probabilities for {undefined:,} of {len(texts):,} texts: its weights "
+            "hold values that are not numbers (NaN); give another checkpoint"
+        )
     return probabilities
 
 

@@ -61,7 +61,7 @@ def prepare(
     """
     with cache_errors(cache_dir):
         (cache_dir / "tokens").mkdir(parents=True, exist_ok=True)
-    splits = load_splits(config, cache_dir)
+    splits = load_splits(config)
     tokenizer = _load_tokenizer(tokenizer_path, trust_remote_code)
     tokenizer_fingerprint = _tokenizer_fingerprint(tokenizer)
     max_length, length_notes = _usable_length(config.max_length, tokenizer)

@@ -143,7 +143,7 @@ def _is_comparison(location: str) -> bool:
 
 def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="DIR", help="best/ of a run directory, or a Hugging Face folder; or a URI")
-    parser.add_argument("file", metavar="FILE", type=Path, help="the file with the rows")
+    parser.add_argument("file", metavar="FILE", help="the file with the rows, or a URI of it")
     parser.add_argument(
         "--text-column", metavar="COLUMN", default="text", help="the column with the text; default: text"
     )
@@ -151,12 +151,20 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="FILE", type=Path, help="the suffix decides the type; default: CSV to standard output"
     )
     parser.add_argument("--probabilities", action="store_true", help="add a column for each class's probability")
+    parser.add_argument(
+        "--format",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="say how FILE is written, as data.format does: separator=';', header=false, encoding=utf-16, ...; may be "
+        "repeated; default: found from its bytes",
+    )
 
 
 def _predict(parsed: argparse.Namespace) -> int:
     from tailsweep.orchestrator.cli.predict import predict
 
-    predict(parsed.model, parsed.file, parsed.text_column, parsed.output, parsed.probabilities)
+    predict(parsed.model, parsed.file, parsed.text_column, parsed.output, parsed.probabilities, parsed.format)
     return 0
 
 
@@ -214,7 +222,7 @@ _ALL = (
         "classify the rows of a file with a model folder",
         _add_predict_arguments,
         _predict,
-        "Classify the rows of a CSV, TSV, JSON-lines or Parquet file: print its columns, then `prediction` and "
+        "Classify the rows of a CSV, TSV, JSON, Parquet or Excel file: print its columns, then `prediction` and "
         "`confidence`. A row without a text keeps its place and gets neither.",
     ),
     Command(

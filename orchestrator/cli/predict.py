@@ -4,23 +4,32 @@ Class names, maximum length and weights come from the folder; what ``postprocess
 keep their order and their columns.
 """
 
+import base64
 import logging
 import os
 import sys
 import tempfile
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Self
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
-from tailsweep.orchestrator.config.errors import did_you_mean
+from tailsweep.orchestrator.config.errors import did_you_mean, find_issues, printable
 from tailsweep.orchestrator.config.redaction import HINT, has_a_secret
-from tailsweep.trainables.data.sources import FILE_TYPES, quiet_datasets, read_file
+from tailsweep.orchestrator.config.yaml_io import parse_yaml
+from tailsweep.trainables.config.data import FileFormat
+from tailsweep.trainables.data.sources import quiet_datasets, read_file
+from tailsweep.trainables.data.splits import listed
 from tailsweep.trainables.errors import InputError, describe_error
 from tailsweep.trainables.inference import class_names, classify
 from tailsweep.trainables.models.classifier import load_classifier
+from tailsweep.trainables.readers.columns import Wanted
+from tailsweep.trainables.readers.files import FileRows
+from tailsweep.trainables.readers.locations import DataFile, remote_files
 from tailsweep.trainables.storage.filesystem import download, open_location
 
 logger = logging.getLogger(__name__)
@@ -29,18 +38,52 @@ PREDICTION = "prediction"
 CONFIDENCE = "confidence"  # the predicted class's probability
 PROBABILITY = "probability/"  # followed by the class
 
+OUTPUTS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
-def predict(model_folder: str | Path, file: Path, text_column: str, output: Path | None, probabilities: bool) -> None:
+
+@dataclass(frozen=True)
+class _Added:
+    """What is added to the rows of a file: None where a row has no text."""
+
+    columns: dict[str, tuple[list[str | None] | list[float | None], str]]  # values and their type, by name
+
+    @classmethod
+    def from_scores(cls, scores: NDArray[np.float64], known: NDArray[np.bool_], names: list[str], each: bool) -> Self:
+        """Choose the class of each row by its probabilities (n, C), where they are known."""
+        best = scores.argmax(axis=1)
+
+        def numbers(values: NDArray[np.float64]) -> list[float | None]:
+            return [value if given else None for value, given in zip(values.tolist(), known, strict=True)]
+
+        columns: dict[str, tuple[list[str | None] | list[float | None], str]] = {
+            PREDICTION: ([names[i] if given else None for i, given in zip(best, known, strict=True)], "string"),
+            CONFIDENCE: (numbers(scores[np.arange(len(scores)), best]), "float64"),
+        }
+        if each:
+            columns |= {PROBABILITY + name: (numbers(scores[:, i]), "float64") for i, name in enumerate(names)}
+        return cls(columns)
+
+
+def predict(
+    model_folder: str | Path,
+    file: str,
+    text_column: str,
+    output: Path | None,
+    probabilities: bool,
+    file_format: Sequence[str] = (),
+) -> None:
     """Write the rows of ``file`` with the columns above to ``output``, completely or not at all.
 
-    A row whose text is missing or blank keeps its place and gets no prediction.
+    There is a row for each record of the file, in its order, with its own columns. A row whose text is missing or
+    blank keeps its place and gets no prediction.
 
     Args:
         model_folder: A folder or pyarrow URI.
-        file: A CSV, TSV, JSON-lines or Parquet file.
+        file: A CSV, TSV, JSON, Parquet or Excel file, compressed or not; or a URI of one.
         text_column: The column with the text.
         output: None: write CSV to standard output.
         probabilities: Add a column for each class.
+        file_format: Fields of ``data.format`` that say how ``file`` is written, such as ``separator=;``.
 
     Raises:
         InputError: The folder, the file, its columns or the output cannot be used.
@@ -48,23 +91,44 @@ def predict(model_folder: str | Path, file: Path, text_column: str, output: Path
     if output is not None:
         _check_output(output, file)
     with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
-        rows = _read(file, text_column, Path(temporary))
+        rows = _read(file, text_column, _parse_format(file_format))
         folder = _local_folder(str(model_folder), Path(temporary) / "model")
         model, tokenizer = load_classifier(folder)
         names = class_names(model, folder)
         added = [PREDICTION, CONFIDENCE, *(PROBABILITY + name for name in names if probabilities)]
-        if clashes := [name for name in added if name in rows.column_names]:
+        if clashes := [name for name in added if name in rows.names]:
             raise InputError(f'FILE: "{file}" has a column {clashes[0]} already: rename it or drop it')
+        _check_names(rows.names, output)
 
-        texts = _texts(rows, text_column, file)
-        with_text = [row for row, text in enumerate(texts) if text is not None and text.strip()]
-        scores = np.full((len(texts), len(names)), np.nan)
-        if with_text:
-            scores[with_text] = classify(model, tokenizer, [cast(str, texts[row]) for row in with_text])
+        texts = _texts(rows.dataset, text_column, file)
+        known = np.array([text is not None and bool(text.strip()) for text in texts])
+        scores = np.zeros((len(texts), len(names)))
+        if known.any():
+            scores[known] = classify(model, tokenizer, [text for text in texts if text is not None and text.strip()])
+        table = _Added.from_scores(scores, known, names, probabilities)
         with quiet_datasets():
-            _write(_with_columns(rows, scores, names, probabilities), output)
-    if len(with_text) < len(texts):
-        logger.warning(f"{len(texts) - len(with_text):,} of {len(texts):,} rows have no text, and no prediction")
+            _write(rows, table, output)
+    if not known.all():
+        logger.warning(f"{len(texts) - known.sum():,} of {len(texts):,} rows have no text, and no prediction")
+
+
+def _parse_format(fields: Sequence[str]) -> FileFormat:
+    """Return what the fields of ``--format`` say.
+
+    Raises:
+        InputError: One of them is none, or has a value that it cannot have.
+    """
+    tree: dict[str, object] = {}
+    for field in fields:
+        name, equals, value = field.partition("=")
+        if not equals:
+            raise InputError(f'--format is "{field}", but must be FIELD=VALUE, such as separator=";" or header=false')
+        tree[name.strip()] = value if value.strip() == "" or name.strip() == "separator" else parse_yaml(value)
+    if tree.get("separator") == "\\t":
+        tree["separator"] = "\t"  # as shells leave it
+    if issues := find_issues(FileFormat, tree):
+        raise InputError("; ".join(f"--format {issue}" for issue in issues))
+    return FileFormat.model_validate(tree)
 
 
 def _local_folder(location: str, copy: Path) -> Path:
@@ -80,17 +144,33 @@ def _local_folder(location: str, copy: Path) -> Path:
     return copy
 
 
-def _read(file: Path, text_column: str, cache_dir: Path) -> datasets.Dataset:
-    if not file.is_file():
+def _read(file: str, text_column: str, file_format: FileFormat) -> FileRows:
+    location = DataFile.local(Path(file).expanduser())
+    if "://" in file:
+        if has_a_secret(file):
+            raise InputError(f"FILE: {HINT}")
+        location, *others = remote_files(file, "FILE")
+        if others:
+            raise InputError(f'FILE: "{file}" stands for {1 + len(others)} files: name one')
+    elif not Path(file).expanduser().is_file():
         raise InputError(f'FILE: there is no file "{file}"')
     with quiet_datasets():
-        rows = read_file(file, "FILE", cache_dir)
-    if text_column not in rows.column_names:
+        rows = read_file(location, "FILE", file_format, Wanted((text_column,), None, text_column == "text"))
+    if rows.form is not None:
+        logger.warning(f'FILE: "{file}" was read as: {printable(rows.form)} (--format sets it)')
+    if rows.too_long:
+        lines = listed([f"{line:,}" for line in rows.too_long], 5)
         raise InputError(
-            f'--text-column is "{text_column}", but "{file}" has no such column'
-            f"{did_you_mean(text_column, rows.column_names)}"
+            f'FILE: {len(rows.too_long):,} records of "{file}" have more fields than it has columns, in lines {lines}: '
+            "quote their fields, or say how the file is written with --format"
         )
-    kind = getattr(rows.features[text_column], "dtype", "")
+    columns = rows.dataset.column_names
+    if text_column not in columns:
+        raise InputError(
+            f'--text-column is "{text_column}", but the columns of "{file}" are {", ".join(rows.names)}'
+            f"{did_you_mean(text_column, columns)}"
+        )
+    kind = getattr(rows.dataset.features[text_column], "dtype", "")
     if kind not in ("string", "large_string", "null"):
         raise InputError(
             f'--text-column: the column "{text_column}" of "{file}" holds {kind or "no text"}, but must hold text'
@@ -98,7 +178,16 @@ def _read(file: Path, text_column: str, cache_dir: Path) -> datasets.Dataset:
     return rows
 
 
-def _texts(rows: datasets.Dataset, text_column: str, file: Path) -> list[str | None]:
+def _check_names(names: Sequence[str], output: Path | None) -> None:
+    """Refuse an output that cannot have a name twice, as a CSV file can."""
+    twice = [name for name in names if names.count(name) > 1]
+    if twice and output is not None and OUTPUTS[output.suffix.lower()] != "csv":
+        raise InputError(
+            f'--output: FILE has several columns "{twice[0]}", which a {output.suffix} file cannot have: write CSV'
+        )
+
+
+def _texts(rows: datasets.Dataset, text_column: str, file: str) -> list[str | None]:
     try:
         texts: list[str | None] = rows.select_columns([text_column]).with_format(None)[:][text_column]
     except UnicodeDecodeError as error:  # of a damaged Parquet file
@@ -108,58 +197,56 @@ def _texts(rows: datasets.Dataset, text_column: str, file: Path) -> list[str | N
     return texts
 
 
-def _check_output(output: Path, file: Path) -> None:
+def _check_output(output: Path, file: str) -> None:
     """Refuse an output that cannot be written before any prediction."""
-    if output.suffix.lower() not in FILE_TYPES:
-        raise InputError(f'--output: the type of "{output}" must be one of {", ".join(FILE_TYPES)}')
-    if output.exists() and file.exists() and output.samefile(file):
+    if output.suffix.lower() not in OUTPUTS:
+        raise InputError(f'--output: the type of "{output}" must be one of {", ".join(OUTPUTS)}')
+    if output.exists() and os.path.exists(file) and output.samefile(file):
         raise InputError(f'--output is "{output}", which is FILE: name another file')
     if output.is_dir() or not output.absolute().parent.is_dir():
         problem = "is a folder" if output.is_dir() else "lies in a folder that does not exist"
         raise InputError(f'--output: "{output}" {problem}: name a file in an existing folder')
 
 
-def _with_columns(
-    rows: datasets.Dataset, scores: NDArray[np.float64], names: list[str], probabilities: bool
-) -> datasets.Dataset:
-    """Add our columns to those of the file; None where a row has no text."""
-    known = ~np.isnan(scores[:, 0])
-    best = np.where(known, scores.argmax(axis=1), 0)
-
-    def numbers(values: NDArray[np.float64]) -> list[float | None]:
-        return [value if given else None for value, given in zip(values.tolist(), known, strict=True)]
-
-    columns: dict[str, tuple[list[str | None] | list[float | None], str]] = {
-        PREDICTION: ([names[i] if given else None for i, given in zip(best, known, strict=True)], "string"),
-        CONFIDENCE: (numbers(scores[np.arange(len(scores)), best]), "float64"),
-    }
-    if probabilities:
-        columns |= {PROBABILITY + name: (numbers(scores[:, i]), "float64") for i, name in enumerate(names)}
-    for name, (values, dtype) in columns.items():
-        rows = rows.add_column(name, values, feature=datasets.Value(dtype))
-    return rows
-
-
-def _write(rows: datasets.Dataset, output: Path | None) -> None:
+def _write(rows: FileRows, added: _Added, output: Path | None) -> None:
+    dataset = rows.dataset
+    for name, (values, dtype) in added.columns.items():
+        dataset = dataset.add_column(name, values, feature=datasets.Value(dtype))
+    kind = "csv" if output is None else OUTPUTS[output.suffix.lower()]
+    if kind != "parquet":
+        dataset = _with_bytes_as_text(dataset)
+    header = [*rows.names, *added.columns]
     if output is None:
         try:
-            rows.to_csv(sys.stdout.buffer, index=False)
+            dataset.to_csv(sys.stdout.buffer, index=False, header=header)
             sys.stdout.flush()
         except BrokenPipeError:  # `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
-    kind = FILE_TYPES[output.suffix.lower()]
     aside = output.with_name(f".{output.name}.{uuid.uuid4().hex}.tmp")
     try:
         with aside.open("wb") as file:
             if kind == "parquet":
-                rows.to_parquet(file)
+                dataset.to_parquet(file)
             elif kind == "json":
-                rows.to_json(file, force_ascii=False)
+                dataset.to_json(file, force_ascii=False)
             else:
-                rows.to_csv(file, index=False, sep="\t" if output.suffix.lower() == ".tsv" else ",")
+                dataset.to_csv(file, index=False, header=header, sep="\t" if output.suffix.lower() == ".tsv" else ",")
         os.replace(aside, output)
     except OSError as error:
         raise InputError(f'--output: cannot write "{output}": {error.strerror or error}') from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _with_bytes_as_text(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Write the bytes of binary columns in base 64, as neither CSV nor JSON has any."""
+    for name, feature in dataset.features.items():
+        if getattr(feature, "dtype", "") in ("binary", "large_binary"):
+            values = [None if value is None else base64.b64encode(value).decode() for value in dataset[name]]
+            place = dataset.column_names.index(name)
+            order = dataset.column_names
+            dataset = dataset.remove_columns(name).add_column(name, values, feature=datasets.Value("string"))
+            dataset = dataset.select_columns([*order[:place], name, *order[place + 1 :]])
+            logger.warning(f'the bytes of the column "{name}" are written in base 64')
+    return dataset

@@ -21,7 +21,6 @@ from tailsweep.trainables.data.splits import load_splits
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.execution.backends import live_execution, split_logits
 from tailsweep.trainables.models.classifier import build_classifier
-from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training.metrics import Confusion
 from tailsweep.trainables.training.runtime import SingleProcess
 from torch import nn
@@ -69,7 +68,7 @@ def fit_baseline(name: str, config: DataConfig, model: ModelConfig, data: Prepar
 
 
 def _words(config: DataConfig) -> Callable[[str], Any]:
-    splits = load_splits(config, default_cache_dir())
+    splits = load_splits(config)
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
     vectorizer.fit(splits.train["text"])
     return lambda split: vectorizer.transform(getattr(splits, split)["text"])

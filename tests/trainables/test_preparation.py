@@ -58,7 +58,7 @@ def test_tokens_and_labels_are_those_of_each_row_in_order(
     config: DataConfig, tokenizer_path: str, tmp_path: Path
 ) -> None:
     prepared = prepare(config, tokenizer_path, tmp_path / "cache")
-    splits = load_splits(config, tmp_path / "cache")
+    splits = load_splits(config)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_path)
     for name in ("train", "validation", "test"):
         rows: TokenizedExamples = getattr(prepared, name)
@@ -109,7 +109,7 @@ def test_a_tokenizer_without_padding_pads_with_zero(config: DataConfig, tmp_path
 
 def test_padded_batches_equal_those_of_the_tokenizer(config: DataConfig, tokenizer_path: str, tmp_path: Path) -> None:
     prepared = prepare(config, tokenizer_path, tmp_path / "cache")
-    texts = load_splits(config, tmp_path / "cache").train["text"][:]
+    texts = load_splits(config).train["text"][:]
     tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_path)
     for indices in ([3, 0, 35], [35], list(range(36)), [7, 7]):
         expected = tokenizer([texts[i] for i in indices], truncation=True, max_length=12, padding=True)
@@ -212,7 +212,7 @@ def test_several_callers_at_once_tokenise_once(
     config: DataConfig, tokenizer_path: str, tmp_path: Path, written: list[Path]
 ) -> None:
     # Each call has a file lock of its own, so that threads stand for processes here; the rows are loaded beforehand.
-    splits = load_splits(config, tmp_path / "cache")
+    splits = load_splits(config)
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as threads:
         patch.setattr(preparation, "load_splits", lambda *_: splits)
         keys = list(threads.map(lambda _: prepare(config, tokenizer_path, tmp_path / "cache").key, range(4)))

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from tailsweep.trainables.config.data import DataConfig, Paraphrases
 from tailsweep.trainables.data.sources import read_source
-from tailsweep.trainables.data.splits import check_labels_seen, column_of, usable_rows
+from tailsweep.trainables.data.splits import check_labels_seen, column_of, usable_rows, wanted_columns
 from tailsweep.trainables.errors import DataError
 
 DEFAULT_SOURCE = Paraphrases.model_fields["source"].default
@@ -29,7 +28,6 @@ def read_paraphrases(
     texts: Sequence[str],
     labels: Sequence[int],
     label_names: Sequence[str],
-    cache_dir: Path | None,
 ) -> ParaphrasesRead:
     """Read the paraphrases of training rows.
 
@@ -39,13 +37,14 @@ def read_paraphrases(
         texts: The texts of the training rows.
         labels: Their labels, indices into ``label_names``.
         label_names: The classes.
-        cache_dir: Where ``datasets`` may keep conversions of files; None: its own cache.
 
     Raises:
         DataError: The file cannot be used, or has a class that no training row has.
     """
     notes: list[str] = []
-    dataset = read_source(augmentation.file, "augmentation.file", cache_dir)
+    wanted = wanted_columns(config, augmentation.text_column, augmentation.label_column)
+    source = read_source(augmentation.file, "augmentation.file", config.format, wanted)
+    dataset = source.dataset
     columns = {
         "text_column" if augmentation.text_column is None else "augmentation.text_column": augmentation.text_column
         or config.text_column,
@@ -53,7 +52,7 @@ def read_paraphrases(
         or config.label_column,
     }
     rows, kept = usable_rows(
-        dataset, "augmentation.file", augmentation.file, columns, config.max_dropped_fraction, notes
+        source, "augmentation.file", augmentation.file, columns, config.max_dropped_fraction, notes
     )
     check_labels_seen(rows, "augmentation.file", tuple(label_names))
     index = {name: number for number, name in enumerate(label_names)}

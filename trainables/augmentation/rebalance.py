@@ -62,7 +62,7 @@ def synthesize_examples(splits: Splits, config: DataConfig, cache_dir: Path) -> 
     new_texts = _NewTexts(texts, [*splits.validation["text"], *splits.test["text"]])
     notes, without_source, max_copies = [], 0, None
     if isinstance(augmentation, Paraphrases):
-        read = read_paraphrases(config, augmentation, texts, labels, splits.label_names, cache_dir)
+        read = read_paraphrases(config, augmentation, texts, labels, splits.label_names)
         notes, without_source = read.notes, read.without_source
         chosen = _sample(_Pool(read.texts, read.labels, missing, augmentation.seed), new_texts)
         examples = [(read.texts[row], read.labels[row], read.sources[row]) for row in chosen]

@@ -7,6 +7,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 from tailsweep.trainables.config.base import Section
@@ -47,6 +48,13 @@ ImbalanceConfig = Annotated[Step | LongTailed | Downsample, Field(discriminator=
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+Character = Annotated[str, Field(min_length=1, max_length=1)]
+
+
+# These need more than one byte for a character, so that the letter a alone is none.
+WIDE_ENCODINGS = {"utf_16_le", "utf_16_be", "utf_32_le", "utf_32_be", "utf_16", "utf_32", "utf16", "utf32"}
 
 
 WordShare = Annotated[float, Field(ge=0, le=1)]
@@ -146,11 +154,52 @@ class Fold(Section):
         return self
 
 
+class FileFormat(Section):
+    """How the files of ``data`` are written. What is null is found from each file's bytes."""
+
+    type: Literal["csv", "json", "parquet", "excel"] | None = None  # csv: separated text of any kind
+    separator: Character | None = None
+    quote: Character | Literal["none"] | None = None  # none: quotation marks are characters of the text
+    escape: Literal["doubled", "backslash"] | None = None  # how a quotation mark is written within quotation marks
+    header: bool | None = None  # whether the first record names the columns
+    columns: list[str] | None = Field(None, min_length=1)  # their names, of a file without a header
+    encoding: str | None = None
+    compression: Literal["none", "gzip", "bz2", "xz", "zstd", "zip"] | None = None
+    sheet: str | None = None  # of an Excel file; null: its only one
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str | None) -> str | None:
+        if encoding is None:
+            return None
+        try:
+            b"a".decode(encoding)
+        except (LookupError, UnicodeError, ValueError):
+            if encoding.lower().replace("-", "_") in WIDE_ENCODINGS:
+                return encoding
+            raise ValueError(
+                f'"{encoding}" is not an encoding of text that Python knows, such as utf-8, utf-16, windows-1252 or '
+                "shift_jis"
+            ) from None
+        return encoding
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "FileFormat":
+        if self.columns is not None and len(set(self.columns)) < len(self.columns):
+            raise ValueError("columns has a name twice")
+        if self.quote is not None and self.quote == self.separator:
+            raise ValueError(f'quote and separator are both "{self.quote}"')
+        if self.quote == "none" and self.escape is not None:
+            raise ValueError('escape says how quotation marks are written, but quote is "none": leave one of them out')
+        return self
+
+
 class DataConfig(Section):
     """Where the rows come from and how they are read.
 
-    A *source* is a CSV, TSV, JSON-lines or Parquet file, a folder written by ``datasets.save_to_disk``, a hub name
-    (``name`` or ``name:config``) or ``demo://drug-labels``.
+    A *source* is a CSV, TSV, JSON, Parquet or Excel file, compressed or not, several of them (a folder or a pattern
+    such as ``train-*.parquet``), a URI of one, a folder written by ``datasets.save_to_disk``, a hub name (``name`` or
+    ``name:config``) or ``demo://drug-labels``.
     """
 
     train: str
@@ -158,7 +207,8 @@ class DataConfig(Section):
     test: Share | str = 0.2
     fold: Fold | None = None  # cross-validation: the test rows are this fold of ``train``, whatever share ``test`` is
     text_column: str = "text"  # name of the column with the text
-    label_column: str = "label"  # name of the column with the class: strings, integers or ClassLabel
+    label_column: str = "label"  # name of the column with the class: strings, integers, booleans, dates or ClassLabel
+    format: FileFormat | None = Field(None, exclude_if=lambda value: value is None)  # how files are written
     max_length: int = Field(128, ge=3)  # tokens kept of a row, special tokens included
     imbalance: ImbalanceConfig | None = None  # made of the training rows only
     augmentation: AugmentationConfig | None = None  # how the rows of stages with sampling: augmented are made

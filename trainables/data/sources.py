@@ -1,67 +1,85 @@
-"""Reading a *source*: its rows, as they are.
+"""Read a *source*: its rows, as they are.
 
 A source is the value of ``data.train``, ``.validation``, ``.test`` or ``.augmentation.file``.
 
-All types but JSON go through the readers of ``datasets``. Whatever a user's file makes a reader raise leaves here as
-a :class:`DataError`. What the rows mean (text, label, splits) is ``data.py``'s business.
+Files are read by ``files``, everything else by ``datasets``. Whatever a user's file makes a reader raise leaves here as
+a :class:`DataError`. What the rows mean (text, label, splits) is the business of ``splits``.
 """
 
 import difflib
-import glob
 import os
 import re
-import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import datasets
-import pandas as pd
-import pyarrow.parquet
+from tailsweep.trainables.config.data import FileFormat
 from tailsweep.trainables.data.demo import DEMO_NUM_ROWS, DEMO_SEED, demo_rows
-from tailsweep.trainables.data.json_reader import json_rows
-from tailsweep.trainables.errors import DataError, describe_error
-from tailsweep.trainables.storage.cache import cache_error, is_of_cache
-from tailsweep.trainables.storage.checksums import file_sha256
+from tailsweep.trainables.errors import DataError, StorageError, UnreadableError, describe_error
+from tailsweep.trainables.readers.columns import Wanted
+from tailsweep.trainables.readers.files import COMPRESSED, TYPES, FileError, FileRows, read_bytes
+from tailsweep.trainables.readers.locations import DataFile, files_in_folder, files_of_pattern, is_pattern, remote_files
 
 Role = Literal["train", "validation", "test", "augmentation.file"]
 
 DEMO = "demo://drug-labels"
 DEMO_NOTE = f"{DEMO} is synthetic: its texts are made up, and no score on them says anything about real drug labels"
-FILE_TYPES = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
+SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")  # in a folder that `datasets` has written
 
 
-def read_source(source: str, role: Role, cache_dir: Path | None) -> datasets.Dataset:
-    """All rows and columns of a source, at least one row.
+@dataclass(frozen=True)
+class SourceRows:
+    """The rows of a source."""
+
+    dataset: datasets.Dataset
+    forms: tuple[str, ...] = ()  # in what form its files are, where their names do not say it
+    refused: tuple[str, ...] = ()  # where records are that have more fields than there are columns: in no row
+
+
+def read_source(source: str, role: Role, fmt: FileFormat | None = None, wanted: Wanted | None = None) -> SourceRows:
+    """Read all rows and columns of a source, at least one row.
 
     Args:
-        source: a CSV, TSV, JSON(-lines) or Parquet file, a folder written by ``datasets.save_to_disk``, a hub name
-            (``name`` or ``name:config``) or ``demo://drug-labels``. CSV and TSV are read as strings, so that "NA",
-            "None" and "01" stay what they are.
+        source: a CSV, TSV, JSON, Parquet or Excel file, a folder or a pattern of such files, or a URI of one; a folder
+            written by ``datasets.save_to_disk``; a hub name (``name`` or ``name:config``) or ``demo://drug-labels``.
+            CSV and TSV are read as strings, so that "NA", "None" and "01" stay what they are.
         role: names the setting in messages (``data.<role>``), and the split to take where a source has several: of
             paraphrases that is train.
-        cache_dir: where ``datasets`` keeps a CSV, TSV or Parquet file's Arrow conversion; None: its own cache.
+        fmt: what the user says about how files are written.
+        wanted: the columns that are going to be read.
 
     Raises:
-        DataError: it is missing, empty, of an unknown type, not UTF-8, damaged, or without a split for this role.
+        DataError: it is missing, empty, damaged, ambiguous, or without a split for this role.
     """
+    fmt, wanted = fmt or FileFormat(), wanted or Wanted()
     if source.startswith("demo://"):
-        return _read_demo(source, role)
+        return SourceRows(_read_demo(source, role))
     path = Path(source).expanduser()
     with quiet_datasets():
-        if os.path.isdir(path):
-            dataset = _read_folder(path, role)
+        if re.match(r"\w[\w+.-]*://", source):
+            rows = _read_files(remote_files(source, f"data.{role}", _split_for(role)), source, role, fmt, wanted)
+        elif os.path.isdir(path):
+            if any((path / name).exists() for name in SAVED):
+                rows = SourceRows(_read_saved(path, role))
+            else:
+                files = files_in_folder(path, _split_for(role), f"data.{role}", wanted)
+                rows = _read_files(files, source, role, fmt, wanted)
         elif os.path.exists(path):
-            dataset = read_file(path, f"data.{role}", cache_dir)
+            rows = _read_files([DataFile.local(path)], source, role, fmt, wanted)
+        elif is_pattern(source):
+            rows = _read_files(files_of_pattern(path, f"data.{role}"), source, role, fmt, wanted)
         elif _is_meant_as_file(source):
             raise DataError(f'data.{role}: there is no file "{source}"{_near_file(path)}')
         else:
-            dataset = _read_hub(source, role)
-    if len(dataset) == 0:
+            rows = SourceRows(_read_hub(source, role))
+    if len(rows.dataset) == 0:
         raise DataError(f'data.{role}: "{source}" has no rows')
-    return dataset
+    return rows
 
 
 def _read_demo(source: str, role: Role) -> datasets.Dataset:
@@ -74,13 +92,13 @@ def _read_demo(source: str, role: Role) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"text": texts, "label": labels})
 
 
-def _read_folder(path: Path, role: Role) -> datasets.Dataset:
+def _read_saved(path: Path, role: Role) -> datasets.Dataset:
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # any: see _cause
         raise DataError(
-            f'data.{role}: "{path}" is a folder, but not one that datasets.save_to_disk wrote: {_cause(error)}'
-            f"\n    name a file in it, or save it again"
+            f'data.{role}: "{path}" is a folder that datasets.save_to_disk wrote, but it is damaged: {_cause(error)}'
+            f"\n    save it again"
         ) from error
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded
@@ -97,66 +115,61 @@ def _split_for(role: Role) -> str:
     return "train" if role == "augmentation.file" else role
 
 
-def read_file(path: Path, called: str, cache_dir: Path | None) -> datasets.Dataset:
-    """Read an existing CSV, TSV, JSON(-lines) or Parquet file, as :func:`read_source` does.
+def _read_files(files: Sequence[DataFile], source: str, role: Role, fmt: FileFormat, wanted: Wanted) -> SourceRows:
+    """Read the files of a source, which must all have the same columns."""
+    parts = [read_file(file, f"data.{role}", fmt, wanted, _split_for(role)) for file in files]
+    first = parts[0]
+    for file, part in zip(files, parts, strict=True):
+        if sorted(part.names) != sorted(first.names):
+            raise DataError(
+                f'data.{role}: the files of "{source}" have different columns: "{files[0].name}" has '
+                f'{", ".join(first.names)}, "{file.name}" has {", ".join(part.names)}'
+            )
+    try:
+        dataset = datasets.concatenate_datasets([part.dataset for part in parts]) if len(parts) > 1 else first.dataset
+    except ValueError as error:  # a column is of different types
+        raise DataError(f'data.{role}: the files of "{source}" do not fit together: {_cause(error)}') from error
+    forms = [form for form, _ in Counter(part.form for part in parts if part.form).most_common()]
+    if len(files) > 1:
+        forms.insert(0, f"{len(files)} files, from {files[0].name} to {files[-1].name}")
+    refused = [
+        f"{file.name}:{line}" if len(files) > 1 else f"line {line:,}"
+        for file, part in zip(files, parts, strict=True)
+        for line in part.too_long
+    ]
+    return SourceRows(dataset, tuple(forms), tuple(refused))
+
+
+def read_file(file: DataFile, called: str, fmt: FileFormat, wanted: Wanted, split: str | None = None) -> FileRows:
+    """Read a file.
 
     Args:
         called: what messages begin with.
+        split: which rows to take of a file that has several splits.
+
+    Raises:
+        DataError: it cannot be read.
     """
-    kind = FILE_TYPES.get(path.suffix.lower())
-    if kind is None:
-        raise DataError(
-            f'{called}: the type of "{path}" is "{path.suffix}", but must be one of {", ".join(FILE_TYPES)}: '
-            "convert it, or rename it if it is one of these"
-        )
     try:
-        if path.stat().st_size == 0:
-            raise DataError(f'{called}: "{path}" is empty')
-        if kind != "parquet":
-            _check_utf8(path, called)
-        if kind == "json":
-            return json_rows(path.read_text(encoding="utf-8-sig"))
-        # `datasets` knows a file by its path and time; a conversion must not outlive the bytes it was made of.
-        cache = None if cache_dir is None else str(cache_dir / "datasets" / file_sha256(path)[:32])
-        options: dict[str, object] = {}
-        if kind == "csv":
-            options = _csv_options(path)
-        elif kind == "parquet" and pyarrow.parquet.read_metadata(path).num_rows == 0:
-            raise DataError(f'{called}: "{path}" has no rows')
-        with warnings.catch_warnings():
-            # pandas only warns when a row has more fields than the header, and drops what is too much.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return datasets.load_dataset(
-                kind, data_files=glob.escape(str(path.absolute())), split="train", cache_dir=cache, **options
-            )
-    except DataError:
+        return read_bytes(file.read(), file.name, fmt, wanted, split)
+    except FileError as error:
+        raise DataError(f'{called}: "{file.place}" {error}') from error
+    except StorageError:
         raise
+    except UnreadableError as error:
+        raise DataError(f'{called}: cannot read "{file.place}": {error}') from error
+    except MemoryError as error:
+        raise DataError(f'{called}: "{file.place}" does not fit into this machine\'s memory') from error
     except Exception as error:  # any: see _cause
-        if cache_dir is not None and is_of_cache(cache_dir, root := _root(error)):
-            assert isinstance(root, OSError)
-            raise cache_error(cache_dir, root) from error
-        if "corresponds to no data" in str(error):
-            raise DataError(f'{called}: "{path}" has no rows') from error
-        raise DataError(f'{called}: cannot read "{path}" as {path.suffix[1:]}: {_cause(error)}') from error
-
-
-def _csv_options(path: Path) -> dict[str, object]:
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    columns = pd.read_csv(path, sep=separator, nrows=0, encoding="utf-8", index_col=False).columns
-    return {
-        "sep": separator,
-        "index_col": False,  # else a row longer than the header makes its first column an index and shifts the others
-        "keep_default_na": False,
-        "features": datasets.Features({str(name): datasets.Value("string") for name in columns}),
-    }
+        raise DataError(f'{called}: cannot read "{file.place}": {_cause(error)}') from error
 
 
 def _read_hub(source: str, role: Role) -> datasets.Dataset:
     parts = HUB_NAME.fullmatch(source)
     if parts is None:
         raise DataError(
-            f'data.{role} is "{source}", but must be a file ({", ".join(FILE_TYPES)}), a folder written by '
-            f"datasets.save_to_disk, a hub name (name or name:config) or {DEMO}"
+            f'data.{role} is "{source}", but must be a file ({", ".join(TYPES)}), a folder or a pattern of files, a '
+            f"folder written by datasets.save_to_disk, a hub name (name or name:config) or {DEMO}"
         )
     try:
         # The hub's own cache, not ours: what the user has downloaded before is there, also without a network.
@@ -169,9 +182,8 @@ def _read_hub(source: str, role: Role) -> datasets.Dataset:
 
 
 def _is_meant_as_file(source: str) -> bool:
-    if "://" in source:
-        return False
-    return Path(source).suffix.lower() in FILE_TYPES or source.startswith((".", "/", "~")) or source.count("/") > 1
+    suffixes = {*TYPES, *COMPRESSED}
+    return Path(source).suffix.lower() in suffixes or source.startswith((".", "/", "~")) or source.count("/") > 1
 
 
 def _near_file(path: Path) -> str:
@@ -181,18 +193,6 @@ def _near_file(path: Path) -> str:
         return f': there is no folder "{folder.absolute()}" either'
     near = difflib.get_close_matches(path.name, os.listdir(folder), n=1)
     return f': did you mean "{folder / near[0]}"?' if near else f' in "{folder.absolute()}"'
-
-
-def _check_utf8(path: Path, called: str) -> None:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f'{called}: "{path}" is not UTF-8: byte 0x{line[error.start]:02x} in line {number}'
-                    f"\n    save it as UTF-8, for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
-                ) from error
 
 
 def _cause(error: BaseException) -> str:

@@ -10,20 +10,20 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 from tailsweep.trainables.config.data import DataConfig, Fold, ImbalanceConfig
 from tailsweep.trainables.data.imbalance import ImbalanceError, imbalance_rows
-from tailsweep.trainables.data.sources import DEMO, DEMO_NOTE, Role, read_source
+from tailsweep.trainables.data.labels import label_names
+from tailsweep.trainables.data.sources import DEMO, DEMO_NOTE, Role, SourceRows, read_source
 from tailsweep.trainables.errors import DataError
+from tailsweep.trainables.readers.columns import Wanted
 
 __all__ = ["DataError", "Splits", "load_splits"]
 
 INTEGER = re.compile(r"-?\d+")
-DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(\.\d*)?[eE][+-]?\d+)")
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,14 @@ class _Rows:
         return _Rows([self.texts[row] for row in rows], [self.labels[row] for row in rows], self.label_order)
 
 
-def load_splits(config: DataConfig, cache_dir: Path | None = None) -> Splits:
+def load_splits(config: DataConfig) -> Splits:
     """Read, check and split the rows of ``config``, and impose its imbalance.
-
-    Args:
-        cache_dir: where ``datasets`` may keep Arrow conversions of files; None: its own cache.
 
     Raises:
         DataError: the data cannot be used; the message names the setting, the fault and a fix.
     """
     notes: list[str] = []
-    rows: dict[Role, _Rows] = {"train": _read(config, "train", config.train, cache_dir, notes)}
+    rows: dict[Role, _Rows] = {"train": _read(config, "train", config.train, notes)}
     if len(set(rows["train"].labels)) == 1:
         raise DataError(
             f'data.train: every row has the label "{rows["train"].labels[0]}", but there must be at least 2 classes; '
@@ -73,33 +70,41 @@ def load_splits(config: DataConfig, cache_dir: Path | None = None) -> Splits:
         if role in rows:
             continue
         if isinstance(given, str):
-            rows[role] = _read(config, role, given, cache_dir, notes)
+            rows[role] = _read(config, role, given, notes)
         else:
             shares[role] = given
     rows |= _split_off(rows["train"], shares, config.split_seed, notes)
 
-    label_names = _label_order(rows["train"])
+    names = _label_order(rows["train"])
     for role in ("validation", "test"):
-        check_labels_seen(rows[role], role, label_names)
+        check_labels_seen(rows[role], role, names)
     if config.imbalance is not None:
         rows["train"] = _imbalanced(rows["train"], config.imbalance)
     _note_duplicates(rows, notes)
-    index = {name: i for i, name in enumerate(label_names)}
+    index = {name: i for i, name in enumerate(names)}
     splits = {role: _dataset(part, index) for role, part in rows.items()}
-    return Splits(splits["train"], splits["validation"], splits["test"], label_names, tuple(notes))
+    return Splits(splits["train"], splits["validation"], splits["test"], names, tuple(notes))
 
 
-def _read(config: DataConfig, role: Role, source: str, cache_dir: Path | None, notes: list[str]) -> _Rows:
+def _read(config: DataConfig, role: Role, source: str, notes: list[str]) -> _Rows:
     """Read the rows of a source that have a text and a label."""
-    dataset = read_source(source, role, cache_dir)
+    rows = read_source(source, role, config.format, wanted_columns(config))
     if source == DEMO:
         notes.append(DEMO_NOTE)
     columns = {"text_column": config.text_column, "label_column": config.label_column}
-    return usable_rows(dataset, role, source, columns, config.max_dropped_fraction, notes)[0]
+    return usable_rows(rows, role, source, columns, config.max_dropped_fraction, notes)[0]
+
+
+def wanted_columns(config: DataConfig, text_column: str | None = None, label_column: str | None = None) -> Wanted:
+    """Return the columns of a source that are going to be read; None: as ``data`` names them."""
+    text, label = text_column or config.text_column, label_column or config.label_column
+    defaults = DataConfig.model_fields
+    usual = (text, label) == (defaults["text_column"].default, defaults["label_column"].default)
+    return Wanted((text,), label, usual and (config.format is None or config.format.columns is None))
 
 
 def usable_rows(
-    dataset: datasets.Dataset,
+    source_rows: SourceRows,
     role: Role,
     source: str,
     columns: dict[str, str],
@@ -115,29 +120,34 @@ def usable_rows(
         DataError: a column is missing or of a type that cannot be used, or too many rows are unusable.
     """
     (text_setting, text), (label_setting, label) = columns.items()
+    dataset, refused = source_rows.dataset, source_rows.refused
+    notes += [f'data.{role}: "{source}" was read as: {form} (data.format sets it)' for form in source_rows.forms]
     texts = column_of(dataset, text, text_setting, role)
-    names, label_order = _label_names(column_of(dataset, label, label_setting, role), dataset, label, role)
+    labels_given = column_of(dataset, label, label_setting, role)
+    names, label_order = label_names(labels_given, dataset.features[label], label, f"data.{role}")
 
     has_text = [isinstance(text, str) and bool(text.strip()) for text in texts]
     kept = [row for row, (good, name) in enumerate(zip(has_text, names, strict=True)) if good and name is not None]
-    dropped = len(texts) - len(kept)
+    total = len(texts) + len(refused)
+    dropped = total - len(kept)
     if dropped:
         not_strings = sum(text is not None and not isinstance(text, str) for text in texts)
         faults = {
             "an empty text": has_text.count(False) - not_strings,
             "a text that is not a string": not_strings,
             "no label": names.count(None),
+            f"more fields than there are columns ({listed(refused, 3)})": len(refused),
         }
         reasons = ", ".join(f"{count:,} with {fault}" for fault, count in faults.items() if count)
         if not kept:
-            raise DataError(f'data.{role}: none of the {len(texts):,} rows of "{source}" can be used: {reasons}')
-        if dropped / len(texts) > max_dropped_fraction:
+            raise DataError(f'data.{role}: none of the {total:,} rows of "{source}" can be used: {reasons}')
+        if dropped / total > max_dropped_fraction:
             raise DataError(
-                f'data.{role}: {dropped:,} of {len(texts):,} rows of "{source}" cannot be used ({reasons}), but at '
+                f'data.{role}: {dropped:,} of {total:,} rows of "{source}" cannot be used ({reasons}), but at '
                 f"most data.max_dropped_fraction = {max_dropped_fraction:g} of them may be dropped: fix the file or "
                 "raise max_dropped_fraction"
             )
-        notes.append(f"data.{role}: {dropped:,} of {len(texts):,} rows were dropped: {reasons}")
+        notes.append(f"data.{role}: {dropped:,} of {total:,} rows were dropped: {reasons}")
     labels = [name for row in kept if (name := names[row]) is not None]
     return _Rows([texts[row] for row in kept], labels, label_order), kept
 
@@ -157,41 +167,6 @@ def column_of(dataset: datasets.Dataset, name: str, setting: str, role: Role) ->
             f'data.{role}: the column "{name}" holds bytes that are not UTF-8: write the file again from text decoded '
             "with its real encoding"
         ) from error
-
-
-def _label_names(
-    values: Sequence[Any], dataset: datasets.Dataset, column: str, role: Role
-) -> tuple[list[str | None], tuple[str, ...] | None]:
-    """Return each row's class by name, None if it has none; and the names of a ClassLabel in their order."""
-    feature = dataset.features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        # The hub marks rows without a label by -1.
-        return [None if value is None or value < 0 else feature.names[value] for value in values], tuple(feature.names)
-    names: list[str | None] = []
-    for value in values:
-        if value is None or (isinstance(value, str) and not value.strip()):
-            names.append(None)
-        elif isinstance(value, str | int) and not isinstance(value, bool):
-            names.append(str(value))
-        else:
-            raise _wrong_label(value, type(value).__name__, column, role)
-    given = [name for name in names if name is not None]
-    # In CSV everything is a string; numbers with a point are no more classes there than in Parquet.
-    if (
-        given
-        and any(map(DECIMAL.fullmatch, given))
-        and all(DECIMAL.fullmatch(n) or INTEGER.fullmatch(n) for n in given)
-    ):
-        raise _wrong_label(next(filter(DECIMAL.fullmatch, given)), "float", column, role)
-    return names, None
-
-
-def _wrong_label(value: object, kind: str, column: str, role: Role) -> DataError:
-    hint = " (pandas makes integers floats where some are missing)" if kind == "float" else ""
-    return DataError(
-        f'data.{role}: the label column "{column}" holds the {kind} {value!s:.40}, but labels must be strings, '
-        f"integers or ClassLabel: write them as one of these{hint}"
-    )
 
 
 def _fold(train: _Rows, fold: Fold, seed: int, notes: list[str]) -> dict[Role, _Rows]:

@@ -136,6 +136,68 @@ def test_a_file_of_no_texts_at_all_is_answered(model_folder: Callable[..., Path]
     assert predictions["probability/excretion"].isna().all()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "arguments", "header", "first"),
+    [
+        ("in.tsv", 'id\ttext\n1\t"so good\n2\tfine\n3\tand" bad\n', [], ["id", "text"], ["1", '"so good']),
+        ("in.csv", "n,text,n\n1,a b,2\n3,c d,4\n5,e,6\n", [], ["n", "text", "n"], ["1", "a b", "2"]),
+        ("in.csv", "n;text\n1;a, b\n3;c d\n5;e\n", [], ["n", "text"], ["1", "a, b"]),
+        ("in.txt", "a b\n\nc d\n", ["--format", "header=false"], ["text"], ["a b"]),
+        ("in.csv", "1~a\n2~b\n3~c\n", ["--format=separator=~", "--format=columns=[id, text]"],
+         ["id", "text"], ["1", "a"]),
+    ],
+)  # fmt: skip
+def test_there_is_a_record_for_each_record_with_its_own_columns(
+    name: str, content: str, arguments: list[str], header: list[str], first: list[str],
+    model_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / name).write_text(content)
+    folder = model_folder()
+    capsys.readouterr()
+    assert main(["predict", str(folder), str(tmp_path / name), *arguments]) == 0
+    written, *records = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert written == [*header, "prediction", "confidence"]
+    assert len(records) == 3
+    assert records[0][: len(header)] == first
+
+
+def test_a_name_that_comes_twice_has_no_place_in_json(
+    model_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.csv").write_text("n,text,n\n1,a,2\n")
+    output = tmp_path / "out.jsonl"
+    assert main(["predict", str(model_folder()), str(tmp_path / "in.csv"), "--output", str(output)]) == 2
+    assert 'several columns "n", which a .jsonl file cannot have: write CSV' in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_bytes_are_written_in_base_64_where_there_are_none(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    given = pd.DataFrame({"raw": [b"\xff\x00", None], "text": ["renal urine", "oral"]})
+    given.to_parquet(tmp_path / "in.parquet")
+    for suffix in (".jsonl", ".csv", ".parquet"):
+        output = tmp_path / f"out{suffix}"
+        assert main(["predict", str(model_folder()), str(tmp_path / "in.parquet"), "--output", str(output)]) == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["raw"] == "/wA="
+    assert pd.read_csv(tmp_path / "out.csv")["raw"][0] == "/wA="
+    assert pd.read_parquet(tmp_path / "out.parquet")["raw"].tolist() == [b"\xff\x00", None]
+
+
+def test_weights_that_are_not_numbers_are_said(
+    model_folder: Callable[..., Path], rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = load_classifier(model_folder())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    save_classifier(model, tokenizer, tmp_path / "model", "native", LABELS)
+    output = tmp_path / "out.csv"
+    assert main(["predict", str(tmp_path / "model"), str(rows), "--output", str(output)]) == 2
+    assert "gives no probabilities for 5 of 5 texts: its weights hold values that are not numbers" in (
+        capsys.readouterr().err
+    )
+    assert not output.exists()
+
+
 Arguments = Callable[[Path, Path, Path], list[str]]  # model folder, rows.csv, an empty folder -> the command line
 
 
@@ -146,7 +208,11 @@ Arguments = Callable[[Path, Path, Path], list[str]]  # model folder, rows.csv, a
         pytest.param(lambda m, r, d: [str(r), str(r)], "not a model folder", id="a file"),
         pytest.param(lambda m, r, d: [str(d), str(r)], "it has no config.json; give", id="an empty folder"),
         pytest.param(lambda m, r, d: [str(m), str(d / "no.csv")], 'there is no file "', id="no file"),
-        pytest.param(lambda m, r, d: [str(m), str(_file(d, "x.txt", "text\na"))], 'is ".txt"', id="unknown type"),
+        pytest.param(
+            lambda m, r, d: [str(m), str(_file(d, "x.csv", "id,text\n1,a,b\n2,c\n"))], "in lines 2", id="too long"
+        ),
+        pytest.param(lambda m, r, d: [str(m), str(r), "--format", "sep"], "must be FIELD=VALUE", id="format"),
+        pytest.param(lambda m, r, d: [str(m), str(r), "--format", "header=1x"], "--format header", id="header"),
         pytest.param(lambda m, r, d: [str(m), str(_file(d, "x.csv", ""))], "is empty", id="empty file"),
         pytest.param(lambda m, r, d: [str(m), str(_file(d, "x.csv", "text\n"))], "no rows", id="no rows"),
         pytest.param(lambda m, r, d: [str(m), str(r), "--text-column", "txt"], 'did you mean "text"', id="no column"),
@@ -157,7 +223,7 @@ Arguments = Callable[[Path, Path, Path], list[str]]  # model folder, rows.csv, a
             id="name clash",
         ),
         pytest.param(
-            lambda m, r, d: [str(m), str(_file(d, "x.csv", "text\ncaf\xe9\n", "latin-1"))],
+            lambda m, r, d: [str(m), str(_file(d, "x.csv", "text\ncaf\xe9\n", "latin-1")), "--format=encoding=utf-8"],
             "FILE: ",
             id="not UTF-8",
         ),

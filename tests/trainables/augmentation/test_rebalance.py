@@ -130,7 +130,7 @@ def test_only_training_rows_that_the_imbalance_leaves_are_copied(tmp_path: Path)
     config = DataConfig.model_validate(
         {"train": train, "imbalance": {"kind": "step", "ratio": 0.25}, "augmentation": {"kind": "eda"}}
     )
-    splits = load_splits(config, tmp_path / "cache")
+    splits = load_splits(config)
     rows = synthesize_examples(splits, config, tmp_path / "cache")
     assert counts(splits, rows) == {"one": 13, "two": 13}  # of 20 rows 4 are for test and 3 for validation
     kept = {text.split()[0] for text in splits.train["text"]}

@@ -132,9 +132,7 @@ def test_any_file_is_rows_or_one_message(suffix: str, examples: int, tmp_path: P
         path = folder / f"rows{suffix}"
         path.write_bytes(content)
         try:
-            splits = load_splits(
-                DataConfig(train=str(path), validation=0.2, test=0.2, max_dropped_fraction=0.9), folder / "cache"
-            )
+            splits = load_splits(DataConfig(train=str(path), validation=0.2, test=0.2, max_dropped_fraction=0.9))
         except InputError:
             pass
         else:
