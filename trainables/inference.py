@@ -27,15 +27,23 @@ class _Texts:
         return self.examples
 
 
-def classify(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> NDArray[np.float64]:
+def classify(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[str] | None = None
+) -> NDArray[np.float64]:
     """Return the class probabilities (n, C) of at least one text. Moves the model to a GPU if there is one.
+
+    Args:
+        model: as ``load_classifier`` opens it.
+        tokenizer: its tokenizer.
+        texts: (n,).
+        pairs: (n,), the second text of each, for a model that was trained on pairs.
 
     Raises:
         ModelError: The model needs more inputs than token ids and a mask, or its outputs are not numbers.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = _config(model)
-    tokens, offsets, _ = tokenize(texts, tokenizer, _max_length(model, tokenizer))
+    tokens, offsets, _ = tokenize(texts, tokenizer, _max_length(model, tokenizer), pairs)
     pad_token_id = config.pad_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     labels = np.zeros(len(texts), np.int64)  # unknown
     examples = TokenizedExamples(tokens, offsets, labels, 0 if pad_token_id is None else int(pad_token_id))

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.augmentation.rebalance import SyntheticExamples, synthesize_examples
 from tailsweep.trainables.config.data import DataConfig
+from tailsweep.trainables.data.class_table import AUDIT_VERSION, audit_examples
 from tailsweep.trainables.data.splits import Splits, load_splits
 from tailsweep.trainables.data.tokenization import _load_tokenizer, _tokenizer_fingerprint, _usable_length, tokenize
 from tailsweep.trainables.data.tokenized import (
@@ -68,7 +69,8 @@ def prepare(
     notes = [*splits.notes, *length_notes]
     rows_fingerprint = _rows_fingerprint(splits)
     # The notes are kept in the entry, so they are part of what it is known by.
-    identity = [FORMAT_VERSION, rows_fingerprint, tokenizer_fingerprint, max_length, notes]
+    audit = [AUDIT_VERSION, splits.dropped, config.audit.model_dump()]
+    identity = [FORMAT_VERSION, rows_fingerprint, tokenizer_fingerprint, max_length, notes, audit]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     synthetic, synthetic_meta = None, dict[str, str]()
     if augmented:
@@ -93,11 +95,13 @@ def prepare(
                 **synthetic_meta,
             }
             parts = _tokenized_splits(splits, synthetic, tokenizer, max_length)
+            table, audit_notes = audit_examples(splits, {name: parts[name][0] for name in SPLITS}, config.audit)
+            meta["audit"] = table
             with replace_folder(folder) as partial:
                 if synthetic is not None:
                     _write_synthetic(partial / SYNTHETIC_FILE, synthetic, splits.label_names)
                     meta["synthetic_sha256"] = file_sha256(partial / SYNTHETIC_FILE)
-                _write_entry(partial, parts, meta, notes)
+                _write_entry(partial, parts, meta, [*notes, *audit_notes])
     return open_prepared(folder)
 
 
@@ -108,6 +112,9 @@ def _rows_fingerprint(splits: Splits) -> str:
         digest.update(f"\n{name} {len(part)}\n".encode())
         digest.update(np.array(part["label"], dtype="<i8").tobytes())
         _update(digest, part["text"])
+        if "pair" in part.column_names:
+            digest.update(b"\npairs\n")
+            _update(digest, part["pair"])
     return digest.hexdigest()
 
 
@@ -131,7 +138,8 @@ def _tokenized_splits(
     parts = {}
     for name in SPLITS:
         part = getattr(splits, name)
-        parts[name] = _tokenized(part["text"], part["label"], tokenizer, max_length)
+        pairs = part["pair"] if "pair" in part.column_names else None
+        parts[name] = _tokenized(part["text"], part["label"], tokenizer, max_length, pairs)
     if synthetic is not None:
         train, num_truncated = parts[report_keys.TRAIN]
         added, num_added_truncated = _tokenized(synthetic.texts, synthetic.labels, tokenizer, max_length)
@@ -174,9 +182,13 @@ def _write_synthetic(path: Path, synthetic: SyntheticExamples, label_names: Sequ
 
 
 def _tokenized(
-    texts: Sequence[str], labels: ArrayLike, tokenizer: PreTrainedTokenizerBase, max_length: int
+    texts: Sequence[str],
+    labels: ArrayLike,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    pairs: Sequence[str] | None = None,
 ) -> TokenizedSplit:
     """Tokenize the rows of a split."""
-    token_ids, offsets, truncated = tokenize(texts, tokenizer, max_length)
+    token_ids, offsets, truncated = tokenize(texts, tokenizer, max_length, pairs)
     rows = pa.LargeListArray.from_arrays(offsets, token_ids)
     return pa.record_batch([rows, pa.array(np.array(labels, dtype=np.int64))], schema=SCHEMA), truncated

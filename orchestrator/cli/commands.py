@@ -145,8 +145,12 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="DIR", help="best/ of a run directory, or a Hugging Face folder; or a URI")
     parser.add_argument("file", metavar="FILE", help="the file with the rows, or a URI of it")
     parser.add_argument(
-        "--text-column", metavar="COLUMN", default="text", help="the column with the text; default: text"
+        "--text-column",
+        metavar="COLUMN",
+        action="append",
+        help="the column with the text; default: text; may be repeated, to join the texts of several columns",
     )
+    parser.add_argument("--pair", action="store_true", help="give the texts of two columns as the tokenizer's pair")
     parser.add_argument(
         "--output", metavar="FILE", type=Path, help="the suffix decides the type; default: CSV to standard output"
     )
@@ -162,9 +166,10 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(parsed: argparse.Namespace) -> int:
-    from tailsweep.orchestrator.cli.predict import predict
+    from tailsweep.orchestrator.cli.predict import TextColumns, predict
 
-    predict(parsed.model, parsed.file, parsed.text_column, parsed.output, parsed.probabilities, parsed.format)
+    text = TextColumns(tuple(parsed.text_column or ["text"]), parsed.pair)
+    predict(parsed.model, parsed.file, text, parsed.output, parsed.probabilities, parsed.format)
     return 0
 
 

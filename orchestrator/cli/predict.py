@@ -5,6 +5,7 @@ keep their order and their columns.
 """
 
 import base64
+import itertools
 import logging
 import os
 import sys
@@ -22,8 +23,8 @@ from tailsweep.orchestrator.config.errors import did_you_mean, find_issues, prin
 from tailsweep.orchestrator.config.redaction import HINT, has_a_secret
 from tailsweep.orchestrator.config.yaml_io import parse_yaml
 from tailsweep.trainables.config.data import FileFormat
+from tailsweep.trainables.data.rows import join_texts, listed
 from tailsweep.trainables.data.sources import quiet_datasets, read_file
-from tailsweep.trainables.data.splits import listed
 from tailsweep.trainables.errors import InputError, describe_error
 from tailsweep.trainables.inference import class_names, classify
 from tailsweep.trainables.models.classifier import load_classifier
@@ -64,10 +65,18 @@ class _Added:
         return cls(columns)
 
 
+@dataclass(frozen=True)
+class TextColumns:
+    """Where the texts are, as ``data.text_column`` and ``data.text_pair`` say it for a sweep."""
+
+    names: tuple[str, ...] = ("text",)
+    are_pair: bool = False
+
+
 def predict(
     model_folder: str | Path,
     file: str,
-    text_column: str,
+    text: TextColumns,
     output: Path | None,
     probabilities: bool,
     file_format: Sequence[str] = (),
@@ -80,7 +89,7 @@ def predict(
     Args:
         model_folder: A folder or pyarrow URI.
         file: A CSV, TSV, JSON, Parquet or Excel file, compressed or not; or a URI of one.
-        text_column: The column with the text.
+        text: The columns with the text.
         output: None: write CSV to standard output.
         probabilities: Add a column for each class.
         file_format: Fields of ``data.format`` that say how ``file`` is written, such as ``separator=;``.
@@ -91,7 +100,9 @@ def predict(
     if output is not None:
         _check_output(output, file)
     with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
-        rows = _read(file, text_column, _parse_format(file_format))
+        if text.are_pair and len(text.names) != 2:
+            raise InputError(f"--pair needs --text-column twice, but it names {', '.join(text.names)}")
+        rows = _read(file, text.names, _parse_format(file_format))
         folder = _local_folder(str(model_folder), Path(temporary) / "model")
         model, tokenizer = load_classifier(folder)
         names = class_names(model, folder)
@@ -100,11 +111,12 @@ def predict(
             raise InputError(f'FILE: "{file}" has a column {clashes[0]} already: rename it or drop it')
         _check_names(rows.names, output)
 
-        texts = _texts(rows.dataset, text_column, file)
-        known = np.array([text is not None and bool(text.strip()) for text in texts])
+        texts, seconds = join_texts([_texts(rows.dataset, name, file) for name in text.names], text.are_pair)
+        known = np.array([bool(first.strip() or second.strip()) for first, second in zip(texts, seconds, strict=True)])
         scores = np.zeros((len(texts), len(names)))
         if known.any():
-            scores[known] = classify(model, tokenizer, [text for text in texts if text is not None and text.strip()])
+            given = [list(itertools.compress(part, known)) for part in (texts, seconds)]
+            scores[known] = classify(model, tokenizer, given[0], given[1] if text.are_pair else None)
         table = _Added.from_scores(scores, known, names, probabilities)
         with quiet_datasets():
             _write(rows, table, output)
@@ -144,7 +156,7 @@ def _local_folder(location: str, copy: Path) -> Path:
     return copy
 
 
-def _read(file: str, text_column: str, file_format: FileFormat) -> FileRows:
+def _read(file: str, text_columns: tuple[str, ...], file_format: FileFormat) -> FileRows:
     location = DataFile.local(Path(file).expanduser())
     if "://" in file:
         if has_a_secret(file):
@@ -155,7 +167,7 @@ def _read(file: str, text_column: str, file_format: FileFormat) -> FileRows:
     elif not Path(file).expanduser().is_file():
         raise InputError(f'FILE: there is no file "{file}"')
     with quiet_datasets():
-        rows = read_file(location, "FILE", file_format, Wanted((text_column,), None, text_column == "text"))
+        rows = read_file(location, "FILE", file_format, Wanted(text_columns, None, text_columns == ("text",)))
     if rows.form is not None:
         logger.warning(f'FILE: "{file}" was read as: {printable(rows.form)} (--format sets it)')
     if rows.too_long:
@@ -165,16 +177,17 @@ def _read(file: str, text_column: str, file_format: FileFormat) -> FileRows:
             "quote their fields, or say how the file is written with --format"
         )
     columns = rows.dataset.column_names
-    if text_column not in columns:
-        raise InputError(
-            f'--text-column is "{text_column}", but the columns of "{file}" are {", ".join(rows.names)}'
-            f"{did_you_mean(text_column, columns)}"
-        )
-    kind = getattr(rows.dataset.features[text_column], "dtype", "")
-    if kind not in ("string", "large_string", "null"):
-        raise InputError(
-            f'--text-column: the column "{text_column}" of "{file}" holds {kind or "no text"}, but must hold text'
-        )
+    for name in text_columns:
+        if name not in columns:
+            raise InputError(
+                f'--text-column is "{name}", but the columns of "{file}" are {", ".join(rows.names)}'
+                f"{did_you_mean(name, columns)}"
+            )
+        kind = getattr(rows.dataset.features[name], "dtype", "")
+        if kind not in ("string", "large_string", "null"):
+            raise InputError(
+                f'--text-column: the column "{name}" of "{file}" holds {kind or "no text"}, but must hold text'
+            )
     return rows
 
 

@@ -70,8 +70,14 @@ def fit_baseline(name: str, config: DataConfig, model: ModelConfig, data: Prepar
 def _words(config: DataConfig) -> Callable[[str], Any]:
     splits = load_splits(config)
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
-    vectorizer.fit(splits.train["text"])
-    return lambda split: vectorizer.transform(getattr(splits, split)["text"])
+
+    def texts(split: str) -> list[str]:
+        part = getattr(splits, split)
+        pairs = part["pair"] if "pair" in part.column_names else None
+        return list(part["text"]) if pairs is None else [f"{a}\n{b}" for a, b in zip(part["text"], pairs, strict=True)]
+
+    vectorizer.fit(texts("train"))
+    return lambda split: vectorizer.transform(texts(split))
 
 
 def _embeddings(model: ModelConfig, data: PreparedData) -> Callable[[str], Any]:

@@ -4,15 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tailsweep.orchestrator.config.errors import printable
 from tailsweep.orchestrator.config.search_space import Trial
 from tailsweep.orchestrator.config.sweep import Sweep
 from tailsweep.orchestrator.planning.disk_usage import Forecast, forecast
 from tailsweep.orchestrator.planning.environment import Environment
 from tailsweep.orchestrator.planning.preparation import PreparedTrials, prepare_trials
 from tailsweep.orchestrator.planning.resources import placement
+from tailsweep.orchestrator.runs.text import aligned
 from tailsweep.orchestrator.runs.trials import Records, TrialRecord, record_of
 from tailsweep.trainables.distributed.settings import Placement
 from tailsweep.trainables.report_keys import Stage
+
+MOST_CLASSES = 40  # in the table of the classes
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,30 @@ class SweepPlan:
     def notes(self) -> list[str]:
         """What the user should know before the start."""
         return [*self.sweep.notes, *(self.prepared.notes if self.prepared is not None else ())]
+
+    @property
+    def class_tables(self) -> list[str]:
+        """What the examples of each class are, a table for each of the sweep's data; the rarest classes of many."""
+        prepared = self.prepared.data.values() if self.prepared is not None else ()
+        return [format_class_table(data.class_table) for data in prepared if data.class_table]
+
+
+def format_class_table(table: Sequence[tuple[str, ...]]) -> str:
+    """Format the examples of each class, the rarest last; of many classes only the rarest.
+
+    Example:
+        >>> print(format_class_table([("class", "train"), ("rare", "2"), ("common", "40")]))
+        class   train
+        ------  -----
+        common     40
+        rare        2
+    """
+    header, *classes = (tuple(map(printable, row)) for row in table)
+    classes.sort(key=lambda row: -int(row[1]))
+    left_out = len(classes) - MOST_CLASSES
+    rows = classes if left_out <= 0 else classes[-MOST_CLASSES:]
+    text = aligned([list(header), *map(list, rows)])
+    return text if left_out <= 0 else f"{text}\nand {left_out:,} larger classes"
 
 
 def plan_sweep(sweep: Sweep, trials: Sequence[Trial] | None = None) -> SweepPlan:

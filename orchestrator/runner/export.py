@@ -86,6 +86,8 @@ def export_best(chosen: BestTrial) -> list[str]:
         tokenizer.model_max_length = (
             trial_config.data.max_length
         )  # what it was trained with is what `truncation=True` means
+        if trial_config.data.text_pair:  # it was trained without token types, which the tokenizer gives a pair
+            tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         save_classifier(model.cpu(), tokenizer, folder, trial_config.model.head, data.label_names)
         if finished is not None:
             finished.write(folder)

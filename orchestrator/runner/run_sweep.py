@@ -100,6 +100,8 @@ def run_sweep(sweep: Sweep, console: Console, options: RunOptions, trials: Seque
     assert plan.prepared is not None
     for note in plan.notes:
         logger.info(f"note: {note}")
+    for table in plan.class_tables:
+        logger.info(table)
     with ray_session(options.address) as started_here:
         if not options.checked:
             require_ready(needs_of(plan), started_here)

@@ -18,8 +18,8 @@ from typing import Any
 
 import pandas as pd
 from tailsweep.trainables.config.data import DataConfig
+from tailsweep.trainables.data.rows import row_columns, usable_rows, wanted_columns
 from tailsweep.trainables.data.sources import read_source
-from tailsweep.trainables.data.splits import usable_rows, wanted_columns
 
 Row = tuple[str, str]  # text, label
 
@@ -250,8 +250,8 @@ def rows_read(file: PublicFile, folder: Path) -> tuple[list[Row], list[str]]:
         read_source(config.train, "train", config.format, wanted_columns(config)),
         "train",
         config.train,
-        {"text_column": config.text_column, "label_column": config.label_column},
-        config.max_dropped_fraction,
+        row_columns(config),
+        config,
         notes,
     )
     return list(zip(rows.texts, rows.labels, strict=True)), notes

@@ -12,7 +12,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from tailsweep.trainables import preparation
-from tailsweep.trainables.config.data import DataConfig, DataSource
+from tailsweep.trainables.config.data import AuditConfig, DataConfig, DataSource
 from tailsweep.trainables.data.splits import DataError, load_splits
 from tailsweep.trainables.data.tokenized import TokenizedExamples, fetch_prepared, length_batches, open_prepared
 from tailsweep.trainables.preparation import prepare
@@ -21,6 +21,8 @@ from tailsweep.trainables.storage.cache import default_cache_dir
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 WORDS = ["plasma", "renal", "half", "life", "of", "the", "drug", "##s", "was", "long"]
+
+ANY_TWINS = AuditConfig(max_leaked_fraction=1.0)  # of one file in all roles
 
 
 def save_tokenizer(folder: Path, words: list[str] = WORDS, **settings: Any) -> str:
@@ -86,7 +88,7 @@ def test_truncated_rows_are_counted_and_rows_that_just_fit_are_not(tokenizer_pat
     # [CLS] and [SEP] take two of five tokens: three words fit, the fourth is cut
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + "of the drug,a\n" * 3 + "of the long drug,b\n" * 2, encoding="utf-8")
-    config = DataConfig(train=str(path), validation=str(path), test=str(path), max_length=5)
+    config = DataConfig(train=str(path), validation=str(path), test=str(path), max_length=5, audit=ANY_TWINS)
     prepared = prepare(config, tokenizer_path, tmp_path / "cache")
     assert prepared.train.lengths.tolist() == [5] * 5
     assert prepared.train.tokens[-5:].tolist() == [2, 8, 9, 13, 3]  # [CLS] of the long [SEP]
@@ -196,10 +198,11 @@ def test_renamed_classes_have_a_key_of_their_own(config: DataConfig, tokenizer_p
     """Same texts, same class indices, same splits (given, not drawn by class name): only the names differ."""
     renamed = tmp_path / "renamed.jsonl"
     renamed.write_text(Path(config.train).read_text(encoding="utf-8").replace('"rare"', '"scarce"'), encoding="utf-8")
-    keys = {
-        prepare(DataConfig(train=path, validation=path, test=path, max_length=12), tokenizer_path, tmp_path / "c").key
+    configs = [
+        DataConfig(train=path, validation=path, test=path, max_length=12, audit=ANY_TWINS)
         for path in (config.train, str(renamed))
-    }
+    ]
+    keys = {prepare(config, tokenizer_path, tmp_path / "c").key for config in configs}
     assert len(keys) == 2
 
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tailsweep.trainables.config.data import DataConfig, Paraphrases
+from tailsweep.trainables.data.rows import RowColumns, column_of, usable_rows, wanted_columns
 from tailsweep.trainables.data.sources import read_source
-from tailsweep.trainables.data.splits import check_labels_seen, column_of, usable_rows, wanted_columns
+from tailsweep.trainables.data.splits import check_labels_seen
 from tailsweep.trainables.errors import DataError
 
 DEFAULT_SOURCE = Paraphrases.model_fields["source"].default
@@ -42,18 +43,15 @@ def read_paraphrases(
         DataError: The file cannot be used, or has a class that no training row has.
     """
     notes: list[str] = []
-    wanted = wanted_columns(config, augmentation.text_column, augmentation.label_column)
-    source = read_source(augmentation.file, "augmentation.file", config.format, wanted)
-    dataset = source.dataset
-    columns = {
-        "text_column" if augmentation.text_column is None else "augmentation.text_column": augmentation.text_column
-        or config.text_column,
-        "label_column" if augmentation.label_column is None else "augmentation.label_column": augmentation.label_column
-        or config.label_column,
-    }
-    rows, kept = usable_rows(
-        source, "augmentation.file", augmentation.file, columns, config.max_dropped_fraction, notes
+    columns = RowColumns(
+        config.text_columns if augmentation.text_column is None else (augmentation.text_column,),
+        augmentation.label_column or config.label_column,
+        "text_column" if augmentation.text_column is None else "augmentation.text_column",
+        "label_column" if augmentation.label_column is None else "augmentation.label_column",
     )
+    source = read_source(augmentation.file, "augmentation.file", config.format, wanted_columns(config, columns))
+    dataset = source.dataset
+    rows, kept = usable_rows(source, "augmentation.file", augmentation.file, columns, config, notes)
     check_labels_seen(rows, "augmentation.file", tuple(label_names))
     index = {name: number for number, name in enumerate(label_names)}
     row_labels = [index[name] for name in rows.labels]

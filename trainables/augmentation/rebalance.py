@@ -25,7 +25,8 @@ from tailsweep.trainables.augmentation.eda import eda_copy
 from tailsweep.trainables.augmentation.lexicon import synonyms_of
 from tailsweep.trainables.augmentation.paraphrases import read_paraphrases
 from tailsweep.trainables.config.data import EDA, BackTranslation, BeamSearch, DataConfig, Paraphrases
-from tailsweep.trainables.data.splits import Splits, listed
+from tailsweep.trainables.data.rows import listed
+from tailsweep.trainables.data.splits import Splits
 
 MOST_FAILURES = 10  # copies of a text in a row that are not new; then the text is copied no more
 MOST_LISTED = 20  # classes

@@ -12,6 +12,8 @@ from pydantic import (
 )
 from tailsweep.trainables.config.base import Section
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and pandas take
+
 
 class Step(Section):
     """Half of the classes keep all their rows, the others get ``ratio`` times the largest class."""
@@ -19,7 +21,7 @@ class Step(Section):
     kind: Literal["step"]
     ratio: float = Field(gt=0, le=1)  # rows of a minority class / rows of the largest class
     order: list[str] | None = None  # every class, largest first; default: by their number of rows
-    seed: int = 42  # which rows stay
+    seed: Seed = 42  # which rows stay
 
 
 class LongTailed(Section):
@@ -28,7 +30,7 @@ class LongTailed(Section):
     kind: Literal["long_tailed"]
     ratio: float = Field(gt=0, le=1)  # rows of the last class / rows of the largest class
     order: list[str] | None = None  # every class, largest first; default: by their number of rows
-    seed: int = 42
+    seed: Seed = 42
 
 
 class Downsample(Section):
@@ -41,7 +43,7 @@ class Downsample(Section):
     kind: Literal["downsample"]
     ratio: float = Field(gt=0, le=1)
     order: list[str] | None = None
-    seed: int = 42
+    seed: Seed = 42
 
 
 ImbalanceConfig = Annotated[Step | LongTailed | Downsample, Field(discriminator="kind")]
@@ -65,7 +67,7 @@ class AugmentationSection(Section):
 
     # Every class gets as many rows as bring it to this share of the largest one; the papers' 1.0: as large as that.
     target_ratio: float = Field(1.0, gt=0, le=1)
-    seed: NonNegativeInt = 42  # which rows are copied more often than others, and what is random in a copy
+    seed: Seed = 42  # which rows are copied more often than others, and what is random in a copy
 
 
 class EDA(AugmentationSection):
@@ -194,6 +196,17 @@ class FileFormat(Section):
         return self
 
 
+class AuditConfig(Section):
+    """What to do about labels and texts that falsify the scores of classes. What is refused costs nothing."""
+
+    label_variants: Literal["refuse", "merge", "keep"] = "refuse"  # one class written in several ways: "neg", "Neg "
+    multi_label: Literal["refuse", "drop", "keep"] = "refuse"  # labels that are several classes: "sports, politics"
+    identifiers: Literal["refuse", "keep"] = "refuse"  # a column in which most labels are of one example
+    max_class_dropped_fraction: float = Field(0.5, ge=0, le=1)  # share of a class's examples that may be unusable
+    max_conflicting_fraction: float = Field(0.05, ge=0, le=1)  # share of examples equal to one of another class
+    max_leaked_fraction: float = Field(0.2, ge=0, le=1)  # share of validation or test that is nearly in train, too
+
+
 class DataConfig(Section):
     """Where the rows come from and how they are read.
 
@@ -206,9 +219,12 @@ class DataConfig(Section):
     validation: Share | str = 0.15  # a source, or the share of all rows to split off, stratified by label
     test: Share | str = 0.2
     fold: Fold | None = None  # cross-validation: the test rows are this fold of ``train``, whatever share ``test`` is
-    text_column: str = "text"  # name of the column with the text
+    text_column: str | Annotated[list[str], Field(min_length=1)] = "text"  # the column with the text, or several
     label_column: str = "label"  # name of the column with the class: strings, integers, booleans, dates or ClassLabel
+    # The texts of two columns are the tokenizer's pair; else those of several are joined by line breaks.
+    text_pair: bool = Field(False, exclude_if=lambda value: not value)
     format: FileFormat | None = Field(None, exclude_if=lambda value: value is None)  # how files are written
+    audit: AuditConfig = Field(AuditConfig(), exclude_if=lambda value: value == AuditConfig())
     max_length: int = Field(128, ge=3)  # tokens kept of a row, special tokens included
     imbalance: ImbalanceConfig | None = None  # made of the training rows only
     augmentation: AugmentationConfig | None = None  # how the rows of stages with sampling: augmented are made
@@ -216,6 +232,29 @@ class DataConfig(Section):
     max_dropped_fraction: float = Field(
         0.05, ge=0, lt=1
     )  # share of empty or non-string texts above which a source is refused
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns with the text, in their order."""
+        return (self.text_column,) if isinstance(self.text_column, str) else tuple(self.text_column)
+
+    @model_validator(mode="after")
+    def _columns_agree(self) -> "DataConfig":
+        columns = self.text_columns
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"text_column has a column twice: {', '.join(columns)}")
+        if self.label_column in columns:
+            raise ValueError(f'text_column and label_column are both "{self.label_column}"')
+        if self.text_pair and len(columns) != 2:
+            raise ValueError(
+                f"text_pair is true, but text_column names {', '.join(columns)}: name two columns, such as "
+                "[premise, hypothesis]"
+            )
+        if self.text_pair and self.augmentation is not None:
+            raise ValueError(
+                "text_pair is true, but augmentation makes single texts: leave one of them out, or join the columns"
+            )
+        return self
 
     @model_validator(mode="after")
     def _test_rows_come_from_one_place(self) -> "DataConfig":

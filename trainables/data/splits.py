@@ -4,22 +4,20 @@ The splits are drawn first; then imbalance is imposed on the training rows. Rows
 dropped and counted. Tokens and models have no part in this.
 """
 
-import difflib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 from tailsweep.trainables.config.data import DataConfig, Fold, ImbalanceConfig
+from tailsweep.trainables.data.audit import audit_labels
 from tailsweep.trainables.data.imbalance import ImbalanceError, imbalance_rows
-from tailsweep.trainables.data.labels import label_names
-from tailsweep.trainables.data.sources import DEMO, DEMO_NOTE, Role, SourceRows, read_source
+from tailsweep.trainables.data.rows import Rows, listed, row_columns, usable_rows, wanted_columns
+from tailsweep.trainables.data.sources import DEMO, DEMO_NOTE, Role, read_source
 from tailsweep.trainables.errors import DataError
-from tailsweep.trainables.readers.columns import Wanted
 
 __all__ = ["DataError", "Splits", "load_splits"]
 
@@ -28,24 +26,17 @@ INTEGER = re.compile(r"-?\d+")
 
 @dataclass(frozen=True)
 class Splits:
-    """Three datasets with the columns ``text`` (string) and ``label`` (int64, an index into ``label_names``)."""
+    """Three datasets with the columns ``text`` (string) and ``label`` (int64, an index into ``label_names``).
+
+    With ``data.text_pair``, a column ``pair`` holds the second text of each row.
+    """
 
     train: datasets.Dataset
     validation: datasets.Dataset
     test: datasets.Dataset
     label_names: tuple[str, ...]
     notes: tuple[str, ...]  # what the user should be warned of
-
-
-@dataclass(frozen=True)
-class _Rows:
-    texts: list[str]
-    labels: list[str]  # names
-    label_order: tuple[str, ...] | None = None  # of a ClassLabel: its names
-
-    def pick(self, rows: Iterable[int]) -> "_Rows":
-        rows = list(rows)
-        return _Rows([self.texts[row] for row in rows], [self.labels[row] for row in rows], self.label_order)
+    dropped: tuple[int, ...] = ()  # of each class, the rows that cannot be used
 
 
 def load_splits(config: DataConfig) -> Splits:
@@ -55,24 +46,26 @@ def load_splits(config: DataConfig) -> Splits:
         DataError: the data cannot be used; the message names the setting, the fault and a fix.
     """
     notes: list[str] = []
-    rows: dict[Role, _Rows] = {"train": _read(config, "train", config.train, notes)}
-    if len(set(rows["train"].labels)) == 1:
-        raise DataError(
-            f'data.train: every row has the label "{rows["train"].labels[0]}", but there must be at least 2 classes; '
-            f'is "{config.label_column}" the right column?'
-        )
+    rows: dict[Role, Rows] = {"train": _read(config, "train", config.train, notes)}
     shares: dict[Role, float] = {}
     # test first: its rows stay the same when another validation share is tried
-    if config.fold is not None:
-        rows |= _fold(rows["train"], config.fold, config.split_seed, notes)
     held_out: tuple[tuple[Role, str | float], ...] = (("test", config.test), ("validation", config.validation))
     for role, given in held_out:
-        if role in rows:
-            continue
         if isinstance(given, str):
             rows[role] = _read(config, role, given, notes)
-        else:
+        elif role == "validation" or config.fold is None:
             shares[role] = given
+    changed, done = audit_labels([part.labels for part in rows.values()], config.audit, config.label_column)
+    notes += done
+    rows = {role: part.rename(changed) for role, part in rows.items()}
+    dropped = sum((part.dropped for part in rows.values()), Counter[str]())
+    if len(classes := set(rows["train"].labels)) < 2:
+        raise DataError(
+            f'data.train: every row has the label "{"".join(classes)}", but there must be at least 2 classes; '
+            f'is "{config.label_column}" the right column?'
+        )
+    if config.fold is not None:
+        rows |= _fold(rows["train"], config.fold, config.split_seed, notes)
     rows |= _split_off(rows["train"], shares, config.split_seed, notes)
 
     names = _label_order(rows["train"])
@@ -80,96 +73,27 @@ def load_splits(config: DataConfig) -> Splits:
         check_labels_seen(rows[role], role, names)
     if config.imbalance is not None:
         rows["train"] = _imbalanced(rows["train"], config.imbalance)
-    _note_duplicates(rows, notes)
     index = {name: i for i, name in enumerate(names)}
     splits = {role: _dataset(part, index) for role, part in rows.items()}
-    return Splits(splits["train"], splits["validation"], splits["test"], names, tuple(notes))
+    return Splits(
+        splits["train"],
+        splits["validation"],
+        splits["test"],
+        names,
+        tuple(notes),
+        tuple(dropped[name] for name in names),
+    )
 
 
-def _read(config: DataConfig, role: Role, source: str, notes: list[str]) -> _Rows:
+def _read(config: DataConfig, role: Role, source: str, notes: list[str]) -> Rows:
     """Read the rows of a source that have a text and a label."""
     rows = read_source(source, role, config.format, wanted_columns(config))
     if source == DEMO:
         notes.append(DEMO_NOTE)
-    columns = {"text_column": config.text_column, "label_column": config.label_column}
-    return usable_rows(rows, role, source, columns, config.max_dropped_fraction, notes)[0]
+    return usable_rows(rows, role, source, row_columns(config), config, notes)[0]
 
 
-def wanted_columns(config: DataConfig, text_column: str | None = None, label_column: str | None = None) -> Wanted:
-    """Return the columns of a source that are going to be read; None: as ``data`` names them."""
-    text, label = text_column or config.text_column, label_column or config.label_column
-    defaults = DataConfig.model_fields
-    usual = (text, label) == (defaults["text_column"].default, defaults["label_column"].default)
-    return Wanted((text,), label, usual and (config.format is None or config.format.columns is None))
-
-
-def usable_rows(
-    source_rows: SourceRows,
-    role: Role,
-    source: str,
-    columns: dict[str, str],
-    max_dropped_fraction: float,
-    notes: list[str],
-) -> tuple[_Rows, list[int]]:
-    """Return the rows of a source that have a text and a label, and their numbers in it.
-
-    Args:
-        columns: the fields of ``data`` that name the columns of texts and labels, in this order, each with its value.
-
-    Raises:
-        DataError: a column is missing or of a type that cannot be used, or too many rows are unusable.
-    """
-    (text_setting, text), (label_setting, label) = columns.items()
-    dataset, refused = source_rows.dataset, source_rows.refused
-    notes += [f'data.{role}: "{source}" was read as: {form} (data.format sets it)' for form in source_rows.forms]
-    texts = column_of(dataset, text, text_setting, role)
-    labels_given = column_of(dataset, label, label_setting, role)
-    names, label_order = label_names(labels_given, dataset.features[label], label, f"data.{role}")
-
-    has_text = [isinstance(text, str) and bool(text.strip()) for text in texts]
-    kept = [row for row, (good, name) in enumerate(zip(has_text, names, strict=True)) if good and name is not None]
-    total = len(texts) + len(refused)
-    dropped = total - len(kept)
-    if dropped:
-        not_strings = sum(text is not None and not isinstance(text, str) for text in texts)
-        faults = {
-            "an empty text": has_text.count(False) - not_strings,
-            "a text that is not a string": not_strings,
-            "no label": names.count(None),
-            f"more fields than there are columns ({listed(refused, 3)})": len(refused),
-        }
-        reasons = ", ".join(f"{count:,} with {fault}" for fault, count in faults.items() if count)
-        if not kept:
-            raise DataError(f'data.{role}: none of the {total:,} rows of "{source}" can be used: {reasons}')
-        if dropped / total > max_dropped_fraction:
-            raise DataError(
-                f'data.{role}: {dropped:,} of {total:,} rows of "{source}" cannot be used ({reasons}), but at '
-                f"most data.max_dropped_fraction = {max_dropped_fraction:g} of them may be dropped: fix the file or "
-                "raise max_dropped_fraction"
-            )
-        notes.append(f"data.{role}: {dropped:,} of {total:,} rows were dropped: {reasons}")
-    labels = [name for row in kept if (name := names[row]) is not None]
-    return _Rows([texts[row] for row in kept], labels, label_order), kept
-
-
-def column_of(dataset: datasets.Dataset, name: str, setting: str, role: Role) -> list[Any]:
-    """Return a column as Python values; ``setting`` is the field of ``data`` that names it."""
-    if name not in dataset.column_names:
-        near = difflib.get_close_matches(name, dataset.column_names, n=1)
-        raise DataError(
-            f'data.{setting} is "{name}", but the columns of data.{role} are {", ".join(dataset.column_names)}'
-            + (f': did you mean "{near[0]}"?' if near else "")
-        )
-    try:
-        return list(dataset.select_columns([name]).with_format(None)[:][name])
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f'data.{role}: the column "{name}" holds bytes that are not UTF-8: write the file again from text decoded '
-            "with its real encoding"
-        ) from error
-
-
-def _fold(train: _Rows, fold: Fold, seed: int, notes: list[str]) -> dict[Role, _Rows]:
+def _fold(train: Rows, fold: Fold, seed: int, notes: list[str]) -> dict[Role, Rows]:
     """Split off a fold as test, stratified by label.
 
     A class with at least one row per fold has each row in the test rows of exactly one fold. A smaller class stays in
@@ -200,7 +124,7 @@ def _class_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big")
 
 
-def _split_off(train: _Rows, shares: dict[Role, float], seed: int, notes: list[str]) -> dict[Role, _Rows]:
+def _split_off(train: Rows, shares: dict[Role, float], seed: int, notes: list[str]) -> dict[Role, Rows]:
     """Split shares off train, stratified by label; a share is of all rows given.
 
     A class's rows are drawn by (seed, class) alone, so that they do not move when another class grows. Each class has
@@ -240,7 +164,7 @@ def _split_off(train: _Rows, shares: dict[Role, float], seed: int, notes: list[s
     return {role: train.pick(sorted(rows)) for role, rows in parts.items()}
 
 
-def _label_order(train: _Rows) -> tuple[str, ...]:
+def _label_order(train: Rows) -> tuple[str, ...]:
     """Return the classes that occur in train: a ClassLabel's in its order, integers by value, else as strings."""
     occurring = set(train.labels)
     if train.label_order is not None:
@@ -250,7 +174,7 @@ def _label_order(train: _Rows) -> tuple[str, ...]:
     return tuple(sorted(occurring))
 
 
-def check_labels_seen(rows: _Rows, role: Role, label_names: tuple[str, ...]) -> None:
+def check_labels_seen(rows: Rows, role: Role, label_names: tuple[str, ...]) -> None:
     """Check that every label of ``rows`` is a class of train.
 
     Raises:
@@ -265,33 +189,17 @@ def check_labels_seen(rows: _Rows, role: Role, label_names: tuple[str, ...]) -> 
         )
 
 
-def _imbalanced(train: _Rows, imbalance: ImbalanceConfig) -> _Rows:
+def _imbalanced(train: Rows, imbalance: ImbalanceConfig) -> Rows:
     try:
         return train.pick(imbalance_rows(train.labels, imbalance))
     except ImbalanceError as error:
         raise DataError(f"data.imbalance: {error}") from error
 
 
-def _note_duplicates(rows: dict[Role, _Rows], notes: list[str]) -> None:
-    """Add a note for texts that are in two splits: scores on the later split are then too good."""
-    pairs: tuple[tuple[Role, Role], ...] = (("validation", "train"), ("test", "train"), ("test", "validation"))
-    for later, earlier in pairs:
-        known = set(rows[earlier].texts)
-        count = sum(text in known for text in rows[later].texts)
-        if count:
-            notes.append(
-                f"{count:,} of {len(rows[later].texts):,} {later} rows have a text that is also in {earlier}: "
-                f"scores on {later} are too good by as much"
-            )
-
-
-def _dataset(rows: _Rows, index: dict[str, int]) -> datasets.Dataset:
+def _dataset(rows: Rows, index: dict[str, int]) -> datasets.Dataset:
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.Value("int64")})
-    columns = {"text": rows.texts, "label": [index[name] for name in rows.labels]}
+    columns: dict[str, list[Any]] = {"text": rows.texts, "label": [index[name] for name in rows.labels]}
+    if rows.pairs is not None:
+        features["pair"] = datasets.Value("string")
+        columns["pair"] = rows.pairs
     return datasets.Dataset.from_dict(columns, features=features)
-
-
-def listed(names: Sequence[str], most: int = 10) -> str:
-    """Join at most ``most`` names, and count the others: ``"a, b and 3 more"``."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

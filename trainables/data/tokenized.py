@@ -94,6 +94,7 @@ class PreparedData:
     augmented: TokenizedExamples | None = (
         None  # the training rows, followed by those made of them; None: none were made
     )
+    class_table: tuple[tuple[str, ...], ...] = ()  # examples of each class and what is wrong with them, header first
     key_without_synthetic: str | None = None  # where some were: of the same rows without them
 
     def rows_of(self, split: str) -> TokenizedExamples:
@@ -137,6 +138,7 @@ def open_prepared(folder: Path) -> PreparedData:
             class_counts=np.array(meta["class_counts"], dtype=np.int64),
             notes=tuple(meta["notes"]),
             pad_token_id=pad_token_id,
+            class_table=tuple(tuple(map(str, row)) for row in meta.get("audit", ())),
             key_without_synthetic=meta.get("key_without_synthetic"),
             **parts,
         )

@@ -354,4 +354,11 @@ def _are_records(records: Sequence[Record], lines: Sequence[Record], wanted: Wan
     if place is None:
         return True
     classes = {record.fields[place] for record in lines if record.line in whole}
-    return all(record.fields[place] in classes for record in lines if record.line not in whole)
+    joined = [record for record in lines if record.line not in whole]
+    known = [record for record in joined if record.fields[place] in classes]
+    if known and len(known) < len(joined):
+        raise UnreadableError(
+            f"the quotation marks of line {joined[0].line:,} and the lines after it may quote a text of several lines, "
+            'or be characters of texts: say which with data.format.quote: "none", or the character that quotes'
+        )
+    return bool(known)

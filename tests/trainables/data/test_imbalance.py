@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tailsweep.trainables.config.data import Downsample, ImbalanceConfig, LongTailed, Step
 from tailsweep.trainables.data.imbalance import ImbalanceError, imbalance_rows, kept_sizes
 
@@ -130,3 +131,9 @@ def test_a_class_with_fewer_rows_than_asked_for_is_named_with_both_numbers() -> 
 def test_a_class_that_would_lose_all_its_rows_is_refused() -> None:
     with pytest.raises(ImbalanceError, match=r'class "b" would keep 0 of its 20 rows'):
         imbalance_rows(labels_of({"a": 30, "b": 20}), Step(kind="step", ratio=0.01))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_numpy_does_not_take_is_refused(seed: int) -> None:
+    with pytest.raises(ValidationError, match="seed"):
+        Step(kind="step", ratio=0.5, seed=seed)

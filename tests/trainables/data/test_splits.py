@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tailsweep.trainables.config.data import DataConfig, Step
-from tailsweep.trainables.data.splits import DataError, Splits, _Rows, _split_off, load_splits
+from tailsweep.trainables.data.rows import Rows
+from tailsweep.trainables.data.splits import DataError, Splits, _split_off, load_splits
 
 TEXTS = [f"text number {i}" for i in range(60)]
 LABELS = ["ant", "bee", "cat"] * 20
@@ -211,7 +212,7 @@ def test_every_class_large_enough_has_a_row_in_every_part(sizes: list[int], shar
     labels = [f"c{i}" for i, size in enumerate(sizes) for _ in range(size)]
     if max(sizes) <= len(shares):
         return
-    rows = _Rows([str(i) for i in range(len(labels))], labels)
+    rows = Rows([str(i) for i in range(len(labels))], labels)
     parts = _split_off(rows, shares, seed, [])
     assert sorted(text for part in parts.values() for text in part.texts) == sorted(rows.texts)
     for i, size in enumerate(sizes):
@@ -244,12 +245,18 @@ def test_empty_texts_and_missing_labels_are_dropped_and_counted(
     labels = [None, *LABELS[1:]]
     splits = load(train=write(tmp_path / name, texts, labels), max_dropped_fraction=0.1)
     assert len(pairs(splits)) == 56
-    assert splits.notes == ("data.train: 4 of 60 rows were dropped: 3 with an empty text, 1 with no label",)
+    assert splits.notes == (
+        "data.train: 4 of 60 rows were dropped: 3 with an empty text, 1 with no label; "
+        'by class 1 of 19 of "ant", 1 of 20 of "bee", 1 of 20 of "cat"',
+    )
 
 
 def test_texts_that_are_not_strings_are_counted_apart(load: Callable[..., Splits], tmp_path: Path) -> None:
     splits = load(train=write(tmp_path / "a.jsonl", [*TEXTS[:58], 5, ["x"]]))
-    assert splits.notes == ("data.train: 2 of 60 rows were dropped: 2 with a text that is not a string",)
+    assert splits.notes == (
+        "data.train: 2 of 60 rows were dropped: 2 with a text that is not a string; "
+        'by class 1 of 20 of "bee", 1 of 20 of "cat"',
+    )
 
 
 def test_more_dropped_rows_than_allowed_are_refused(load: Callable[..., Splits], tmp_path: Path) -> None:
@@ -265,17 +272,6 @@ def test_a_column_of_numbers_is_no_text(load: Callable[..., Splits], tmp_path: P
     path = write(tmp_path / "a.parquet", list(range(60)))
     with pytest.raises(DataError, match=r"none of the 60 rows .* 60 with a text that is not a string"):
         load(train=path)
-
-
-def test_texts_in_two_splits_are_counted(load: Callable[..., Splits], tmp_path: Path) -> None:
-    train = write(tmp_path / "train.csv", TEXTS[:30], LABELS[:30])
-    validation = write(tmp_path / "validation.csv", TEXTS[27:40], LABELS[27:40])  # 27, 28 and 29 are in train
-    test = write(tmp_path / "test.csv", TEXTS[39:50], LABELS[39:50])  # 39 is in validation
-    splits = load(train=train, validation=validation, test=test)
-    assert [note[:60] for note in splits.notes] == [
-        "3 of 13 validation rows have a text that is also in train: s",
-        "1 of 11 test rows have a text that is also in validation: sc",
-    ]
 
 
 # --- what is refused ---

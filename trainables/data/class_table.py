@@ -1,0 +1,91 @@
+"""A table of the classes before anything is trained: how many examples each has, and what is wrong with them."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tailsweep.trainables import report_keys
+from tailsweep.trainables.config.data import AuditConfig
+from tailsweep.trainables.data.splits import Splits
+from tailsweep.trainables.data.twins import TwinCounts, count_twins, find_twins, joined_rows
+from tailsweep.trainables.errors import DataError
+
+AUDIT_VERSION = 1  # of what is counted here, and how
+
+# Columns after the class; those of twins are left out where there are none.
+COUNTS = (report_keys.TRAIN, report_keys.VALIDATION, report_keys.TEST)
+DROPPED, REPEATED, LEAKED, CONFLICTING = "dropped", "repeated in train", "also in an earlier split", "with two labels"
+
+
+def audit_examples(
+    splits: Splits, tokenized: Mapping[str, pa.RecordBatch], audit: AuditConfig
+) -> tuple[list[list[str | int]], list[str]]:
+    """Count the examples of each class, and those that falsify its scores.
+
+    Examples are compared as a model sees them, by their tokens: equal, or nearly so (see ``twins``).
+
+    Args:
+        splits: the examples.
+        tokenized: their tokens and labels, by split, train first.
+        audit: how many may be in two splits, or have two labels.
+
+    Returns:
+        The table, its header first; and notes on what is wrong.
+
+    Raises:
+        DataError: More examples than may are in two splits, or have two labels.
+    """
+    num_classes = len(splits.label_names)
+    rows = []
+    for batch in tokenized.values():
+        lists = batch.column(0)
+        rows.append((lists.values.to_numpy().astype(np.int32), lists.offsets.to_numpy().astype(np.int64)))
+    labels = np.concatenate([batch.column(1).to_numpy() for batch in tokenized.values()])
+    sizes = {name: batch.num_rows for name, batch in tokenized.items()}
+    twins = count_twins(find_twins(*joined_rows(rows)), labels, sizes, num_classes)
+    notes = _notes(splits, twins, sizes, audit)
+    ends = np.cumsum(list(sizes.values()))
+    columns: dict[str, NDArray[np.int64]] = {
+        name: np.bincount(labels[end - sizes[name] : end], minlength=num_classes)
+        for name, end in zip(sizes, ends, strict=True)
+    }
+    wrong = {
+        DROPPED: np.array(splits.dropped or [0] * num_classes),
+        REPEATED: twins.repeated,
+        LEAKED: np.sum(list(twins.leaked.values()), axis=0),
+        CONFLICTING: twins.conflicting,
+    }
+    columns |= {name: counts for name, counts in wrong.items() if counts.any()}
+    header: list[str | int] = ["class", *columns]
+    table: list[list[str | int]] = [
+        [name, *(int(counts[i]) for counts in columns.values())] for i, name in enumerate(splits.label_names)
+    ]
+    return [header, *table], notes
+
+
+def _notes(splits: Splits, twins: TwinCounts, sizes: Mapping[str, int], audit: AuditConfig) -> list[str]:
+    notes = []
+    conflicting, total = int(twins.conflicting.sum()), sum(sizes.values())
+    if conflicting:
+        described = f"{conflicting:,} of {total:,} examples have the text of one with another label"
+        if conflicting / total > audit.max_conflicting_fraction:
+            raise DataError(
+                f"data: {described}, but at most data.audit.max_conflicting_fraction = "
+                f"{audit.max_conflicting_fraction:g} of them may: no model can be right about them; repair the labels, "
+                "or raise it"
+            )
+        notes.append(f"{described}: no model can be right about all of them")
+    for name, counts in twins.leaked.items():
+        leaked, size = int(counts.sum()), sizes[name]
+        if not leaked:
+            continue
+        described = f"{leaked:,} of {size:,} {name} examples are also in an earlier split, word for word or nearly so"
+        if leaked / size > audit.max_leaked_fraction:
+            raise DataError(
+                f"data.{name}: {described}, but at most data.audit.max_leaked_fraction = {audit.max_leaked_fraction:g} "
+                "of them may be: scores on them do not say how a model does on new texts; remove the repeated texts "
+                "from the file, or raise it"
+            )
+        notes.append(f"{described}: scores on {name} are too good by as much")
+    return notes

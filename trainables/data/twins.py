@@ -1,0 +1,141 @@
+"""Find examples that are the same to a model, and nearly the same: equal or similar rows of tokens.
+
+Similarity is the Jaccard index J of the pairs of neighbouring tokens (shingles of two). Rows to compare come from
+MinHash (Broder 1997) in bands (locality-sensitive hashing), and each pair is checked exactly.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIMILAR = 0.8  # J from which two rows are near-duplicates
+BANDS, ROWS = 10, 5  # a pair of J = 0.8 has a band in common with a probability of 1 - (1 - 0.8**5)**10 = 0.98
+LEAST = 8  # shingles of a row, below which only an equal row is its twin
+PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd, of the golden ratio: multiplication by it mixes bits
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Of each row, the earliest one that is equal or similar to it; the row itself where there is none."""
+
+    equal: NDArray[np.int64]  # (n,)
+    similar: NDArray[np.int64]  # (n,); equal ones included
+
+
+def find_twins(tokens: NDArray[np.int32], offsets: NDArray[np.int64]) -> Twins:
+    """Find the twins among rows of tokens.
+
+    Args:
+        tokens: the rows end to end.
+        offsets: (n + 1,), where each begins.
+
+    Example:
+        >>> tokens = np.array([5, 6, 7, 5, 6, 7, 5, 6, 8], np.int32)
+        >>> find_twins(tokens, np.array([0, 3, 6, 9])).equal.tolist()
+        [0, 0, 2]
+    """
+    lengths = np.diff(offsets)
+    count = len(lengths)
+    if count == 0:
+        nothing = np.empty(0, np.int64)
+        return Twins(nothing, nothing)
+    rows = [tokens[start:stop].tobytes() for start, stop in itertools.pairwise(offsets)]
+    first: dict[bytes, int] = {}
+    equal = np.array([first.setdefault(row, number) for number, row in enumerate(rows)], np.int64)
+    similar = equal.copy()
+    shingles = _shingles(tokens, offsets)
+    numbers = np.flatnonzero((lengths > LEAST) & (equal == np.arange(count)))
+    if not len(numbers):
+        return Twins(equal, similar)
+    for row, other in _likely_pairs(shingles, offsets, numbers):
+        if similar[row] == row and _jaccard(shingles, offsets, row, other) >= SIMILAR:
+            similar[row] = similar[other]
+    return Twins(equal, similar[equal])
+
+
+def _shingles(tokens: NDArray[np.int32], offsets: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Hash each token with the next one. The last of a row is hashed by itself, so that the offsets remain."""
+    values = tokens.astype(np.uint64)
+    after = np.append(values[1:], np.uint64(0))
+    after[offsets[1:][np.diff(offsets) > 0] - 1] = 0
+    return _mixed(values * PRIME + after + np.uint64(1))
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Mix the bits of each value (the finalizer of SplitMix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _likely_pairs(
+    shingles: NDArray[np.uint64], offsets: NDArray[np.int64], numbers: NDArray[np.int64]
+) -> list[tuple[int, int]]:
+    """Return the pairs (row, earlier row) that have a band of MinHash values in common, by their first rows."""
+    pairs: set[tuple[int, int]] = set()
+    for band in range(BANDS):
+        key = np.zeros(len(numbers), np.uint64)
+        for place in range(ROWS):
+            salt = np.uint64((band * ROWS + place + 1) * int(PRIME) % 2**64)
+            # An empty row would take over the minimum of the next one; there is none among `numbers`.
+            smallest = np.minimum.reduceat(_mixed(shingles ^ salt), np.minimum(offsets[:-1], len(shingles) - 1))
+            key = _mixed(key * PRIME + smallest[numbers])
+        _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+        earlier = numbers[first[inverse]]
+        joined = np.flatnonzero(earlier != numbers)
+        pairs.update(zip(numbers[joined].tolist(), earlier[joined].tolist(), strict=True))
+    return sorted(pairs)
+
+
+def _jaccard(shingles: NDArray[np.uint64], offsets: NDArray[np.int64], row: int, other: int) -> float:
+    first, second = (set(shingles[offsets[number] : offsets[number + 1]].tolist()) for number in (row, other))
+    return len(first & second) / len(first | second)
+
+
+def joined_rows(
+    parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int64]]],
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Put splits one after another: their tokens, and the offsets into all of them."""
+    starts = np.cumsum([0, *(len(tokens) for tokens, _ in parts)])
+    offsets = [start + rows[:-1] for start, (_, rows) in zip(starts, parts, strict=False)]
+    return np.concatenate([tokens for tokens, _ in parts]), np.concatenate([*offsets, starts[-1:]])
+
+
+@dataclass(frozen=True)
+class TwinCounts:
+    """What the twins of a set of splits mean for its scores, by class."""
+
+    repeated: NDArray[np.int64]  # (C,) training examples with an earlier twin in train
+    leaked: Mapping[str, NDArray[np.int64]]  # (C,) examples of validation and of test with a twin in an earlier split
+    conflicting: NDArray[np.int64]  # (C,) examples of all splits that are equal to one of another class
+    example: int | None  # a row that conflicts with an earlier one
+
+
+def count_twins(twins: Twins, labels: NDArray[np.int64], splits: Mapping[str, int], num_classes: int) -> TwinCounts:
+    """Count twins by class.
+
+    Args:
+        twins: of the rows of all splits, in their order.
+        labels: (n,), of these rows.
+        splits: how many rows each split has, train first.
+        num_classes: C.
+    """
+    ends = np.cumsum(list(splits.values()))
+    split_of = np.searchsorted(ends, np.arange(len(labels)), side="right")
+    has_twin = twins.similar != np.arange(len(labels))
+    in_earlier = has_twin & (split_of[twins.similar] < split_of)
+
+    def per_class(rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.bincount(labels[rows], minlength=num_classes)
+
+    differs = labels != labels[twins.equal]
+    groups = np.isin(twins.equal, twins.equal[differs])  # every member of a group that has two classes
+    return TwinCounts(
+        repeated=per_class(has_twin & (split_of == 0)),
+        leaked={name: per_class(in_earlier & (split_of == place)) for place, name in enumerate(splits) if place},
+        conflicting=per_class(groups),
+        example=int(np.flatnonzero(differs)[0]) if differs.any() else None,
+    )
