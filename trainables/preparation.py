@@ -17,8 +17,8 @@ from filelock import FileLock
 from numpy.typing import ArrayLike
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.augmentation.rebalance import SyntheticExamples, synthesize_examples
-from tailsweep.trainables.config.data import DataConfig
-from tailsweep.trainables.data.class_table import AUDIT_VERSION, audit_examples
+from tailsweep.trainables.config.data import AuditConfig, DataConfig
+from tailsweep.trainables.data.class_table import audit_examples
 from tailsweep.trainables.data.splits import Splits, load_splits
 from tailsweep.trainables.data.tokenization import _load_tokenizer, _tokenizer_fingerprint, _usable_length, tokenize
 from tailsweep.trainables.data.tokenized import (
@@ -69,8 +69,9 @@ def prepare(
     notes = [*splits.notes, *length_notes]
     rows_fingerprint = _rows_fingerprint(splits)
     # The notes are kept in the entry, so they are part of what it is known by.
-    audit = [AUDIT_VERSION, splits.dropped, config.audit.model_dump()]
-    identity = [FORMAT_VERSION, rows_fingerprint, tokenizer_fingerprint, max_length, notes, audit]
+    identity = [FORMAT_VERSION, rows_fingerprint, tokenizer_fingerprint, max_length, notes]
+    if config.audit != AuditConfig():  # an entry has passed the audit that it was made under
+        identity.append(config.audit.model_dump())
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     synthetic, synthetic_meta = None, dict[str, str]()
     if augmented:

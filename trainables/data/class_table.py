@@ -11,8 +11,6 @@ from tailsweep.trainables.data.splits import Splits
 from tailsweep.trainables.data.twins import TwinCounts, count_twins, find_twins, joined_rows
 from tailsweep.trainables.errors import DataError
 
-AUDIT_VERSION = 1  # of what is counted here, and how
-
 # Columns after the class; those of twins are left out where there are none.
 COUNTS = (report_keys.TRAIN, report_keys.VALIDATION, report_keys.TEST)
 DROPPED, REPEATED, LEAKED, CONFLICTING = "dropped", "repeated in train", "also in an earlier split", "with two labels"
