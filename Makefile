@@ -29,9 +29,10 @@ bench: .venv/test-installed
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 	$(BIN)/python tests/benchmarks/sweeps.py $(filter --quick --write,$(ARGS))
 
-# What is read of public dialects of data files.
+# What is read of public dialects of data files, and what is computed of many architectures.
 tables: .venv/test-installed
 	$(BIN)/python tests/tables/files.py
+	$(BIN)/python tests/tables/architectures.py
 
 lint: .venv/test-installed .lint
 	$(BIN)/ruff format --check .

@@ -12,7 +12,7 @@ from tailsweep.trainables.data.tokenization import tokenize
 from tailsweep.trainables.data.tokenized import TokenizedExamples
 from tailsweep.trainables.errors import ModelError
 from tailsweep.trainables.execution.backends import live_execution
-from tailsweep.trainables.execution.packed import first_position
+from tailsweep.trainables.models.hub import max_positions, pad_token_id
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -44,9 +44,10 @@ def classify(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = _config(model)
     tokens, offsets, _ = tokenize(texts, tokenizer, _max_length(model, tokenizer), pairs)
-    pad_token_id = config.pad_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    # Where the model's head looks for padding, it looks for the token of its own configuration.
+    pad = pad_token_id(tokenizer) if config.pad_token_id is None else int(config.pad_token_id)
     labels = np.zeros(len(texts), np.int64)  # unknown
-    examples = TokenizedExamples(tokens, offsets, labels, 0 if pad_token_id is None else int(pad_token_id))
+    examples = TokenizedExamples(tokens, offsets, labels, pad)
     execution = live_execution(model.to(device), _Texts(examples), device, "fp32")
     execution.module.eval()
     split = report_keys.TEST
@@ -89,9 +90,7 @@ def class_names(model: nn.Module, folder: Path) -> list[str]:
 
 def _max_length(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the tokenizer's limit, which our folders set to the training length; at most the model's own limit."""
-    positions = getattr(_config(model), "max_position_embeddings", None)
-    own = int(tokenizer.model_max_length)  # 10**30 where none is known
-    return own if not positions else min(own, int(positions) - first_position(model))
+    return min(int(tokenizer.model_max_length), max_positions(_config(model)))
 
 
 def _config(model: nn.Module) -> PretrainedConfig:

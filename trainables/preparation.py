@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+import transformers
 from filelock import FileLock
 from numpy.typing import ArrayLike
 from tailsweep.trainables import report_keys
@@ -31,6 +32,7 @@ from tailsweep.trainables.data.tokenized import (
     is_whole,
     open_prepared,
 )
+from tailsweep.trainables.models.hub import NO_LIMIT, max_positions, pad_token_id
 from tailsweep.trainables.storage.atomic import replace_folder, sync_to_disk
 from tailsweep.trainables.storage.cache import META_FILE, cache_errors
 from tailsweep.trainables.storage.checksums import file_sha256
@@ -65,7 +67,9 @@ def prepare(
     splits = load_splits(config)
     tokenizer = _load_tokenizer(tokenizer_path, trust_remote_code)
     tokenizer_fingerprint = _tokenizer_fingerprint(tokenizer)
-    max_length, length_notes = _usable_length(config.max_length, tokenizer)
+    max_length, length_notes = _usable_length(
+        config.max_length, tokenizer, _positions(tokenizer_path, trust_remote_code)
+    )
     notes = [*splits.notes, *length_notes]
     rows_fingerprint = _rows_fingerprint(splits)
     # The notes are kept in the entry, so they are part of what it is known by.
@@ -90,13 +94,15 @@ def prepare(
                 "rows_fingerprint": rows_fingerprint,
                 "tokenizer_fingerprint": tokenizer_fingerprint,
                 "max_length": max_length,
-                "pad_token_id": 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
+                "pad_token_id": pad_token_id(tokenizer),
                 "label_names": splits.label_names,
                 "class_counts": np.bincount(splits.train["label"], minlength=len(splits.label_names)).tolist(),
                 **synthetic_meta,
             }
             parts = _tokenized_splits(splits, synthetic, tokenizer, max_length)
-            table, audit_notes = audit_examples(splits, {name: parts[name][0] for name in SPLITS}, config.audit)
+            table, audit_notes = audit_examples(
+                splits, {name: parts[name][0] for name in SPLITS}, max_length, config.audit
+            )
             meta["audit"] = table
             with replace_folder(folder) as partial:
                 if synthetic is not None:
@@ -104,6 +110,15 @@ def prepare(
                     meta["synthetic_sha256"] = file_sha256(partial / SYNTHETIC_FILE)
                 _write_entry(partial, parts, meta, [*notes, *audit_notes])
     return open_prepared(folder)
+
+
+def _positions(path: str, trust_remote_code: bool) -> int:
+    """Return how many tokens the model of a tokenizer takes; ``NO_LIMIT`` for a tokenizer without a model."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError):
+        return NO_LIMIT
+    return max_positions(config)
 
 
 def _rows_fingerprint(splits: Splits) -> str:

@@ -117,6 +117,8 @@ def _content(kind: str, folder: Path) -> str:
         return "a CSV, TSV or Parquet file, converted to Arrow"
     try:
         meta = parse_json((folder / META_FILE).read_text(encoding="utf-8"))
+        if kind == "rehearsals":
+            return f"{meta['model']} has been rehearsed"
         if kind == "features":
             return f"{meta['split_point']}, {meta['dtype']}"
         if kind == "translations":

@@ -6,6 +6,7 @@ stage one will train on.
 
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from tailsweep.orchestrator.planning.disk_usage import CheckpointBytes, checkpoi
 from tailsweep.orchestrator.runs.trials import inputs_key
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.postprocess import PostprocessConfig
-from tailsweep.trainables.config.trial import TrialConfig
+from tailsweep.trainables.config.trial import ModelConfig, Trainable, TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.errors import DataError
 from tailsweep.trainables.execution.feature_plan import FeaturePlan, plan_features
@@ -25,6 +26,7 @@ from tailsweep.trainables.models.classifier import check_model
 from tailsweep.trainables.models.hub import resolve, weights_digest
 from tailsweep.trainables.postprocess.last_layer import last_layer
 from tailsweep.trainables.preparation import prepare
+from tailsweep.trainables.rehearsal import rehearse_once
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training.metrics import score
 from torch import nn
@@ -110,9 +112,40 @@ def prepare_trials(
         elif plan is not None:
             live.append(f"stage one runs its trunk live: {plan}")
         parts[inputs_key(dumped)] = TrialInputs(rows.key, plan.key if isinstance(plan, FeaturePlan) else None)
+    live += _rehearse(trial_configs, models, {key: data[parts[key].data] for key in parts})
     names = dict.fromkeys(trial_config["model"]["name"] for trial_config in trial_configs)
     weights = {name: digest for name in names if (digest := weights_digest(name)) is not None}
     return PreparedTrials(data, plans, parts, live, checkpoints, weights)
+
+
+def _rehearse(
+    trial_configs: Sequence[Mapping[str, Any]], models: Mapping[str, nn.Module], data: Mapping[str, PreparedData]
+) -> list[str]:
+    """Rehearse every different model, with everything that some trial trains in it.
+
+    Args:
+        trial_configs: as for :func:`prepare_trials`.
+        models: by their dumped configs; of no use afterwards.
+        data: by ``inputs_key``.
+
+    Returns:
+        What the user should know.
+    """
+    trainable: dict[str, dict[str, Trainable]] = defaultdict(dict)
+    rehearsed: dict[str, tuple[ModelConfig, PreparedData]] = {}
+    for dumped in trial_configs:
+        trial_config = TrialConfig.model_validate(dumped)
+        key = trial_config.model.model_dump_json()
+        rehearsed.setdefault(key, (trial_config.model, data[inputs_key(dumped)]))
+        for stage in report_keys.STAGES:
+            setting = getattr(trial_config, stage).trainable
+            if dumped[stage]["epochs"] > 0 and setting not in trainable[key].values():
+                trainable[key][f"{stage}.trainable: {dumped[stage]['trainable']}"] = setting
+    return [
+        note
+        for key, (config, examples) in rehearsed.items()
+        for note in rehearse_once(models[key], config, examples, trainable[key], default_cache_dir())
+    ]
 
 
 def _check_models(trial_configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, nn.Module], CheckpointBytes]:

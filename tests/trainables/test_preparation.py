@@ -104,9 +104,12 @@ def test_the_models_own_limit_caps_the_length_and_says_so(config: DataConfig, tm
     assert "data.max_length is 12, but the model takes at most 8 tokens: rows end there" in prepared.notes
 
 
-def test_a_tokenizer_without_padding_pads_with_zero(config: DataConfig, tmp_path: Path) -> None:
-    prepared = prepare(config, save_tokenizer(tmp_path / "padless", pad_token=None), tmp_path / "cache")
-    assert prepared.pad_token_id == 0
+def test_a_tokenizer_without_padding_pads_with_what_ends_a_text(config: DataConfig, tmp_path: Path) -> None:
+    padless = save_tokenizer(tmp_path / "padless", pad_token=None)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(padless)
+    assert prepare(config, padless, tmp_path / "cache").pad_token_id == tokenizer.unk_token_id  # it ends none
+    ending = save_tokenizer(tmp_path / "ending", pad_token=None, eos_token="[SEP]")
+    assert prepare(config, ending, tmp_path / "cache").pad_token_id == tokenizer.sep_token_id
 
 
 def test_padded_batches_equal_those_of_the_tokenizer(config: DataConfig, tokenizer_path: str, tmp_path: Path) -> None:

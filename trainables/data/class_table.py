@@ -17,15 +17,16 @@ DROPPED, REPEATED, LEAKED, CONFLICTING = "dropped", "repeated in train", "also i
 
 
 def audit_examples(
-    splits: Splits, tokenized: Mapping[str, pa.RecordBatch], audit: AuditConfig
+    splits: Splits, tokenized: Mapping[str, pa.RecordBatch], max_length: int, audit: AuditConfig
 ) -> tuple[list[list[str | int]], list[str]]:
     """Count the examples of each class, and those that falsify its scores.
 
-    Examples are compared as a model sees them, by their tokens: equal, or nearly so (see ``twins``).
+    Examples are compared by their texts and their tokens: equal, or nearly so (see ``twins``).
 
     Args:
         splits: the examples.
         tokenized: their tokens and labels, by split, train first.
+        max_length: tokens that they were truncated to.
         audit: how many may be in two splits, or have two labels.
 
     Returns:
@@ -41,7 +42,8 @@ def audit_examples(
         rows.append((lists.values.to_numpy().astype(np.int32), lists.offsets.to_numpy().astype(np.int64)))
     labels = np.concatenate([batch.column(1).to_numpy() for batch in tokenized.values()])
     sizes = {name: batch.num_rows for name, batch in tokenized.items()}
-    twins = count_twins(find_twins(*joined_rows(rows)), labels, sizes, num_classes)
+    texts = [text for name in tokenized for text in _texts(splits, name)]
+    twins = count_twins(find_twins(texts, *joined_rows(rows), max_length), labels, sizes, num_classes)
     notes = _notes(splits, twins, sizes, audit)
     ends = np.cumsum(list(sizes.values()))
     columns: dict[str, NDArray[np.int64]] = {
@@ -60,6 +62,13 @@ def audit_examples(
         [name, *(int(counts[i]) for counts in columns.values())] for i, name in enumerate(splits.label_names)
     ]
     return [header, *table], notes
+
+
+def _texts(splits: Splits, name: str) -> list[str]:
+    part = getattr(splits, name)
+    if "pair" not in part.column_names:
+        return list(part["text"])
+    return [f"{first}\0{second}" for first, second in zip(part["text"], part["pair"], strict=True)]
 
 
 def _notes(splits: Splits, twins: TwinCounts, sizes: Mapping[str, int], audit: AuditConfig) -> list[str]:

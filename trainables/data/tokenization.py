@@ -34,9 +34,11 @@ def _tokenizer_fingerprint(tokenizer: transformers.PreTrainedTokenizerBase) -> s
     return digest.hexdigest()
 
 
-def _usable_length(max_length: int, tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[int, list[str]]:
-    """``max_length``, or the model's own limit where that is lower; tokenizers without a limit say 10**30."""
-    limit = int(tokenizer.model_max_length)
+def _usable_length(
+    max_length: int, tokenizer: transformers.PreTrainedTokenizerBase, positions: int
+) -> tuple[int, list[str]]:
+    """Return ``max_length``, or the tokenizer's limit or that of the model's ``positions`` where one is lower."""
+    limit = min(int(tokenizer.model_max_length), positions)
     if max_length <= limit:
         return max_length, []
     return limit, [f"data.max_length is {max_length}, but the model takes at most {limit} tokens: rows end there"]
@@ -56,6 +58,14 @@ def tokenize(
         max_length: tokens kept of a row, special tokens included.
         pairs: the second text of each row; a pair that is too long is truncated where it is longer.
     """
+    ending = next(
+        (
+            token
+            for token in (tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
+            if token is not None
+        ),
+        0,
+    )
     pieces = [np.empty(0, np.int32)]
     lengths: list[int] = []
     truncated = 0
@@ -72,6 +82,7 @@ def tokenize(
             truncated_ids = _input_ids(tokenizer, [rows[i] for i in long], long_seconds, max_length)
             for i, ids in zip(long, truncated_ids, strict=True):
                 encoded[i] = ids
+        encoded = [ids or [ending] for ids in encoded]  # a text of which the tokenizer keeps nothing
         truncated += len(long)
         lengths.extend(map(len, encoded))
         pieces.append(np.array([token for ids in encoded for token in ids], dtype=np.int32))

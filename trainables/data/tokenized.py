@@ -66,12 +66,19 @@ class TokenizedExamples:
         tokens = self.tokens[offsets[0] : offsets[-1]]
         return TokenizedExamples(tokens, offsets - offsets[0], self.labels[start:stop], self.pad_token_id)
 
-    def padded(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """``input_ids`` and ``attention_mask`` (1: token, 0: padding), both (B, T) with T the longest row's length."""
+    def padded(
+        self, indices: NDArray[np.int64], on_the_left: bool = False
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """``input_ids`` and ``attention_mask`` (1: token, 0: padding), both (B, T) with T the longest row's length.
+
+        Args:
+            indices: (B,), the rows' numbers.
+            on_the_left: pad before the rows, and not behind them.
+        """
         starts = self.offsets[indices][:, None]
         lengths = self.offsets[np.asarray(indices) + 1][:, None] - starts
-        position = np.arange(lengths.max())
-        real = position < lengths
+        position = np.arange(lengths.max()) - (lengths.max() - lengths if on_the_left else 0)
+        real = (position >= 0) & (position < lengths)
         # Padding slots would read past their row, and past the end of the last one: point them at token 0.
         input_ids = np.where(real, self.tokens[np.where(real, starts + position, 0)], self.pad_token_id)
         return input_ids.astype(np.int64), real.astype(np.int64)

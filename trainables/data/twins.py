@@ -1,10 +1,9 @@
-"""Find examples that are the same to a model, and nearly the same: equal or similar rows of tokens.
+"""Find examples that are the same, and nearly the same: equal texts, or similar rows of tokens.
 
 Similarity is the Jaccard index J of the pairs of neighbouring tokens (shingles of two). Rows to compare come from
 MinHash (Broder 1997) in bands (locality-sensitive hashing), and each pair is checked exactly.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 SIMILAR = 0.8  # J from which two rows are near-duplicates
 BANDS, ROWS = 10, 5  # a pair of J = 0.8 has a band in common with a probability of 1 - (1 - 0.8**5)**10 = 0.98
 LEAST = 8  # shingles of a row, below which only an equal row is its twin
+LONG = 64  # tokens of a truncated row, from which they stand for its text
 PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd, of the golden ratio: multiplication by it mixes bits
 
 
@@ -25,31 +25,30 @@ class Twins:
     similar: NDArray[np.int64]  # (n,); equal ones included
 
 
-def find_twins(tokens: NDArray[np.int32], offsets: NDArray[np.int64]) -> Twins:
-    """Find the twins among rows of tokens.
+def find_twins(texts: Sequence[str], tokens: NDArray[np.int32], offsets: NDArray[np.int64], max_length: int) -> Twins:
+    """Find the twins among rows.
 
     Args:
-        tokens: the rows end to end.
+        texts: of the rows; equal are those that differ in case and blanks at most.
+        tokens: the rows end to end; similar are those whose tokens are.
         offsets: (n + 1,), where each begins.
+        max_length: tokens that rows were truncated to. Short beginnings say nothing of the rest of their texts.
 
     Example:
-        >>> tokens = np.array([5, 6, 7, 5, 6, 7, 5, 6, 8], np.int32)
-        >>> find_twins(tokens, np.array([0, 3, 6, 9])).equal.tolist()
+        >>> tokens, offsets = np.array([5, 6, 5, 6, 6], np.int32), np.array([0, 2, 4, 5])
+        >>> find_twins(["a b", "A  b", "b"], tokens, offsets, max_length=8).equal.tolist()
         [0, 0, 2]
     """
     lengths = np.diff(offsets)
-    count = len(lengths)
-    if count == 0:
-        nothing = np.empty(0, np.int64)
-        return Twins(nothing, nothing)
-    rows = [tokens[start:stop].tobytes() for start, stop in itertools.pairwise(offsets)]
-    first: dict[bytes, int] = {}
-    equal = np.array([first.setdefault(row, number) for number, row in enumerate(rows)], np.int64)
+    first: dict[str, int] = {}
+    plain = (" ".join(text.casefold().split()) for text in texts)
+    equal = np.array([first.setdefault(text, number) for number, text in enumerate(plain)], np.int64)
     similar = equal.copy()
-    shingles = _shingles(tokens, offsets)
-    numbers = np.flatnonzero((lengths > LEAST) & (equal == np.arange(count)))
+    is_whole = (lengths < max_length) | (max_length >= LONG)
+    numbers = np.flatnonzero((lengths > LEAST) & is_whole & (equal == np.arange(len(equal))))
     if not len(numbers):
         return Twins(equal, similar)
+    shingles = _shingles(tokens, offsets)
     for row, other in _likely_pairs(shingles, offsets, numbers):
         if similar[row] == row and _jaccard(shingles, offsets, row, other) >= SIMILAR:
             similar[row] = similar[other]

@@ -17,7 +17,15 @@ from tailsweep.trainables.data.tokenized import TOKENS_AT_ONCE, PreparedData, To
 from tailsweep.trainables.execution.feature_store import Features
 from tailsweep.trainables.execution.packed import PackedClassifier, why_not_packable
 from tailsweep.trainables.execution.packing import Packing
-from tailsweep.trainables.execution.probe import BF16_TOLERANCE, TOLERANCE, difference, probe_rows, probing
+from tailsweep.trainables.execution.probe import (
+    BF16_TOLERANCE,
+    TOLERANCE,
+    Padding,
+    difference,
+    exact_padding,
+    probe_rows,
+    probing,
+)
 from tailsweep.trainables.execution.trunk import TokenTop, VectorTop
 from torch import Tensor, nn
 
@@ -54,10 +62,11 @@ class Execution(Protocol):
 
 def live_execution(model: nn.Module, data: SplitExamples, device: torch.device, precision: str) -> "Execution":
     """Run the whole model on the rows' tokens: packed where a probe agrees, else padded."""
-    reason = why_not_packable(model, data.rows_of(report_keys.TRAIN), device, precision)
+    rows = data.rows_of(report_keys.TRAIN)
+    reason = why_not_packable(model, rows, device, precision)
     if reason is None:
         return PackedExecution(model, data, device)
-    return PaddedExecution(model, data, device, reason)
+    return PaddedExecution(model, data, device, reason, exact_padding(model, rows, device, precision))
 
 
 def cached_execution(
@@ -95,26 +104,44 @@ def split_logits(execution: Execution, split: str) -> Tensor:
 
 
 class PaddedExecution:
-    """Batches padded to their longest row: what every architecture takes."""
+    """Batches padded to their longest row; or of rows of one length, for architectures that no padding leaves alone."""
 
-    def __init__(self, model: nn.Module, data: SplitExamples, device: torch.device, reason: str) -> None:
-        self.description = f"padded: {reason}"
+    def __init__(
+        self,
+        model: nn.Module,
+        data: SplitExamples,
+        device: torch.device,
+        reason: str,
+        padding: Padding = "right",
+    ) -> None:
+        how = {"right": "padded", "left": "padded on the left", "none": "rows of one length"}[padding]
+        self.description = f"{how}: {reason}"
         self.module: nn.Module = _Padded(model)
         self.data = data
         self.device = device
+        self.padding = padding
 
     def inputs(self, split: str, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return the token ids and the attention mask, (B, T) each."""
-        input_ids, attention_mask = self.data.rows_of(split).padded(rows)
+        input_ids, attention_mask = self.data.rows_of(split).padded(rows, on_the_left=self.padding == "left")
         return _to(input_ids, self.device), _to(attention_mask, self.device)
 
     def parts(self, split: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Group rows of like length."""
-        return _parts_to_pad(rows, self.data.rows_of(split).lengths, self.device)
+        lengths = self.data.rows_of(split).lengths
+        if self.padding == "none":
+            return _by_equal_length(rows, lengths)
+        return _parts_to_pad(rows, lengths, self.device)
 
     def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
         """Batch rows of like length."""
-        return length_batches(self.data.rows_of(split).lengths, TOKENS_AT_ONCE[self.device.type])
+        lengths = self.data.rows_of(split).lengths
+        batches = length_batches(lengths, TOKENS_AT_ONCE[self.device.type])
+        return (
+            batches
+            if self.padding != "none"
+            else [part for rows in batches for part in _by_equal_length(rows, lengths)]
+        )
 
 
 class PackedExecution:
@@ -224,6 +251,12 @@ def _parts_to_pad(rows: NDArray[np.int64], lengths: NDArray[np.int64], device: t
         return [rows]
     by_length = _by_length(rows, lengths)
     return [by_length[start : start + CPU_ROWS_AT_ONCE] for start in range(0, max(len(rows), 1), CPU_ROWS_AT_ONCE)]
+
+
+def _by_equal_length(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Split rows into groups of equal length. An empty part stays one part, as in :func:`_parts_to_pad`."""
+    by_length = _by_length(rows, lengths)
+    return np.split(by_length, np.flatnonzero(np.diff(lengths[by_length])) + 1)
 
 
 def _to(array: NDArray[np.int64], device: torch.device) -> Tensor:

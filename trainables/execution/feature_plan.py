@@ -15,7 +15,8 @@ from tailsweep.trainables.config.trial import StageConfig
 from tailsweep.trainables.data.tokenized import PreparedData, TokenizedExamples
 from tailsweep.trainables.execution.packed import PackedClassifier, why_not_packable
 from tailsweep.trainables.execution.packing import Packing
-from tailsweep.trainables.execution.probe import BF16_TOLERANCE, difference, probe_rows, probing
+from tailsweep.trainables.execution.probe import BF16_TOLERANCE, difference, one_by_one, probe_rows, probing
+from tailsweep.trainables.execution.probe import TOLERANCE as PATH_TOLERANCE
 from tailsweep.trainables.execution.trunk import (
     TOLERANCE,
     SplitPoint,
@@ -115,6 +116,8 @@ def why_not_splittable(
     try:
         with probing(model):
             expected = whole_model(model, rows, few, packed, device)()
+            if difference(expected, one_by_one(model, rows, few, device)) > PATH_TOLERANCE:
+                return f"{name} gives other logits in a padded batch"
             states = trunk_outputs(model, split_point, whole_model(model, rows, few, packed, device))
             if dtype == "bf16":
                 states = states.bfloat16().float()

@@ -11,7 +11,6 @@ B rows, N tokens in all, T in the longest row, h heads of width D, H hidden widt
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from tailsweep.trainables.data.tokenized import TokenizedExamples
 from tailsweep.trainables.errors import ModelError
 from tailsweep.trainables.execution.attention import ATTENTION, _no_mask, attend_within_rows
 from tailsweep.trainables.execution.packing import Packing, first_tokens, row_means
-from tailsweep.trainables.execution.probe import BF16_TOLERANCE, TOLERANCE, difference, probe_rows, probing
+from tailsweep.trainables.execution.probe import BF16_TOLERANCE, TOLERANCE, difference, one_by_one, probe_rows, probing
 from tailsweep.trainables.models.layers import encoder_layers, layer_stack
 from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig
@@ -58,13 +57,12 @@ class Packer:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        encoder = cast(nn.Module, model.base_model)
         configs = {id(c): c for module in model.modules() if (c := getattr(module, "config", None)) is not None}
         self._configs: list[PretrainedConfig] = list(configs.values())
         self._first_position = first_position(model)
         self._stack = layer_stack(model)
         self._by_mean = pools_by_mean(model)
-        self._narrow = None if self._by_mean else _after_last_attention(encoder)
+        self._narrow = None if self._by_mean else _after_last_attention(model)
 
     def position_ids(self, packing: Packing) -> Tensor:
         """(1, N), as the model's embeddings count them."""
@@ -102,7 +100,7 @@ class Packer:
 
 
 def why_not_packable(model: nn.Module, rows: TokenizedExamples, device: torch.device, precision: str) -> str | None:
-    """Return why the model cannot run on packed rows; None if a few real rows give the padded path's logits.
+    """Return why the model cannot run on packed rows; None if a few real rows give the logits that each has by itself.
 
     Args:
         rows: some of the rows it is to run on; the model is on ``device``.
@@ -111,10 +109,9 @@ def why_not_packable(model: nn.Module, rows: TokenizedExamples, device: torch.de
     name = type(model.base_model).__name__
     few = probe_rows(rows)
     ids = torch.from_numpy(rows.tokens[rows.positions(few)].astype(np.int64)).to(device)
-    input_ids, attention_mask = (torch.from_numpy(array).to(device) for array in rows.padded(few))
     try:
         with probing(model), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            expected = model(input_ids=input_ids, attention_mask=attention_mask).logits.float()
+            expected = one_by_one(model, rows, few, device)
             packing = Packing.from_lengths(rows.lengths[few], device)
             logits = PackedClassifier(model)(ids, packing).float()
     except Exception as error:  # whatever an architecture makes of a packed row, the padded execution path is there
@@ -125,10 +122,10 @@ def why_not_packable(model: nn.Module, rows: TokenizedExamples, device: torch.de
     return None
 
 
-def _after_last_attention(encoder: nn.Module) -> nn.Module | None:
+def _after_last_attention(model: nn.Module) -> nn.Module | None:
     """Return what BERT and its kin apply after the last layer's attention; its second argument is the residual."""
     try:
-        last = encoder_layers(encoder)[-1]
+        last = encoder_layers(model)[-1]
     except ModelError:  # layers that share their weights
         return None
     after = getattr(getattr(last, "attention", None), "output", None)

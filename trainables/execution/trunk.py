@@ -19,7 +19,7 @@ from tailsweep.trainables.errors import ModelError
 from tailsweep.trainables.execution.packed import Packer
 from tailsweep.trainables.execution.packing import Packing
 from tailsweep.trainables.models.classifier import PooledClassifier
-from tailsweep.trainables.models.layers import encoder_layers, layer_stack
+from tailsweep.trainables.models.layers import encoder_layers, layer_stack, layer_stacks
 from torch import Tensor, nn
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
@@ -59,7 +59,7 @@ def find_split_point(model: nn.Module, trainable: Trainable) -> SplitPoint | Non
         return SplitPoint("pooled")
     if trainable == "pooler":
         return SplitPoint("first_token")
-    return SplitPoint("tokens", len(encoder_layers(cast(nn.Module, model.base_model))) - trainable.top_layers)
+    return SplitPoint("tokens", len(encoder_layers(model)) - trainable.top_layers)
 
 
 def trunk_outputs(model: nn.Module, split_point: SplitPoint, run: Callable[[], object]) -> Tensor:
@@ -68,6 +68,7 @@ def trunk_outputs(model: nn.Module, split_point: SplitPoint, run: Callable[[], o
     Returns:
         (B, H), or for a split point at tokens the states as they enter the layer, (1, N, H) or (B, T, H).
     """
+    layer_stacks(model)  # traced before there are hooks, which its row would set off
     taken: list[Tensor] = []
 
     def take(states: Tensor) -> None:
@@ -75,7 +76,7 @@ def trunk_outputs(model: nn.Module, split_point: SplitPoint, run: Callable[[], o
         raise _Reached
 
     if split_point.per_token:
-        layer = encoder_layers(cast(nn.Module, model.base_model))[split_point.layer]
+        layer = encoder_layers(model)[split_point.layer]
         hook = layer.register_forward_pre_hook(lambda _, given, named: take(_states(given, named)), with_kwargs=True)
     elif split_point.kind == "pooled" and isinstance(model, PooledClassifier):
         hook = model.dropout.register_forward_pre_hook(lambda _, given: take(given[0]))
@@ -124,10 +125,18 @@ class TokenTop(nn.Module):
         self.model = model
         self.packer = Packer(model)
         encoder = cast(nn.Module, model.base_model)
-        layers = encoder_layers(encoder)
-        self._below = (layers, layers[split_point.layer :])  # in a tuple: not to be found as modules of ours
-        owners = ((o, name) for o in encoder.modules() for name, child in o.named_children() if child is layers)
-        self._owner = next(owners)
+        layers = encoder_layers(model)
+        lists = (
+            (owner, name, child)
+            for owner in encoder.modules()
+            for name, child in owner.named_children()
+            if isinstance(child, nn.ModuleList) and len(child) == len(layers) and child[0] is layers[0]
+        )
+        if (place := next(lists, None)) is None:
+            raise ModelError(f"the layers of {type(encoder).__name__} are no list of its own")
+        owner, name, child = place
+        self._below = (child, child[split_point.layer :])  # in a tuple: not to be found as modules of ours
+        self._owner = (owner, name)
 
     def forward(self, states: Tensor, where: Packing | Tensor) -> Tensor:
         """Packed: states (N, H) and their packing; padded: states (B, T, H) and the attention mask (B, T)."""

@@ -15,13 +15,15 @@ from typing import Literal, cast
 import torch
 import transformers
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from tailsweep.trainables.config.trial import HeadConfig, ModelConfig, Trainable
 from tailsweep.trainables.errors import ModelError, describe_error
-from tailsweep.trainables.models.hub import MORE_THAN_TENSORS, _model_errors, quiet_transformers, resolve
+from tailsweep.trainables.models.hub import MORE_THAN_TENSORS, _model_errors, quiet_transformers, resolve, settle
 from tailsweep.trainables.models.layers import depths, set_trainable
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
+
+CALLS_POOLER = {"squeezebert"}  # model types that call their pooler without looking whether there is one
 
 HEAD_FILE = "tailsweep_head.json"  # in the folder of a PooledClassifier, next to model.safetensors
 
@@ -44,7 +46,7 @@ class PooledClassifier(nn.Module):
                 f"model.head.pooling is pooler, but {type(encoder).__name__} has no pooler: use cls or mean"
             )
         if has_pooler and head.pooling != "pooler":
-            cast(transformers.PreTrainedModel, encoder).pooler = None
+            cast(transformers.PreTrainedModel, encoder).pooler = _without_pooler(encoder)
         self.encoder = encoder
         self.pooling = head.pooling
         width = int(cast(transformers.PretrainedConfig, encoder.config).hidden_size)
@@ -82,6 +84,12 @@ class PooledClassifier(nn.Module):
         return logits
 
 
+def _without_pooler(encoder: nn.Module) -> nn.Module | None:
+    """Return what takes a pooler's place: nothing, where the encoder looks before it calls it."""
+    config = cast(transformers.PretrainedConfig, encoder.config)
+    return nn.Identity() if config.model_type in CALLS_POOLER else None
+
+
 def build_classifier(config: ModelConfig, label_names: tuple[str, ...], seed: int) -> nn.Module:
     """Build the pretrained encoder with a new head, fp32, on the CPU; the head's values follow from ``seed``.
 
@@ -92,21 +100,23 @@ def build_classifier(config: ModelConfig, label_names: tuple[str, ...], seed: in
     source = resolve(config.name)
     with quiet_transformers(), _model_errors(config.name):
         if config.head == "native":
-            return cast(
-                nn.Module,
-                transformers.AutoModelForSequenceClassification.from_pretrained(
-                    source,
-                    dtype=torch.float32,
-                    trust_remote_code=config.trust_remote_code,
-                    **_labels(label_names),
-                ),
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(
+                source, dtype=torch.float32, trust_remote_code=config.trust_remote_code, **_labels(label_names)
             )
+            settle(model, source, config.trust_remote_code)
+            return cast(nn.Module, model)
         encoder = transformers.AutoModel.from_pretrained(
             source, dtype=torch.float32, trust_remote_code=config.trust_remote_code
         )
+        settle(encoder, source, config.trust_remote_code)
     # A seed of its own: how much randomness loading the encoder draws differs between versions of transformers.
     torch.manual_seed(seed)
-    return PooledClassifier(encoder, config.head, len(label_names))
+    return PooledClassifier(_encoder_of(encoder), config.head, len(label_names))
+
+
+def _encoder_of(model: transformers.PreTrainedModel) -> nn.Module:
+    """Return what reads a row: of an encoder-decoder its encoder, whose states are pooled."""
+    return cast(nn.Module, model.get_encoder() if model.config.is_encoder_decoder else model)
 
 
 def check_model(config: ModelConfig, trainable: Mapping[str, Trainable], decayed: Collection[str] = ()) -> nn.Module:
@@ -147,8 +157,12 @@ def save_classifier(
                 setattr(config, key, value)
             config.save_pretrained(folder)
             (folder / HEAD_FILE).write_text(json.dumps(head.model_dump(), indent=2) + "\n", encoding="utf-8")
-            tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+            save_model(model, folder / "model.safetensors", metadata={"format": "pt"})  # tied weights once
+        if tokenizer.pad_token_id is None:  # what the model's head takes for padding, so that pipelines can pad
+            config = cast(nn.Module, model.base_model).config
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(
+                cast(transformers.PretrainedConfig, config).pad_token_id
+            )
         tokenizer.save_pretrained(folder)
 
 
@@ -196,10 +210,9 @@ def _open_classifier(folder: Path) -> tuple[nn.Module, transformers.PreTrainedTo
         return cast(nn.Module, model.eval()), tokenizer
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     head = HeadConfig.model_validate_json((folder / HEAD_FILE).read_text(encoding="utf-8"))
-    pooled = PooledClassifier(
-        transformers.AutoModel.from_config(config, trust_remote_code=False), head, len(config.id2label)
-    )
-    pooled.load_state_dict(load_file(folder / "model.safetensors"))
+    encoder = _encoder_of(transformers.AutoModel.from_config(config, trust_remote_code=False))
+    pooled = PooledClassifier(encoder, head, len(config.id2label))
+    load_model(pooled, folder / "model.safetensors")
     return pooled.eval(), tokenizer
 
 

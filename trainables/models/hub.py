@@ -90,6 +90,50 @@ def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     return file_sha256(path)
 
 
+def pad_token_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
+    """Return the token to pad with: the tokenizer's, else the one that ends a text, as decoders without one do."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+# Model types that count positions from behind the padding token's, as RoBERTa does.
+COUNTED_FROM_PADDING = {
+    "altclip", "bridgetower", "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke",
+    "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+NO_LIMIT = 10**9  # tokens, more than any row has; tokenizers without a limit say 10**30
+
+
+def max_positions(config: transformers.PretrainedConfig) -> int:
+    """Return how many tokens a model has positions for, special ones included; ``NO_LIMIT`` where it has no limit.
+
+    Rotary and relative positions have no end; what such a model was pretrained with is its user's business.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    is_rotary = getattr(config, "rope_parameters", None) or getattr(config, "position_embedding_type", "") == "rotary"
+    is_relative = getattr(config, "relative_attention", False) and not getattr(config, "position_biased_input", True)
+    if is_rotary or is_relative or not isinstance(positions, int) or positions <= 0:  # XLNet says -1
+        return NO_LIMIT
+    return positions - (config.pad_token_id + 1 if config.model_type in COUNTED_FROM_PADDING else 0)
+
+
+def settle(model: transformers.PreTrainedModel, source: str, trust_remote_code: bool) -> None:
+    """Write into a model's configuration what it leaves open, and would decide by the batch.
+
+    A classifier that reads the last token looks for padding: without a pad token it takes no batch. BigBird's sparse
+    attention turns itself off for good at the first row that is short.
+    """
+    if getattr(model.config, "pad_token_id", None) is None:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        model.config.pad_token_id = pad_token_id(tokenizer)
+    for module in model.modules():
+        if getattr(module, "attention_type", None) == "block_sparse" and hasattr(module, "set_attention_type"):
+            module.set_attention_type("original_full")
+            model.config.attention_type = "original_full"
+
+
 class quiet_transformers:
     """No progress bars and no list of freshly initialized weights: a fresh head is what fine-tuning means."""
 

@@ -125,7 +125,7 @@ def test_a_class_that_loses_most_of_its_examples_is_refused(load: Load) -> None:
 def test_twins_are_the_earliest_equal_and_similar_rows(lists: list[list[int]]) -> None:
     tokens = np.array([token for row in lists for token in row], np.int32)
     tokens, offsets = joined_rows([(tokens, np.cumsum([0, *map(len, lists)]).astype(np.int64))])
-    twins = find_twins(tokens, offsets)
+    twins = find_twins([" ".join(map(str, row)) for row in lists], tokens, offsets, 99)
     assert twins.equal.tolist() == [lists.index(row) for row in lists]
     for row, other in enumerate(twins.similar.tolist()):
         assert other <= twins.equal[row]
@@ -135,9 +135,12 @@ def test_one_changed_word_makes_a_near_duplicate_and_another_text_does_not() -> 
     numbers = np.random.default_rng(0).integers(5, 30_000, (40, 40)).astype(np.int32)
     numbers[1], numbers[1][20] = numbers[0], 7
     numbers[2][:20] = numbers[3][:20]  # half of another
-    twins = find_twins(numbers.ravel(), np.arange(0, 1601, 40))
+    texts = [f"text {number}" for number in range(40)]
+    twins = find_twins(texts, numbers.ravel(), np.arange(0, 1601, 40), 99)
     assert twins.similar.tolist() == [0, 0, *range(2, 40)]
     assert twins.equal.tolist() == list(range(40))
+    # Truncated to as little, they may differ in all the rest.
+    assert find_twins(texts, numbers.ravel(), np.arange(0, 1601, 40), 40).similar.tolist() == list(range(40))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from tailsweep.trainables.execution.attention import attend_within_rows
 from tailsweep.trainables.execution.packed import PackedClassifier, Packer, why_not_packable
 from tailsweep.trainables.execution.packing import Packing
 from tailsweep.trainables.execution.probe import probe_rows
+from tailsweep.trainables.models.layers import encoder_layers
 from torch import Tensor, nn
 
 TinyModel = Callable[..., Path]
@@ -102,7 +103,7 @@ def test_modernbert_looks_no_further_than_its_window(tiny_model: TinyModel, monk
     model = classifier(tiny_model("modernbert", dropout=0.0))
     short, long = rows_of([MODERNBERT_REACH + 1, 2]), rows_of(LENGTHS)
     expected_short, expected_long = padded_logits(model, short), padded_logits(model, long)
-    monkeypatch.setattr(attention, "_within_window", lambda length, window, device: None)
+    monkeypatch.setattr(attention.Reach, "mask", lambda self, length, device: None)
     assert_within(packed_logits(model, short), expected_short)
     off = (packed_logits(model, long) - expected_long).abs().amax(1) > 1e-3
     assert off.tolist() == [length > MODERNBERT_REACH + 1 for length in LENGTHS]
@@ -136,6 +137,7 @@ def test_batches_of_one_row_of_one_token_and_of_equal_lengths(packable: nn.Modul
 @pytest.mark.parametrize(("head", "last"), [("native", 3), ("cls", 3), ("pooler", 3), ("mean", 20)])
 def test_the_last_layer_computes_only_the_tokens_that_are_read(head: str, last: int, tiny_model: TinyModel) -> None:
     model = classifier(tiny_model("bert"), head)
+    encoder_layers(model)  # traced once, by a row of its own
     seen: list[int] = []
     for layer in model.base_model.encoder.layer:  # type: ignore[union-attr]
         layer.intermediate.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
@@ -159,7 +161,7 @@ Attention = Callable[..., Tensor]
 
 
 def softmax_attention(
-    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float, sees: attention.Reach
 ) -> Tensor:
     """Row by row and head by head, as the textbook has it: (h, N, D) -> (N, h, D)."""
     outputs, start = [], 0
@@ -170,7 +172,8 @@ def softmax_attention(
             scores = q @ k.T * scale
             for i in range(length):
                 for j in range(length):
-                    if window is not None and abs(i - j) >= window:
+                    far = sees.window is not None and abs(i - j) >= sees.window
+                    if far or (sees.is_causal and j > i):
                         scores[i, j] = -torch.inf
             heads.append(scores.softmax(-1) @ v)
         outputs.append(torch.stack(heads, dim=1))
@@ -185,15 +188,18 @@ def heads_of(num_tokens: int, width: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     return q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 3, 20])
 @pytest.mark.parametrize("lengths", [[7], [1], [3, 3, 8, 3, 1, 1], [2, 9, 4]], ids=str)
 @pytest.mark.parametrize("attend", [attention._by_runs, attention._padded])
-def test_attention_is_softmax_within_each_row(attend: Attention, lengths: list[int], window: int | None) -> None:
-    qkv = heads_of(sum(lengths))
-    expected = softmax_attention(*qkv, lengths, 0.3, window)
+def test_attention_is_softmax_within_each_row(
+    attend: Attention, lengths: list[int], window: int | None, is_causal: bool
+) -> None:
+    qkv, sees = heads_of(sum(lengths)), attention.Reach(window, is_causal)
+    expected = softmax_attention(*qkv, lengths, 0.3, sees)
     weights = torch.arange(float(expected.numel())).view_as(expected).cos()
     expected_gradients = torch.autograd.grad((expected * weights).sum(), qkv)
-    actual = attend(*qkv, Packing.from_lengths(np.array(lengths), CPU), 0.3, 0.0, window)
+    actual = attend(*qkv, Packing.from_lengths(np.array(lengths), CPU), 0.3, 0.0, sees)
     assert_within(actual, expected, 1e-6)
     for gradient, wanted in zip(torch.autograd.grad((actual * weights).sum(), qkv), expected_gradients, strict=True):
         assert_within(gradient, wanted, 2e-6)
@@ -204,19 +210,21 @@ def test_attention_drops_weights_and_keeps_their_sum_on_average(attend: Attentio
     lengths = [16] * 64
     query, key, value = heads_of(sum(lengths))
     torch.manual_seed(0)
-    output = attend(query, key, torch.ones_like(value), Packing.from_lengths(np.array(lengths), CPU), 0.5, 0.25, None)
+    output = attend(
+        query, key, torch.ones_like(value), Packing.from_lengths(np.array(lengths), CPU), 0.5, 0.25, attention.Reach()
+    )
     assert output.std() > 0.05  # without dropout all are 1
     assert output.mean().item() == pytest.approx(1.0, abs=0.02)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("window", [None, 3])
-def test_flash_attention_is_softmax_within_each_row(window: int | None) -> None:
+@pytest.mark.parametrize("sees", [attention.Reach(), attention.Reach(3), attention.Reach(3, True)])
+def test_flash_attention_is_softmax_within_each_row(sees: attention.Reach) -> None:
     lengths = [3, 3, 8, 40, 1]
     device = torch.device("cuda")
     query, key, value = (t.detach().to(device, torch.bfloat16) for t in heads_of(sum(lengths), width=32))
-    expected = softmax_attention(query.float(), key.float(), value.float(), lengths, 0.3, window)
-    actual = attention._by_flash(query, key, value, Packing.from_lengths(np.array(lengths), device), 0.3, 0.0, window)
+    expected = softmax_attention(query.float(), key.float(), value.float(), lengths, 0.3, sees)
+    actual = attention._by_flash(query, key, value, Packing.from_lengths(np.array(lengths), device), 0.3, 0.0, sees)
     assert_within(actual.float(), expected, 2e-2)
 
 

@@ -384,7 +384,7 @@ def test_what_layers_share_is_as_deep_as_the_lowest_of_them(tiny_model: TinyMode
 
 def test_top_layers_of_shared_weights_are_refused_and_the_rest_of_albert_trains(tiny_model: TinyModel) -> None:
     model = build(tiny_model("albert"))
-    with pytest.raises(ModelError, match=r"AlbertModel has no list of 3 layers .* use head, pooler or all"):
+    with pytest.raises(ModelError, match=r"AlbertModel has no list of layers .* use head, pooler or all"):
         set_trainable(model, TOP_LAYER)
     set_trainable(model, "head")
     assert training_names(model) == with_values("classifier")
