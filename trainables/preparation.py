@@ -77,12 +77,16 @@ def prepare(
     if config.audit != AuditConfig():  # an entry has passed the audit that it was made under
         identity.append(config.audit.model_dump())
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    synthetic, synthetic_meta = None, dict[str, str]()
+    synthetic, synthetic_meta = None, dict[str, str | int]()
+    originals = config.augmentation is None or config.augmentation.originals
     if augmented:
         synthetic = synthesize_examples(splits, config, cache_dir)
         synthetic_meta = {"key_without_synthetic": key}
         notes += synthetic.notes
+        synthetic_meta["num_synthetic"] = len(synthetic.texts)
         identity = [SYNTHETIC_FORMAT_VERSION, key, _synthetic_fingerprint(synthetic), synthetic.notes]
+        if not originals:
+            identity.append("without originals")
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     folder = cache_dir / "tokens" / key
@@ -99,7 +103,7 @@ def prepare(
                 "class_counts": np.bincount(splits.train["label"], minlength=len(splits.label_names)).tolist(),
                 **synthetic_meta,
             }
-            parts = _tokenized_splits(splits, synthetic, tokenizer, max_length)
+            parts = _tokenized_splits(splits, synthetic, originals, tokenizer, max_length)
             table, audit_notes = audit_examples(
                 splits, {name: parts[name][0] for name in SPLITS}, max_length, config.audit
             )
@@ -148,9 +152,13 @@ def _update(digest: "hashlib._Hash", texts: Iterable[str]) -> None:
 
 
 def _tokenized_splits(
-    splits: Splits, synthetic: SyntheticExamples | None, tokenizer: PreTrainedTokenizerBase, max_length: int
+    splits: Splits,
+    synthetic: SyntheticExamples | None,
+    originals: bool,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
 ) -> dict[str, TokenizedSplit]:
-    """Tokenize the splits, and the training rows followed by the synthetic examples."""
+    """Tokenize the splits, and the training rows, if asked for, followed by the synthetic examples."""
     parts = {}
     for name in SPLITS:
         part = getattr(splits, name)
@@ -159,7 +167,9 @@ def _tokenized_splits(
     if synthetic is not None:
         train, num_truncated = parts[report_keys.TRAIN]
         added, num_added_truncated = _tokenized(synthetic.texts, synthetic.labels, tokenizer, max_length)
-        parts[report_keys.AUGMENTED] = pa.concat_batches([train, added]), num_truncated + num_added_truncated
+        if originals:
+            added, num_added_truncated = pa.concat_batches([train, added]), num_truncated + num_added_truncated
+        parts[report_keys.AUGMENTED] = added, num_added_truncated
     return parts
 
 

@@ -124,8 +124,8 @@ def _content(kind: str, folder: Path) -> str:
         if kind == "translations":
             return f"by {meta['model']}, {meta['decoding']['kind'].replace('_', ' ')}"
         rows = {name: split["rows"] for name, split in meta["splits"].items()}
-        augmented = rows.pop(report_keys.AUGMENTED, 0)  # with the original rows
-        synthetic = f" and {augmented - rows[report_keys.TRAIN]:,} synthetic" if augmented else ""
+        rows.pop(report_keys.AUGMENTED, None)
+        synthetic = f" and {meta['num_synthetic']:,} synthetic" if "num_synthetic" in meta else ""
         return f"{sum(rows.values()):,} examples{synthetic}, {len(meta['label_names'])} classes"
     except (OSError, ValueError, KeyError, TypeError):
         return "damaged: created again when it is next needed"

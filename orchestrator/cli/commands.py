@@ -173,6 +173,19 @@ def _predict(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _add_push_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="DIR", help="best/ of a run directory, or another model folder")
+    parser.add_argument("repo", metavar="REPO", help="user/name on the hub; created if it is not there")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+
+
+def _push(parsed: argparse.Namespace) -> int:
+    from tailsweep.orchestrator.cli.push import push
+
+    print(push(parsed.model, parsed.repo, parsed.private))
+    return 0
+
+
 def _add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
     add_cluster_commands(parser.add_subparsers(dest="cluster_command", required=True, metavar="COMMAND"))
 
@@ -230,6 +243,7 @@ _ALL = (
         "Classify the rows of a CSV, TSV, JSON, Parquet or Excel file: print its columns, then `prediction` and "
         "`confidence`. A row without a text keeps its place and gets neither.",
     ),
+    Command("push", "upload a model folder to the hub", _add_push_arguments, _push),
     Command(
         "cluster",
         "run sweeps as jobs of a Ray cluster",

@@ -24,7 +24,7 @@ from tailsweep.trainables.config.postprocess import PostprocessConfig
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData, fetch_prepared
 from tailsweep.trainables.execution.backends import live_execution, split_logits
-from tailsweep.trainables.models.classifier import build_classifier, save_classifier
+from tailsweep.trainables.models.classifier import CODE, build_classifier, save_classifier
 from tailsweep.trainables.models.hub import resolve
 from tailsweep.trainables.postprocess.calibration import expected_calibration_error
 from tailsweep.trainables.postprocess.pipeline import Postprocessed, postprocess_classifier
@@ -92,7 +92,8 @@ def export_best(chosen: BestTrial) -> list[str]:
         if finished is not None:
             finished.write(folder)
         (folder / "README.md").write_text(
-            _card(run.name, trial_config, metrics, data.notes, finished), encoding="utf-8"
+            _card(run.name, trial_config, metrics, data.notes, finished, not (folder / CODE.name).exists()),
+            encoding="utf-8",
         )
         metrics["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         run.upload(folder, BEST_FOLDER)

@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 import numpy as np
+from huggingface_hub import EvalResult, ModelCardData
+from tailsweep.orchestrator.config.errors import printable
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.postprocess.calibration import BINS
@@ -21,14 +23,12 @@ def _card(
     metrics: dict[str, Any],
     notes: tuple[str, ...],
     finished: Postprocessed | None,
+    is_standard: bool,
 ) -> str:
     """Return the model card: what it is, how to load it, what it scored, what it was trained on."""
-    native = trial_config.model.head == "native"
+    trust = "" if is_standard else ", trust_remote_code=True"  # the code is pooled_classifier.py, in the folder
     loading = (
-        'from transformers import pipeline\n\nclassify = pipeline("text-classification", "path/to/this/folder")'
-        if native
-        else "from tailsweep.trainables.models.classifier import load_classifier\n\n"
-        'model, tokenizer = load_classifier("path/to/this/folder")'
+        f'from transformers import pipeline\n\nclassify = pipeline("text-classification", "path/to/this/folder"{trust})'
     )
     scores = "\n".join(
         f"| {name} | {'-' if metrics[key] is None else format(metrics[key], '.4f')} | {meaning} |"
@@ -36,7 +36,7 @@ def _card(
         for key in [report_keys.on_split(report_keys.TEST, name)]
     )
     classes = "\n".join(
-        f"| {label} | {metrics['train_rows'][label]} | {metrics['test_rows'][label]} | "
+        f"| {_escaped(label)} | {metrics['train_rows'][label]} | {metrics['test_rows'][label]} | "
         f"{'-' if (f1 := metrics[report_keys.class_f1(report_keys.TEST, label)]) is None else format(f1, '.4f')} |"
         for label in metrics["labels"]
     )
@@ -44,9 +44,7 @@ def _card(
     error = metrics[report_keys.on_split(report_keys.TEST, report_keys.ECE)]
     remarks = "".join(f"\n- {note}" for note in notes)
     return f"""---
-base_model: {trial_config.model.name}
-pipeline_tag: text-classification
-library_name: {"transformers" if native else "tailsweep"}
+{_metadata(sweep, trial_config, metrics)}
 ---
 # {sweep}: {metrics["trial"]}
 
@@ -75,6 +73,41 @@ Rows: `{trial_config.data.train}`, at most {trial_config.data.max_length} tokens
 {json.dumps(trial_config.model_dump(include={"stage_one", "stage_two", "seed"}), indent=2)}
 ```
 """
+
+
+def _metadata(sweep: str, trial_config: TrialConfig, metrics: dict[str, Any]) -> str:
+    """Return what the hub reads of a card, in YAML: the test scores as a model index among them."""
+    data = trial_config.data
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type="text",
+            dataset_name=data.test if isinstance(data.test, str) else data.train,
+            dataset_split="test",
+            metric_type=name,
+            metric_value=round(float(metrics[key]), 6),
+        )
+        for name in report_keys.SCORES
+        for key in [report_keys.on_split(report_keys.TEST, name)]
+        if metrics[key] is not None
+    ]
+    card = ModelCardData(
+        base_model=trial_config.model.name,
+        pipeline_tag="text-classification",
+        library_name="transformers",
+        tags=["text-classification", "class-imbalance", "tailsweep"],
+        model_name=f"{sweep}/{metrics['trial']}",
+        eval_results=results,
+        ignore_metadata_errors=True,
+    )
+    return str(card.to_yaml())
+
+
+def _escaped(label: str) -> str:
+    """Return a label as the cell of a Markdown table shows it."""
+    for character in "\\`*_{}[]<>|":
+        label = label.replace(character, f"\\{character}")
+    return " ".join(printable(label).split())
 
 
 def _postprocess_section(finished: Postprocessed) -> str:

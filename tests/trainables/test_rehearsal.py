@@ -33,8 +33,18 @@ PADDING = {"xlnet": "padded on the left", "convbert": "rows of one length", "ber
 PACKED = {"llama", "mistral", "qwen3", "gpt2", "bert"}  # mean-pooled: grouped-query and causal attention
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+# One of each kind of padding, packing and stack of layers; `make slow` has them all.
+QUICK = {"bert", "bart", "convbert", "gpt2", "llama", "nystromformer", "qwen2", "squeezebert", "t5", "xlm", "xlnet"}
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(architecture, marks=pytest.mark.thorough if architecture.name in QUICK else pytest.mark.slow)
+        for architecture in ARCHITECTURES
+    ],
+    ids=lambda architecture: architecture.name,
+)
 def test_an_architecture_is_equal_to_transformers_or_refused(architecture: Architecture, tmp_path: Path) -> None:
     save_model(architecture, tmp_path / "model")
     for head in HEADS:

@@ -27,6 +27,7 @@ from tailsweep.trainables.augmentation.paraphrases import read_paraphrases
 from tailsweep.trainables.config.data import EDA, BackTranslation, BeamSearch, DataConfig, Paraphrases
 from tailsweep.trainables.data.rows import listed
 from tailsweep.trainables.data.splits import Splits
+from tailsweep.trainables.errors import DataError
 
 MOST_FAILURES = 10  # copies of a text in a row that are not new; then the text is copied no more
 MOST_LISTED = 20  # classes
@@ -59,7 +60,8 @@ def synthesize_examples(splits: Splits, config: DataConfig, cache_dir: Path) -> 
     texts, labels = list(splits.train["text"]), list(splits.train["label"])
     class_counts = np.bincount(labels, minlength=len(splits.label_names))
     target_size = math.ceil(augmentation.target_ratio * int(class_counts.max()) - 1e-9)  # of every class
-    missing = np.maximum(target_size - class_counts, 0)
+    originals = class_counts if augmentation.originals else np.zeros_like(class_counts)
+    missing = np.maximum(target_size - originals, 0)
     new_texts = _NewTexts(texts, [*splits.validation["text"], *splits.test["text"]])
     notes, without_source, max_copies = [], 0, None
     if isinstance(augmentation, Paraphrases):
@@ -79,7 +81,12 @@ def synthesize_examples(splits: Splits, config: DataConfig, cache_dir: Path) -> 
         examples = [(text, labels[source], source) for text, source in copied]
     examples.sort(key=lambda example: example[2])
     synthetic_counts = np.bincount([label for _, label, _ in examples], minlength=len(class_counts)).astype(np.int64)
-    sizes = _ClassSizes(splits.label_names, class_counts, synthetic_counts, target_size)
+    sizes = _ClassSizes(splits.label_names, originals, synthetic_counts, target_size)
+    if not augmentation.originals and not examples:
+        raise DataError(
+            f"data.augmentation ({augmentation.kind}) makes no example, and originals is false: there is nothing to "
+            "train on"
+        )
     notes += _notes(augmentation, sizes, new_texts, without_source)
     return SyntheticExamples(
         texts=[text for text, _, _ in examples],

@@ -67,6 +67,8 @@ class AugmentationSection(Section):
 
     # Every class gets as many rows as bring it to this share of the largest one; the papers' 1.0: as large as that.
     target_ratio: float = Field(1.0, gt=0, le=1)
+    # Whether the training examples are among the augmented ones. Without them, every class has as many synthetic ones.
+    originals: bool = Field(True, exclude_if=lambda value: bool(value))
     seed: Seed = 42  # which rows are copied more often than others, and what is random in a copy
 
 

@@ -39,7 +39,7 @@ LAST = PLAIN | {"learning_rate": ALL_RATES, "epochs": LAST_EPOCHS, "batch_size":
 PAPER = {"batch_size": 16, "warmup_fraction": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0}
 PAPER_TOP = PAPER | {"trainable": {"top_layers": 1}, "learning_rate": 1e-4, "epochs": 1, "frozen_dropout": True}
 PAPER_ALL = PAPER | PLAIN | {"learning_rate": 1e-5}
-MODEL_A = {"name": "bert-base-uncased", "head": {"pooling": "pooler", "kind": "mlp", "hidden": 50}}
+MODEL_A = {"name": "bert-base-uncased", "head": {"pooling": "pooler", "kind": "mlp", "hidden": 50, "dropout": 0.0}}
 MODEL_B = {"name": "bert-base-uncased", "head": "native"}
 # (b) by its ADME column. IMDB and 20 Newsgroups have batch_size 8 and max_length 512; stage two 2 (IMDB) and 5 epochs
 # (20 Newsgroups), vanilla 3 and 5.
@@ -64,7 +64,8 @@ METHODS: Final[Mapping[str, Preset]] = {
         "stage_two": LAST,
     },
     "two_stage_augmented/paper": {
-        "data": LENGTH | {"augmentation": {"kind": "paraphrases"}},  # ChatGPT's; data.augmentation.file has them
+        # ChatGPT's, which data.augmentation.file has: they alone, of every class as many as the largest has examples.
+        "data": LENGTH | {"augmentation": {"kind": "paraphrases", "originals": False}},
         "model": MODEL_A,
         "stage_one": PAPER_TOP | {"sampling": "augmented", "loss": CROSS_ENTROPY},
         "stage_two": PAPER_ALL | {"epochs": 1},

@@ -36,7 +36,7 @@ def epoch_rows(kind: Rows, labels: np.ndarray, seed: int, epoch: int, num_epochs
         int64 indices into ``labels``, shuffled; ``num_rows`` of them.
     """
     rng = np.random.default_rng((seed, epoch))
-    way = 1.0 if epoch + 1 >= num_epochs else epoch / (num_epochs - 1)  # that progressive has gone
+    way = _way(epoch, num_epochs)
     if kind == "progressive" and way in (0, 1):
         kind = "original" if way == 0 else "class_balanced"
     if kind in ("original", "augmented"):
@@ -61,6 +61,38 @@ def num_rows(kind: Rows, class_counts: np.ndarray) -> int:
     if kind == "oversampled":
         return int(class_counts.max() * np.count_nonzero(class_counts))
     return int(class_counts.sum())
+
+
+def class_visits(kind: Rows, class_counts: np.ndarray, epoch: int, num_epochs: int) -> np.ndarray:
+    """Return how often an epoch visits each class, (C,), on average over what is drawn.
+
+    Args:
+        kind: as for :func:`epoch_rows`.
+        class_counts: (C,), the rows of each class.
+        epoch: from 0.
+        num_epochs: of the stage.
+
+    Example:
+        >>> class_visits("class_balanced", np.array([8, 2]), 0, 1).tolist()
+        [5.0, 5.0]
+    """
+    if kind in ("original", "augmented"):
+        return class_counts
+    has_rows = class_counts > 0
+    total, balanced = class_counts.sum(), has_rows * (class_counts.sum() / has_rows.sum())
+    if kind == "oversampled":
+        return np.asarray(has_rows * class_counts.max())
+    if kind == "class_balanced":
+        return np.asarray(balanced)
+    if kind == "sqrt":
+        return np.asarray(np.sqrt(class_counts) * (total / np.sqrt(class_counts).sum()))
+    way = _way(epoch, num_epochs)
+    return np.asarray((1 - way) * class_counts + way * balanced)
+
+
+def _way(epoch: int, num_epochs: int) -> float:
+    """Return how far ``progressive`` has gone in an epoch, from 0 to 1; a single epoch is the last."""
+    return 1.0 if epoch + 1 >= num_epochs else epoch / (num_epochs - 1)
 
 
 def steps(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -99,7 +99,7 @@ class PreparedData:
     validation: TokenizedExamples
     test: TokenizedExamples
     augmented: TokenizedExamples | None = (
-        None  # the training rows, followed by those made of them; None: none were made
+        None  # the training rows if asked for, followed by those made of them; None: none were made
     )
     class_table: tuple[tuple[str, ...], ...] = ()  # examples of each class and what is wrong with them, header first
     key_without_synthetic: str | None = None  # where some were: of the same rows without them
@@ -123,7 +123,8 @@ class PreparedData:
     def sources(self) -> NDArray[np.int64]:
         """Of each row of ``augmented`` the training row that it is, or that it was made of; -1: not known."""
         sources = pyarrow.parquet.read_table(self.folder / SYNTHETIC_FILE, columns=["source"])["source"]
-        return np.concatenate([np.arange(len(self.train)), sources.fill_null(-1).to_numpy()])
+        originals = len(self.rows_of(report_keys.AUGMENTED)) - len(sources)  # all training rows, or none
+        return np.concatenate([np.arange(originals), sources.fill_null(-1).to_numpy()])
 
 
 def open_prepared(folder: Path) -> PreparedData:

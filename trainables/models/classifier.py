@@ -7,10 +7,11 @@ never of a folder that is only opened.
 """
 
 import json
+import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import transformers
@@ -18,14 +19,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from tailsweep.trainables.config.trial import HeadConfig, ModelConfig, Trainable
 from tailsweep.trainables.errors import ModelError, describe_error
+from tailsweep.trainables.models import pooled_classifier
 from tailsweep.trainables.models.hub import MORE_THAN_TENSORS, _model_errors, quiet_transformers, resolve, settle
-from tailsweep.trainables.models.layers import depths, set_trainable
+from tailsweep.trainables.models.layers import any_row, depths, set_trainable
+from tailsweep.trainables.models.pooled_classifier import (
+    PooledClassifierConfig,
+    PooledClassifierForSequenceClassification,
+)
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 CALLS_POOLER = {"squeezebert"}  # model types that call their pooler without looking whether there is one
 
-HEAD_FILE = "tailsweep_head.json"  # in the folder of a PooledClassifier, next to model.safetensors
+CODE = Path(pooled_classifier.__file__)  # which a folder of a PooledClassifier has a copy of
 
 
 class PooledClassifier(nn.Module):
@@ -146,24 +152,81 @@ def save_classifier(
     head: Literal["native"] | HeadConfig,
     label_names: tuple[str, ...],
 ) -> None:
-    """Write a folder that :func:`load_classifier` opens; with the native head, plain ``transformers`` opens it too."""
+    """Write a folder that :func:`load_classifier` opens, and plain ``transformers``.
+
+    A pooled head is written as a standard class of ``transformers`` where one computes the same. Else the folder holds
+    the few lines of code that do (``pooled_classifier.py``), which ``transformers`` runs with ``trust_remote_code``
+    only: it refuses the folder without, and never answers with a head of its own.
+    """
     with quiet_transformers():
         if head == "native":
             cast(transformers.PreTrainedModel, model).save_pretrained(folder)
         else:
             assert isinstance(model, PooledClassifier)
-            config: transformers.PretrainedConfig = model.encoder.config
-            for key, value in _labels(label_names).items():
-                setattr(config, key, value)
-            config.save_pretrained(folder)
-            (folder / HEAD_FILE).write_text(json.dumps(head.model_dump(), indent=2) + "\n", encoding="utf-8")
-            save_model(model, folder / "model.safetensors", metadata={"format": "pt"})  # tied weights once
+            standard = _as_standard(model, label_names)
+            if standard is not None:
+                standard.save_pretrained(folder)
+            else:
+                _save_pooled(model, folder, head, label_names)
         if tokenizer.pad_token_id is None:  # what the model's head takes for padding, so that pipelines can pad
             config = cast(nn.Module, model.base_model).config
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(
-                cast(transformers.PretrainedConfig, config).pad_token_id
-            )
+            pad_token_id = cast(transformers.PretrainedConfig, config).pad_token_id
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)
         tokenizer.save_pretrained(folder)
+
+
+def _as_standard(model: PooledClassifier, label_names: tuple[str, ...]) -> transformers.PreTrainedModel | None:
+    """Return a model of a class of ``transformers`` that has these weights and gives these logits, if there is one."""
+    encoder = cast(transformers.PreTrainedModel, model.encoder)
+    if not isinstance(model.head, nn.Linear):
+        return None
+    config = type(encoder.config).from_dict(encoder.config.to_dict() | _labels(label_names))
+    state = torch.get_rng_state()
+    try:
+        standard = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    except Exception:  # there is none, or none that takes such a configuration
+        return None
+    finally:
+        torch.set_rng_state(state)
+    prefix = f"{standard.base_model_prefix}."
+    weights = {
+        prefix + name.removeprefix("encoder.")
+        if name.startswith("encoder.")
+        else name.replace("head.", "classifier."): p
+        for name, p in model.state_dict().items()
+    }
+    if weights.keys() != standard.state_dict().keys():
+        return None
+    try:
+        standard.load_state_dict(weights)
+        rows = any_row(standard)
+        with torch.no_grad():
+            was_training = model.training
+            same = torch.allclose(model.eval()(rows).logits, standard(rows).logits, rtol=0, atol=1e-5)
+            model.train(was_training)
+    except Exception:  # the weights have other shapes, or the class wants other inputs
+        return None
+    return standard if same else None
+
+
+def _save_pooled(model: PooledClassifier, folder: Path, head: HeadConfig, label_names: tuple[str, ...]) -> None:
+    """Write the weights, a configuration of our own, and the code that ``transformers`` needs for it."""
+    encoder_config = cast(transformers.PretrainedConfig, model.encoder.config)
+    name = PooledClassifierForSequenceClassification.__name__
+    config = PooledClassifierConfig(
+        encoder=encoder_config.to_dict(),
+        head=head.model_dump(),
+        architectures=[name],
+        auto_map={
+            "AutoConfig": f"{CODE.stem}.{PooledClassifierConfig.__name__}",
+            "AutoModelForSequenceClassification": f"{CODE.stem}.{name}",
+        },
+        pad_token_id=encoder_config.pad_token_id,
+        **_labels(label_names),
+    )
+    config.save_pretrained(folder)
+    shutil.copyfile(CODE, folder / CODE.name)
+    save_model(model, folder / "model.safetensors", metadata={"format": "pt"})  # tied weights once
 
 
 def load_classifier(folder: str | Path) -> tuple[nn.Module, transformers.PreTrainedTokenizerBase]:
@@ -196,8 +259,9 @@ def load_classifier(folder: str | Path) -> tuple[nn.Module, transformers.PreTrai
 
 
 def _open_classifier(folder: Path) -> tuple[nn.Module, transformers.PreTrainedTokenizerBase]:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if not (folder / HEAD_FILE).exists():
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **_plain_config(written))
+    if written.get("model_type") != PooledClassifierConfig.model_type:
         model, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
@@ -208,12 +272,22 @@ def _open_classifier(folder: Path) -> tuple[nn.Module, transformers.PreTrainedTo
                 "trained to classify"
             )
         return cast(nn.Module, model.eval()), tokenizer
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    head = HeadConfig.model_validate_json((folder / HEAD_FILE).read_text(encoding="utf-8"))
+    config = transformers.AutoConfig.for_model(**written["encoder"])
+    names = tuple(written["id2label"][str(number)] for number in range(len(written["id2label"])))
+    for key, value in _labels(names).items():
+        setattr(config, key, value)
+    head = HeadConfig.model_validate(written["head"])
     encoder = _encoder_of(transformers.AutoModel.from_config(config, trust_remote_code=False))
-    pooled = PooledClassifier(encoder, head, len(config.id2label))
+    pooled = PooledClassifier(encoder, head, len(names))
     load_model(pooled, folder / "model.safetensors")
     return pooled.eval(), tokenizer
+
+
+def _plain_config(written: Mapping[str, Any]) -> dict[str, object]:
+    """Return what keeps ``AutoTokenizer`` from a configuration that it does not know."""
+    if written.get("model_type") != PooledClassifierConfig.model_type:
+        return {}
+    return {"config": transformers.AutoConfig.for_model(**written["encoder"])}
 
 
 def _labels(label_names: tuple[str, ...]) -> dict[str, object]:

@@ -115,7 +115,7 @@ def _trace(model: nn.Module) -> list[list[nn.Module]]:
     model.eval()
     try:
         with torch.no_grad():
-            model(input_ids=_row(model))
+            model(input_ids=any_row(model))
     finally:
         for hook in hooks:
             hook.remove()
@@ -153,7 +153,7 @@ def _flat(modules: nn.ModuleList) -> list[nn.Module]:
     return [layer for module in modules for layer in (_flat(module) if isinstance(module, nn.ModuleList) else [module])]
 
 
-def _row(model: nn.Module) -> Tensor:
+def any_row(model: nn.Module) -> Tensor:
     """Return a row of tokens that any text classifier takes, (1, 4)."""
     config = cast(PretrainedConfig, cast(nn.Module, model.base_model).config)
     end = config.eos_token_id

@@ -10,7 +10,7 @@ Every loss is the *weighted mean* over the batch, sum_i w(y_i) l_i / sum_i w(y_i
 has it. Such means of the parts of a batch do not average to the mean of the whole: see :class:`Loss`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,7 +35,7 @@ class Loss:
 
 
 def build_loss(config: LossConfig, class_counts: np.ndarray, deferred: bool = False) -> Loss:
-    """Build the loss that ``config`` names, for classes with these numbers of training rows, (C,).
+    """Build the loss that ``config`` names, for classes with these numbers of visits in an epoch, (C,).
 
     Args:
         deferred: as it is while its class weights are deferred: all classes weigh the same.
@@ -51,31 +51,39 @@ def build_loss(config: LossConfig, class_counts: np.ndarray, deferred: bool = Fa
 
 @dataclass(frozen=True, eq=False)
 class LossSchedule:
-    """The loss of step t of a stage: the ``early`` one in the first ``deferred_steps``, then the ``late`` one."""
+    """The loss of step t of a stage: that of its epoch, an ``early`` one in the first ``deferred_steps``."""
 
-    early: Loss
-    late: Loss
+    early: Sequence[Loss]  # one of each epoch
+    late: Sequence[Loss]
+    steps_per_epoch: int
     deferred_steps: int
 
     def __call__(self, step: int) -> Loss:
         """Return the loss of a step, counted from 0."""
-        return self.early if step < self.deferred_steps else self.late
+        return (self.early if step < self.deferred_steps else self.late)[step // self.steps_per_epoch]
 
 
-def build_losses(config: LossConfig, class_counts: np.ndarray, total_steps: int) -> LossSchedule:
-    """Build the losses of a stage of so many steps: one and the same, unless its class weights are deferred.
+def build_losses(config: LossConfig, visits: Sequence[np.ndarray], steps_per_epoch: int) -> LossSchedule:
+    """Build the losses of a stage: one and the same, unless its epochs differ or its class weights are deferred.
+
+    Weights, margins and priors are of the classes as the stage sees them. By the rows of the file, a sampler that
+    visits rare classes more often and a loss that weighs them more would correct twice.
 
     Deferred re-weighting (DRW; Cao et al. 2019, arXiv 1906.07413) learns features from the rows as they are before the
     weights of rare classes come in. Which loss a step has follows from its number alone.
 
+    Args:
+        config: the loss.
+        visits: of each epoch, how often it visits each class, (C,), see ``data.sampling.class_visits``.
+        steps_per_epoch: of the optimizer.
+
     Raises:
         ClassWithoutRows: see :func:`build_loss`.
     """
-    loss = build_loss(config, class_counts)
-    deferred_steps = int(getattr(config, "reweight_after", 0.0) * total_steps)
-    if deferred_steps == 0:
-        return LossSchedule(loss, loss, 0)
-    return LossSchedule(build_loss(config, class_counts, deferred=True), loss, deferred_steps)
+    late = [build_loss(config, counts) for counts in visits]
+    deferred_steps = int(getattr(config, "reweight_after", 0.0) * len(visits) * steps_per_epoch)
+    early = [build_loss(config, counts, deferred=True) for counts in visits] if deferred_steps else late
+    return LossSchedule(early, late, steps_per_epoch, deferred_steps)
 
 
 def cross_entropy(

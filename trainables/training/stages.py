@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import StageConfig, TrialConfig
-from tailsweep.trainables.data.sampling import epoch_rows, num_rows, shares, stage_spans, steps
+from tailsweep.trainables.data.sampling import class_visits, epoch_rows, num_rows, shares, stage_spans, steps
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.execution.backends import Execution, cached_execution, live_execution
 from tailsweep.trainables.execution.feature_store import Features
@@ -151,7 +151,8 @@ def run_stage(run: StageRun, progress: Progress, trained: set[str], start: Path 
             load_optimizer(start, optimizer)
         wrapped = runtime.wrap(run.execution.module)
     num_steps = math.ceil(num_rows(config.sampling, class_counts) / config.batch_size)  # of an epoch
-    losses = build_losses(config.loss, class_counts, config.epochs * num_steps)
+    visits = [class_visits(config.sampling, class_counts, epoch, config.epochs) for epoch in range(config.epochs)]
+    losses = build_losses(config.loss, visits, num_steps)
     schedule = LinearSchedule(config.learning_rate, config.epochs * num_steps, config.warmup_fraction)
     optimization = Optimization(wrapped, losses, optimizer, schedule)
     rows_seed = _seed(run.seed, stage_index)

@@ -10,7 +10,7 @@ SEVEN = {"two_stage", "two_stage_augmented", "pre_finetuning", "vanilla", "rewei
 
 LDAM = {"name": "ldam", "max_margin": 0.5, "scale": 1.0, "beta": 0.9999, "reweight_after": 0.0}
 CROSS_ENTROPY = {"name": "cross_entropy", "label_smoothing": 0.0}
-MLP_OF_50 = {"pooling": "pooler", "kind": "mlp", "hidden": 50, "dropout": 0.1}
+MLP_OF_50 = {"pooling": "pooler", "kind": "mlp", "hidden": 50, "dropout": 0.0}
 
 
 def filled(tree: Any, place: int) -> Any:

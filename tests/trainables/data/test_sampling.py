@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tailsweep.trainables.config.trial import StageConfig
+from tailsweep.trainables.data import sampling
 from tailsweep.trainables.data.sampling import Rows, Span, epoch_rows, num_rows, shares, stage_spans, steps
 
 KINDS = get_args(Rows)
@@ -234,3 +235,19 @@ def test_spans_hold_every_step_once_and_continue_from_any_of_their_ends(stage_ep
     assert len({round(span.done, 3) for span in spans}) == len(spans)
     number = data.draw(st.integers(0, len(spans) - 1))
     assert list(stage_spans(stage_epochs, num_steps, evaluations, spans[number].done)) == spans[number + 1 :]
+
+
+@settings(deadline=None, max_examples=30)
+@given(class_lists, st.integers(1, 4), st.data())
+def test_the_visits_of_a_class_are_on_average_what_is_said_of_them(labels, num_epochs, data):
+    epoch = data.draw(st.integers(0, num_epochs - 1))
+    kind = data.draw(st.sampled_from(["original", "oversampled", "class_balanced", "sqrt", "progressive"]))
+    labels = np.array(labels)
+    num_classes = labels.max() + 1
+    expected = sampling.class_visits(kind, np.bincount(labels, minlength=num_classes), epoch, num_epochs)
+    counted = [
+        np.bincount(labels[epoch_rows(kind, labels, seed, epoch, num_epochs)], minlength=num_classes)
+        for seed in range(60)
+    ]
+    assert np.abs(np.array(counted) - expected).max() <= 1 + 1e-9  # each epoch, to a visit
+    assert np.abs(np.mean(counted, axis=0) - expected).max() <= 0.4

@@ -35,7 +35,7 @@ WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ROWS, st.sampled_from(sorted(WRITERS)), st.booleans())
 def test_what_a_writer_quotes_is_read_cell_by_cell_or_refused(
     rows: list[tuple[str, str]], writer: str, label_first: bool
@@ -52,7 +52,7 @@ def test_what_a_writer_quotes_is_read_cell_by_cell_or_refused(
     assert pairs(got) == rows
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ROWS, st.booleans())
 def test_no_line_is_lost_where_nothing_is_quoted(rows: list[tuple[str, str]], label_first: bool) -> None:
     rows = [(text.replace("\n", "").replace("\t", "") or "a", label) for text, label in rows]

@@ -109,6 +109,23 @@ def test_augmented_rows_are_the_training_rows_and_the_synthetic_ones(
     assert any("excretion 18 + 15, metabolism 6 + 27" in note for note in data.notes)
 
 
+def test_without_the_originals_every_class_has_as_many_synthetic_examples(
+    config: DataConfig, data: PreparedData, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """As the official stage one of ``two_stage_augmented/paper``, which sees paraphrases alone."""
+    assert config.augmentation is not None
+    alone = config.model_copy(update={"augmentation": config.augmentation.model_copy(update={"originals": False})})
+    synthetic_alone = prepare(alone, str(tiny_model("bert")), tmp_path / "cache", augmented=True)
+    assert synthetic_alone.class_counts_of("augmented").tolist() == [33, 33, 33]
+    assert len(synthetic_alone.sources()) == len(synthetic_alone.rows_of("augmented")) == 99
+    assert set(synthetic_alone.sources().tolist()) <= set(range(TRAIN_ROWS))
+    originals = {row.tobytes() for row in np.split(synthetic_alone.train.tokens, synthetic_alone.train.offsets[1:-1])}
+    rows = synthetic_alone.rows_of("augmented")
+    assert not originals & {row.tobytes() for row in np.split(rows.tokens, rows.offsets[1:-1])}
+    assert synthetic_alone.key != data.key
+    assert synthetic_alone.key_of("train") == data.key_of("train")
+
+
 def test_rows_without_augmentation_keep_the_key_they_had(
     data: PreparedData, plain: PreparedData, config: DataConfig, tiny_model: TinyModel
 ) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from tailsweep.trainables.config.losses import LDAM, CrossEntropy, Focal, LossConfig, WeightedCrossEntropy
+from tailsweep.trainables.data.sampling import class_visits, epoch_rows
 from tailsweep.trainables.training.losses import LOSSES, build_loss, build_losses, cross_entropy, focal, ldam
 
 CLASS_COUNTS = np.array([900, 160, 30, 4])
@@ -232,7 +233,7 @@ def test_other_losses_need_no_rows_of_every_class(config):
 @pytest.mark.parametrize("name", ["weighted_cross_entropy", "ldam", "focal"])
 def test_deferred_weights_come_in_after_their_share_of_the_steps(name):
     config = TypeAdapter(LossConfig).validate_python({"name": name, "beta": 0.99, "reweight_after": 0.8})
-    losses = build_losses(config, CLASS_COUNTS, total_steps=11)  # 0.8 of them is 8, in whole steps
+    losses = build_losses(config, [CLASS_COUNTS], 11)  # 0.8 of them is 8, in whole steps
     plain, weighted = (
         build_loss(config.model_copy(update={"beta": 0.0}), CLASS_COUNTS),
         build_loss(config, CLASS_COUNTS),
@@ -250,11 +251,11 @@ def test_ldam_keeps_its_margins_while_its_weights_are_deferred():
     logits, labels = batch()
     margins = torch.tensor([0.7 * (4 / n) ** 0.25 for n in CLASS_COUNTS])
     expected = ldam(logits, labels, margins=margins, scale=3.0)
-    torch.testing.assert_close(build_losses(config, CLASS_COUNTS, 2)(0).function(logits, labels), expected)
+    torch.testing.assert_close(build_losses(config, [CLASS_COUNTS], 2)(0).function(logits, labels), expected)
 
 
 def test_a_stage_that_defers_nothing_has_one_loss_throughout():
-    losses = build_losses(CONFIGS[1], CLASS_COUNTS, total_steps=5)
+    losses = build_losses(CONFIGS[1], [CLASS_COUNTS], 5)
     assert len({id(losses(step)) for step in range(5)}) == 1
 
 
@@ -270,3 +271,35 @@ def test_weights_that_are_not_there_cannot_be_deferred():
 def test_every_configured_loss_has_its_builder():
     union = get_args(LossConfig)[0]
     assert {get_args(kind.model_fields["name"].annotation)[0] for kind in get_args(union)} == set(LOSSES)
+
+
+# --- the counts are those of the visits
+
+
+CORRECTING = ["weighted_cross_entropy", "ldam", "balanced_softmax", "logit_adjustment"]
+
+
+@pytest.mark.parametrize("name", CORRECTING)
+@pytest.mark.parametrize("sampling", ["class_balanced", "oversampled"])
+def test_a_sampler_that_balances_classes_leaves_nothing_to_correct(name, sampling):
+    config = TypeAdapter(LossConfig).validate_python({"name": name})
+    visits = [class_visits(sampling, CLASS_COUNTS, epoch, 2) for epoch in range(2)]
+    equal = build_loss(config, np.full(4, visits[0].max()))
+    logits, labels = batch()
+    assert build_losses(config, visits, 3)(4).function(logits, labels) == equal.function(logits, labels)
+    assert build_losses(config, [CLASS_COUNTS], 3)(0).function(logits, labels) != equal.function(logits, labels)
+
+
+@pytest.mark.parametrize("name", CORRECTING)
+def test_with_progressive_each_epoch_has_the_loss_of_its_visits(name):
+    config = TypeAdapter(LossConfig).validate_python({"name": name})
+    labels_of_rows = np.repeat(np.arange(4), CLASS_COUNTS)
+    losses = build_losses(config, [class_visits("progressive", CLASS_COUNTS, epoch, 3) for epoch in range(3)], 5)
+    logits, labels = batch()
+    for epoch in range(3):
+        rows = np.concatenate([epoch_rows("progressive", labels_of_rows, seed, epoch, 3) for seed in range(200)])
+        counted = np.bincount(labels_of_rows[rows], minlength=4) / 200
+        expected = build_loss(config, counted).function(logits, labels)
+        for step in range(5 * epoch, 5 * epoch + 5):
+            assert losses(step).function(logits, labels).item() == pytest.approx(expected.item(), rel=5e-3)
+    assert losses(0).function(logits, labels) != losses(14).function(logits, labels)
