@@ -33,7 +33,7 @@ def push(folder: str, repo: str, private: bool) -> str:
         raise InputError(f'REPO is "{repo}", but must be user/name, as on the hub: {describe_error(error)}') from error
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise InputError(
-            f'REPO: the hub does not take "{repo}": {describe_error(error)}; check the name, the network and whether the '
-            "the token may write"
+            f'REPO: the hub does not take "{repo}": {describe_error(error)}; check the name, the network and '
+            "whether the token may write"
         ) from error
     return str(getattr(pushed, "repo_url", pushed))
