@@ -46,7 +46,7 @@ class Training:
         device: torch.device,
     ) -> None:
         self.run = StageRun(config, data, model, execution, SingleProcess(device), seed=0)
-        losses = build_losses(config.loss, data.class_counts, total_steps)
+        losses = build_losses(config.loss, [data.class_counts], total_steps)
         self.words = SparseEmbeddingTraining(model, execution, data)
         with self.words.active():
             optimizer = adamw(model, config)

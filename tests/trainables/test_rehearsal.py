@@ -34,7 +34,7 @@ PACKED = {"llama", "mistral", "qwen3", "gpt2", "bert"}  # mean-pooled: grouped-q
 
 
 # One of each kind of padding, packing and stack of layers; `make slow` has them all.
-QUICK = {"bert", "bart", "convbert", "gpt2", "llama", "nystromformer", "qwen2", "squeezebert", "t5", "xlm", "xlnet"}
+QUICK = {"bert", "convbert", "gpt2", "llama", "nystromformer", "t5", "xlm", "xlnet"}
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ class AuditConfig(Section):
     identifiers: Literal["refuse", "keep"] = "refuse"  # a column in which most labels are of one example
     max_class_dropped_fraction: float = Field(0.5, ge=0, le=1)  # share of a class's examples that may be unusable
     max_conflicting_fraction: float = Field(0.05, ge=0, le=1)  # share of examples equal to one of another class
-    max_leaked_fraction: float = Field(0.2, ge=0, le=1)  # share of validation or test that is nearly in train, too
+    max_leaked_fraction: float = Field(0.2, ge=0, le=1)  # share of validation or test that is in train, too
 
 
 class DataConfig(Section):

@@ -84,15 +84,17 @@ def _notes(splits: Splits, twins: TwinCounts, sizes: Mapping[str, int], audit: A
             )
         notes.append(f"{described}: no model can be right about all of them")
     for name, counts in twins.leaked.items():
-        leaked, size = int(counts.sum()), sizes[name]
+        leaked, size, equal = int(counts.sum()), sizes[name], twins.repeated_in_earlier[name]
         if not leaked:
             continue
-        described = f"{leaked:,} of {size:,} {name} examples are also in an earlier split, word for word or nearly so"
-        if leaked / size > audit.max_leaked_fraction:
+        if equal / size > audit.max_leaked_fraction:
             raise DataError(
-                f"data.{name}: {described}, but at most data.audit.max_leaked_fraction = {audit.max_leaked_fraction:g} "
-                "of them may be: scores on them do not say how a model does on new texts; remove the repeated texts "
-                "from the file, or raise it"
+                f"data.{name}: {equal:,} of {size:,} {name} examples are also in an earlier split, but at most "
+                f"data.audit.max_leaked_fraction = {audit.max_leaked_fraction:g} of them may be: scores on them do "
+                "not say how a model does on new texts; remove the repeated texts from the file, or raise it"
             )
-        notes.append(f"{described}: scores on {name} are too good by as much")
+        notes.append(
+            f"{leaked:,} of {size:,} {name} examples are also in an earlier split, {equal:,} word for word and "
+            f"{leaked - equal:,} nearly so: scores on {name} are too good by as much"
+        )
     return notes

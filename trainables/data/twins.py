@@ -109,6 +109,7 @@ class TwinCounts:
 
     repeated: NDArray[np.int64]  # (C,) training examples with an earlier twin in train
     leaked: Mapping[str, NDArray[np.int64]]  # (C,) examples of validation and of test with a twin in an earlier split
+    repeated_in_earlier: Mapping[str, int]  # those of them whose text is equal, word for word
     conflicting: NDArray[np.int64]  # (C,) examples of all splits that are equal to one of another class
     example: int | None  # a row that conflicts with an earlier one
 
@@ -126,6 +127,7 @@ def count_twins(twins: Twins, labels: NDArray[np.int64], splits: Mapping[str, in
     split_of = np.searchsorted(ends, np.arange(len(labels)), side="right")
     has_twin = twins.similar != np.arange(len(labels))
     in_earlier = has_twin & (split_of[twins.similar] < split_of)
+    is_equal = (twins.equal != np.arange(len(labels))) & (split_of[twins.equal] < split_of)
 
     def per_class(rows: NDArray[np.bool_]) -> NDArray[np.int64]:
         return np.bincount(labels[rows], minlength=num_classes)
@@ -135,6 +137,7 @@ def count_twins(twins: Twins, labels: NDArray[np.int64], splits: Mapping[str, in
     return TwinCounts(
         repeated=per_class(has_twin & (split_of == 0)),
         leaked={name: per_class(in_earlier & (split_of == place)) for place, name in enumerate(splits) if place},
+        repeated_in_earlier={name: int((is_equal & (split_of == place)).sum()) for place, name in enumerate(splits)},
         conflicting=per_class(groups),
         example=int(np.flatnonzero(differs)[0]) if differs.any() else None,
     )

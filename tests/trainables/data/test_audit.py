@@ -120,7 +120,7 @@ def test_a_class_that_loses_most_of_its_examples_is_refused(load: Load) -> None:
 # --- texts
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 4), max_size=12), max_size=12))
 def test_twins_are_the_earliest_equal_and_similar_rows(lists: list[list[int]]) -> None:
     tokens = np.array([token for row in lists for token in row], np.int32)

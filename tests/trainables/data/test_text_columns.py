@@ -87,7 +87,7 @@ def test_predict_reads_several_columns_and_pairs(
     assert "--pair needs --text-column twice" in capsys.readouterr().err
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.text(st.sampled_from("abc dose.\n#\u00e9\u6f22"), max_size=40), st.integers(1, 400), st.integers(3, 12))
 def test_the_beginning_of_a_text_has_its_first_tokens(
     tiny_tokenizers: list[transformers.PreTrainedTokenizerBase], piece: str, times: int, max_length: int

@@ -13,6 +13,7 @@ from tailsweep.trainables.inference import classify
 from tailsweep.trainables.models.classifier import build_classifier, load_classifier, save_classifier
 
 NAMES = ["albert", "bert", "bart", "distilbert", "electra", "gpt2", "modernbert", "roberta", "t5", "xlnet"]
+QUICK = {"bert", "distilbert", "gpt2", "t5"}
 HEADS: dict[str, Any] = {
     "native": "native",
     "mean": HeadConfig(pooling="mean"),
@@ -24,8 +25,9 @@ HAS_POOLER = {"albert", "bert", "roberta"}
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.thorough if name in QUICK else pytest.mark.slow) for name in NAMES]
+)
 def test_stock_transformers_gives_our_probabilities_or_refuses(name: str, tmp_path: Path) -> None:
     source = save_model(BY_NAME[name], tmp_path / "source")
     texts = sentences(12)
