@@ -6,12 +6,14 @@ and some between. The truth is what ``transformers`` computes of one example by 
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 import transformers
 from filelock import FileLock
@@ -35,6 +37,10 @@ VERSION = 1  # of what a rehearsal checks
 FOLDER = "rehearsals"  # of the cache
 TRAINABLE: TypeAdapter[Trainable] = TypeAdapter(Trainable)
 
+UNFINISHED = "was rehearsed as far as classifying"  # which is not remembered
+
+MEMORY_SHARE = 2.5  # of the weights: gradients, activations of a few examples, a copy while they are saved
+DISK_SHARE = 1.2
 STEP = 1e-3  # learning rate of the one step that is taken
 CPU = torch.device("cpu")
 
@@ -65,7 +71,7 @@ def rehearse_once(
             notes: list[str] = parse_json((folder / META_FILE).read_text(encoding="utf-8"))["notes"]
             return notes
     notes = rehearse(model, config, data, trainable)
-    if identity[1] is not None:
+    if identity[1] is not None and not any(UNFINISHED in note for note in notes):
         with cache_errors(cache_dir):
             folder.mkdir(parents=True, exist_ok=True)
             meta = {"format_version": VERSION, "model": config.name, "notes": notes}
@@ -108,12 +114,23 @@ def rehearse(
             "another model, or another model.head"
         )
     _check_pooling(model, config, rows)
+    notes = [] if "one length" not in execution.description else [f"{execution.description}; this is slower"]
+    if (scarce := _too_little(model)) is not None:
+        return [*notes, f"{config.name} {UNFINISHED}: too little {scarce} here for the rest"]
     for name, setting in trainable.items():
         with _step(config, f"training {name}"):
             _train(model, execution, few, setting)
     with _step(config, "saving and opening it"), tempfile.TemporaryDirectory(prefix="tailsweep-") as folder:
         _reopen(model, config, data, execution, few, Path(folder))
-    return [] if "one length" not in execution.description else [f"{execution.description}; this is slower"]
+    return notes
+
+
+def _too_little(model: nn.Module) -> str | None:
+    """Return what this machine lacks to train the model for a step and to save it; None if nothing."""
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if psutil.virtual_memory().available < MEMORY_SHARE * size:
+        return "memory"
+    return "disk" if shutil.disk_usage(tempfile.gettempdir()).free < DISK_SHARE * size else None
 
 
 @contextmanager

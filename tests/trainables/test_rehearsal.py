@@ -145,3 +145,12 @@ def test_a_text_of_which_nothing_is_kept_has_one_token(tmp_path: Path) -> None:
     config = data_config(["\u200b \u200b", *sentences()], tmp_path)
     data = prepare(config, str(folder), tmp_path / "cache")
     assert np.all(data.train.lengths >= 1)
+
+
+def test_a_model_too_large_for_this_machine_is_rehearsed_as_far_as_classifying(
+    built: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsal, "MEMORY_SHARE", 1e12)
+    monkeypatch.setattr(rehearsal, "_train", lambda *_: pytest.fail("it was trained"))
+    (note,) = rehearse(*built("bert"), {"stage_two.trainable: all": "all"})
+    assert note.endswith("was rehearsed as far as classifying: too little memory here for the rest")
