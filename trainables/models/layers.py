@@ -82,8 +82,8 @@ def encoder_layers(model: nn.Module) -> list[nn.Module]:
     if not stacks:
         encoder = type(model.base_model).__name__
         raise ModelError(
-            f"{encoder} has no list of layers with weights of their own, so that a top layer cannot be told apart from "
-            "the others: use head, pooler or all"
+            f"{encoder} has no list of layers with weights of their own, so that no layer is the top one: "
+            "use head, pooler or all"
         )
     return stacks[-1]
 

@@ -13,7 +13,7 @@ class Wanted:
 
     texts: tuple[str, ...] = ("text",)
     label: str | None = None
-    usual: bool = True  # no one has named them: in a file without names they may be told apart by what they hold
+    usual: bool = True  # no one has named them: in a file without names, what they hold may show which they are
 
     @property
     def names(self) -> tuple[str, ...]:

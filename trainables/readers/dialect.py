@@ -66,7 +66,7 @@ class Table:
     names: list[str]  # of the columns, as the file has them; invented for a file without a header
     records: list[Record]  # each with as many fields as there are names, or fewer
     too_long: list[Record] = field(default_factory=list)  # with more fields than that: in no column
-    named_by: str | None = None  # how the columns of a file without a header were told apart
+    named_by: str | None = None  # how the columns of a file without a header were distinguished
 
 
 def read_table(content: str, fmt: FileFormat, usual: str, wanted: Wanted) -> Table:
@@ -289,12 +289,9 @@ def _misquoted(quote: str, opened: int | None, line: int) -> UnreadableError:
 
 
 def _has_blanks(content: str, separator: str) -> bool:
-    """Return whether every separator of the first lines is followed by a blank, and some by a blank and a quote."""
-    if separator == " ":
-        return False
-    head = content[:SAMPLE]
-    first = head.split("\n", 1)[0]
-    return first.count(separator) > 0 and first.count(separator) == first.count(f"{separator} ")
+    """Return whether every separator of the first line is followed by a blank."""
+    first = content[:SAMPLE].split("\n", 1)[0]
+    return separator != " " and first.count(separator) > 0 and first.count(separator) == first.count(f"{separator} ")
 
 
 def _is_even(records: Sequence[Record]) -> bool:
