@@ -77,21 +77,22 @@ def run_comparison(comparison: Comparison, address: str | None, console: Console
     run = RunDirectory(comparison.location)
     run.refuse_existing()
     resume_command = _resume_command(run, comparison)
-    logger.info(f"run directory {run.location}; if it is interrupted: {resume_command}")
-    logger.info(f"comparison {run.name}: {', '.join(comparison.config.methods)}")
-    for note in comparison.notes:
-        logger.info(f"note: {note}")
-    searches = [comparison.search(method, comparison.folds[0]) for method in comparison.config.methods]
-    with no_repeated_messages():  # refuse what a sweep would refuse before anything is written
-        needs = [needs_of(plan_sweep(search)) for search in searches]
-    with ray_session(address) as started_here:
-        require_ready(_in_one(run, needs), started_here)
-        run.create()
-        with run_lock(run), run_log(run):
-            run.write_text(COMPARISON_FILE, write_yaml(comparison.tree()))
-            sign(run, COMPARISON_FILE)
-            front.tell(run=run.location, resume=resume_command)
-            return _finish(ComparisonRecords.open(run, comparison), comparison, console)
+    with run_log() as log:
+        logger.info(f"run directory {run.location}; if it is interrupted: {resume_command}")
+        logger.info(f"comparison {run.name}: {', '.join(comparison.config.methods)}")
+        for note in comparison.notes:
+            logger.info(f"note: {note}")
+        searches = [comparison.search(method, comparison.folds[0]) for method in comparison.config.methods]
+        with no_repeated_messages():  # refuse what a sweep would refuse before anything is written
+            needs = [needs_of(plan_sweep(search)) for search in searches]
+        with ray_session(address) as started_here:
+            require_ready(_in_one(run, needs), started_here)
+            run.create()
+            with run_lock(run), log.written_to(run):
+                run.write_text(COMPARISON_FILE, write_yaml(comparison.tree()))
+                sign(run, COMPARISON_FILE)
+                front.tell(run=run.location, resume=resume_command)
+                return _finish(ComparisonRecords.open(run, comparison), comparison, console)
 
 
 def resume_comparison(location: str, address: str | None, console: Console, overrides: Sequence[str] = ()) -> int:
@@ -115,7 +116,7 @@ def resume_comparison(location: str, address: str | None, console: Console, over
     front.tell(run=run.location, resume=resume_command)
     searches = [comparison.search(method, comparison.folds[0]) for method in comparison.config.methods]
     needs = [needs_of(plan_unprepared(search)) for search in searches]
-    with run_lock(run), run_log(run), ray_session(address) as started_here:
+    with run_log() as log, run_lock(run), log.written_to(run), ray_session(address) as started_here:
         records = ComparisonRecords.open(run, comparison)
         require_ready(_in_one(run, needs), started_here)
         return _finish(records, comparison, console)

@@ -117,6 +117,12 @@ class FeaturesConfig(Section):
     dtype: Literal["fp32", "bf16"] = "fp32"  # bf16: half the size, and numbers of three digits
 
 
+class ExportConfig(Section):
+    """What is written of the chosen model next to its folder's weights."""
+
+    onnx: bool = False  # model.onnx, checked against the model on 100 rows; needs the extra of that name
+
+
 class WandbConfig(Section):
     """Where the runs appear at Weights & Biases."""
 
@@ -156,6 +162,8 @@ class SweepConfig(Section):
     postprocess: PostprocessConfig = (
         PostprocessConfig()
     )  # what is done to the chosen model after training; by default nothing
+    # Fields that sweeps of earlier versions lack are left out of a file where they have their defaults.
+    export: ExportConfig = Field(ExportConfig(), exclude_if=lambda value: value == ExportConfig())
     resources: ResourcesConfig = ResourcesConfig()
     wandb: WandbConfig = WandbConfig()
     features: FeaturesConfig = FeaturesConfig()

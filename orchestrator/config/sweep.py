@@ -34,6 +34,7 @@ from tailsweep.orchestrator.config.validation import (
     asha_issues,
     count_issues,
     decides_features,
+    export_issues,
     notes,
     search_issues,
     stage_two_search_issues,
@@ -264,7 +265,12 @@ def sweep_of(tree: Tree, source: str, malformed: Sequence[ConfigIssue] = ()) -> 
     filled = {section: _filled(_mapping(tree, section), _dumps(trial_configs, section)) for section in SECTIONS}
     config = SweepConfig.model_validate(tree | filled)
     distributions = config.trial_distributions
-    issues = count_issues(config) + asha_issues(config, trial_configs) + stage_two_search_issues(config)
+    issues = (
+        export_issues(config)
+        + count_issues(config)
+        + asha_issues(config, trial_configs)
+        + stage_two_search_issues(config)
+    )
     _raise_any(issues + search_issues(config, distributions), source)
     sweep = Sweep.resolved(config, config.name or _default_name("sweep"), config.num_trials or _default_count(config))
     _raise_any(whole_trial_issues(sweep.config) + two_phase_issues(sweep.config, trial_configs), source)

@@ -27,6 +27,7 @@ from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.report_keys import EPOCH_DECIMALS, STAGE_ONE, STAGE_TWO, STAGES, shown_epochs
 
 LARGEST_PLAIN_SCALE = 10.0
+FOR_ONNX = ("onnx", "onnxscript", "onnxruntime")  # packages
 SMALLEST_TELLING_BETA = 0.999
 
 
@@ -198,6 +199,14 @@ def two_phase_issues(config: SweepConfig, trial_configs: Sequence[TrialConfig]) 
         rule = "must be 1: a phase one's trial trains in one process, and many do at once"
         issues.append(ConfigIssue(("resources", "stage_one", "workers"), f"is {workers}, but {rule}"))
     return issues
+
+
+def export_issues(config: SweepConfig) -> list[ConfigIssue]:
+    """Check that the packages are installed that the exported files need."""
+    if not config.export.onnx or not (missing := [name for name in FOR_ONNX if importlib.util.find_spec(name) is None]):
+        return []
+    rule = f"is true, but {', '.join(missing)} is not installed: pip install 'tailsweep[onnx]', or say false"
+    return [ConfigIssue(("export", "onnx"), rule)]
 
 
 def whole_trial_issues(config: SweepConfig) -> list[ConfigIssue]:

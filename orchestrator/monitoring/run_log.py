@@ -11,40 +11,52 @@ from tailsweep.trainables.errors import StorageError
 
 
 class RunLogHandler(logging.Handler):
-    """Append records to the log of a run directory.
+    """Append records to the log of a run directory, once there is one; until then they are kept.
 
-    An object store takes no appended lines: the file is uploaded when the handler is closed. Storage that refuses the
-    log does not stop the sweep.
+    An object store takes no appended lines: the file is uploaded at the end. Storage that refuses the log does not stop
+    the sweep.
     """
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.setFormatter(JsonFormatter())
-        self.run = run
+        self.file: Path | None = None
         self.lines: list[str] = []  # not yet written
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record, or keep it until the end."""
+        """Write a record, or keep it."""
         self.lines.append(self.format(record) + "\n")
-        if self.run.local is not None:
-            self._append(self.run.local / LOG_FILE)
+        self._append()
 
-    def close(self) -> None:
-        """Upload what is left."""
-        if self.lines and self.run.local is None:
-            with suppress(StorageError):
-                before = self.run.read_text(LOG_FILE) if self.run.exists(LOG_FILE) else ""
-                self.run.write_text(LOG_FILE, before + "".join(self.lines))
-        super().close()
+    @contextmanager
+    def written_to(self, run: RunDirectory) -> Iterator[None]:
+        """Write to the log of a run directory, what was kept first, while the context lasts."""
+        self.file = None if run.local is None else run.local / LOG_FILE
+        self._append()
+        try:
+            yield
+        finally:
+            self.file = None
+            if self.lines:
+                self._upload(run)
 
-    def _append(self, path: Path) -> None:
-        with suppress(OSError), path.open("a", encoding="utf-8") as file:
+    def _append(self) -> None:
+        if self.file is None:
+            return
+        with suppress(OSError), self.file.open("a", encoding="utf-8") as file:
             file.writelines(self.lines)
+        self.lines.clear()
+
+    def _upload(self, run: RunDirectory) -> None:
+        with suppress(StorageError):
+            before = run.read_text(LOG_FILE) if run.exists(LOG_FILE) else ""
+            run.write_text(LOG_FILE, before + "".join(self.lines))
         self.lines.clear()
 
 
 @contextmanager
-def run_log(run: RunDirectory) -> Iterator[None]:
-    """Append the messages of the ``tailsweep`` loggers to ``log.jsonl`` of a run directory while the context lasts."""
-    with handled_by(RunLogHandler(run)):
-        yield
+def run_log() -> Iterator[RunLogHandler]:
+    """Keep the messages of the ``tailsweep`` loggers, for the ``log.jsonl`` of a run directory."""
+    handler = RunLogHandler()
+    with handled_by(handler):
+        yield handler

@@ -16,6 +16,8 @@ from tailsweep.orchestrator.runs.trials import Records, TrialRecord, record_of
 from tailsweep.trainables.distributed.settings import Placement
 from tailsweep.trainables.report_keys import Stage
 
+Table = Sequence[tuple[str, ...]]
+
 MOST_CLASSES = 40  # in the table of the classes
 
 
@@ -55,13 +57,13 @@ class SweepPlan:
         return [*self.sweep.notes, *(self.prepared.notes if self.prepared is not None else ())]
 
     @property
-    def class_tables(self) -> list[str]:
-        """What the examples of each class are, a table for each of the sweep's data; the rarest classes of many."""
+    def class_tables(self) -> list[Table]:
+        """What the examples of each class are, a table for each of the sweep's data, its header first."""
         prepared = self.prepared.data.values() if self.prepared is not None else ()
-        return [format_class_table(data.class_table) for data in prepared if data.class_table]
+        return [data.class_table for data in prepared if data.class_table]
 
 
-def format_class_table(table: Sequence[tuple[str, ...]]) -> str:
+def format_class_table(table: Table) -> str:
     """Format the examples of each class, the rarest last; of many classes only the rarest.
 
     Example:

@@ -36,7 +36,7 @@ from tailsweep.clusters.nodes.probe import (
 )
 from tailsweep.orchestrator.config.sweep import Sweep
 from tailsweep.orchestrator.planning.disk_usage import Forecast
-from tailsweep.orchestrator.planning.plan import plan_sweep, plan_unprepared
+from tailsweep.orchestrator.planning.plan import Table, format_class_table, plan_sweep, plan_unprepared
 from tailsweep.orchestrator.planning.ray_session import ray_session
 from tailsweep.orchestrator.planning.resources import ClusterError
 from tailsweep.orchestrator.preflight.checks import disk_check, inspect_wandb, model_check, request_check
@@ -94,10 +94,11 @@ def doctor(sweep: Sweep | None, storage: str | None, address: str | None, as_jso
         RunDirectoryError: storage is no folder and no URI, or holds a key.
     """
     checks: list[Check] = []
+    tables: list[Table] = []
     needs = Needs(storage or DEFAULT_STORAGE)
     RunDirectory(needs.storage if sweep is None else sweep.config.storage)  # what is no location at all is refused
     if sweep is not None:
-        check, needs = _prepare(sweep)
+        check, needs, tables = _prepare(sweep)
         checks.append(check)
     report = ClusterReport([], [], {}, {})
     try:
@@ -108,22 +109,30 @@ def doctor(sweep: Sweep | None, storage: str | None, address: str | None, as_jso
         checks.append(Check("Ray", "", (Finding("error", problem, hint),)))
     checks += report.checks
     checks += inspect_wandb(needs)
-    print(json.dumps(_document(checks, report), indent=2) if as_json else table(checks))
+    if as_json:
+        print(json.dumps(_document(checks, report, tables), indent=2))
+    else:
+        print("\n\n".join([*map(format_class_table, tables), table(checks)]))
     return 2 if any(finding.severity == "error" for check in checks for finding in check.findings) else 0
 
 
-def _prepare(sweep: Sweep) -> tuple[Check, Needs]:
-    """Do what ``run`` does before it connects: read, tokenize and cache rows, load models, plan features."""
+def _prepare(sweep: Sweep) -> tuple[Check, Needs, list[Table]]:
+    """Do what ``run`` does before it connects: read, tokenize and cache rows, load models, plan features.
+
+    Returns:
+        The check, what the sweep needs, and the tables of its classes.
+    """
     try:
         plan = plan_sweep(sweep)
     except InputError as error:
         finding = Finding("error", str(error), "")  # it says what to do
-        return Check("rows and model", "", (finding,)), needs_of(plan_unprepared(sweep))
+        return Check("rows and model", "", (finding,)), needs_of(plan_unprepared(sweep)), []
     assert plan.prepared is not None
     notes = [Finding("note", note, "") for note in plan.notes]
     rows = ", ".join(f"{int(data.class_counts.sum()):,} rows to train on" for data in plan.prepared.data.values())
     needs = needs_of(plan)
-    return Check("rows and model", f"{rows}; {', '.join(needs.models)}", tuple(notes)), needs
+    check = Check("rows and model", f"{rows}; {', '.join(needs.models)}", tuple(notes))
+    return check, needs, list(plan.class_tables)
 
 
 @dataclass(frozen=True)
@@ -211,7 +220,7 @@ def table(checks: Sequence[Check]) -> str:
     return "\n".join([*lines, "", end + (f"; {warnings} warning(s)" if warnings else "")])
 
 
-def _document(checks: Sequence[Check], report: ClusterReport) -> dict[str, Any]:
+def _document(checks: Sequence[Check], report: ClusterReport, classes: Sequence[Table]) -> dict[str, Any]:
     nodes = []
     for node in report.nodes:
         info: Mapping[str, Any] = report.infos.get(node.id, {})
@@ -222,4 +231,5 @@ def _document(checks: Sequence[Check], report: ClusterReport) -> dict[str, Any]:
         "ok": not any(finding.severity == "error" for check in checks for finding in check.findings),
         "checks": [asdict(check) for check in checks],
         "nodes": nodes,
+        "classes": [[dict(zip(table[0], row, strict=True)) for row in table[1:]] for table in classes],
     }

@@ -26,6 +26,7 @@ from tailsweep.trainables.data.tokenized import PreparedData, fetch_prepared
 from tailsweep.trainables.execution.backends import live_execution, split_logits
 from tailsweep.trainables.models.classifier import CODE, build_classifier, save_classifier
 from tailsweep.trainables.models.hub import resolve
+from tailsweep.trainables.models.onnx_export import ONNX_FILE, OnnxError, write_onnx
 from tailsweep.trainables.postprocess.calibration import expected_calibration_error
 from tailsweep.trainables.postprocess.pipeline import Postprocessed, postprocess_classifier
 from tailsweep.trainables.report_keys import Stage
@@ -34,6 +35,8 @@ from tailsweep.trainables.training.checkpoint import checkpoint_name, load_param
 from tailsweep.trainables.training.metrics import Confusion
 from tailsweep.trainables.training.runtime import SingleProcess
 from torch import nn
+
+ONNX_ROWS, ONNX_BATCHES = 100, 10  # test examples that the ONNX file is checked on
 
 
 class BestTrial(TypedDict):
@@ -46,6 +49,7 @@ class BestTrial(TypedDict):
     data: DataSource
     postprocess: dict[str, Any]  # the sweep's PostprocessConfig, dumped
     metric: str  # the sweep's
+    onnx: bool  # whether model.onnx is written too
 
 
 def export_best(chosen: BestTrial) -> list[str]:
@@ -54,7 +58,7 @@ def export_best(chosen: BestTrial) -> list[str]:
     Runs as a Ray task with a worker's resources, so that the driver needs no accelerator.
 
     Returns:
-        What was done to the model after training, a line for each step.
+        What was done to the model after training, and what was written next to it, a line for each.
     """
     run, trial_config = RunDirectory(chosen["location"]), TrialConfig.model_validate(chosen["config"])
     data = fetch_prepared(chosen["data"], default_cache_dir())
@@ -91,6 +95,10 @@ def export_best(chosen: BestTrial) -> list[str]:
         save_classifier(model.cpu(), tokenizer, folder, trial_config.model.head, data.label_names)
         if finished is not None:
             finished.write(folder)
+        steps = [] if finished is None else [f"postprocess  {step}" for step in finished.steps]
+        if chosen["onnx"]:
+            metrics["onnx"], said = _write_onnx(model, folder, data)
+            steps.append(f"onnx  {said}")
         (folder / "README.md").write_text(
             _card(run.name, trial_config, metrics, data.notes, finished, not (folder / CODE.name).exists()),
             encoding="utf-8",
@@ -99,7 +107,24 @@ def export_best(chosen: BestTrial) -> list[str]:
         run.upload(folder, BEST_FOLDER)
     # Last: with it, the folder is whole. On an object store a killed process may leave a part of the others.
     run.write_text(METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
-    return [] if finished is None else [str(step) for step in finished.steps]
+    return steps
+
+
+def _write_onnx(model: nn.Module, folder: Path, data: PreparedData) -> tuple[dict[str, Any], str]:
+    """Write ``model.onnx`` to the folder; return the check for ``metrics.json``, and in words."""
+    numbers = np.argsort(data.test.lengths, kind="stable")  # every length there is
+    numbers = numbers[np.unique(np.linspace(0, len(numbers) - 1, ONNX_ROWS).round().astype(np.int64))]
+    # Rows of unequal lengths together, so that the mask is checked; the first batch is traced.
+    count = min(ONNX_BATCHES, max(1, len(numbers) // 2))
+    batches = [numbers[first::count] for first in range(count)]
+    arrays = [data.test.padded(batch) for batch in batches]
+    padded = [(torch.from_numpy(input_ids), torch.from_numpy(mask)) for input_ids, mask in arrays]
+    try:
+        difference = write_onnx(model.eval(), folder, padded)
+    except OnnxError as error:
+        return {"error": str(error)}, f"{error}; the model folder has all else"
+    says = f"{ONNX_FILE} has the model's probabilities on {len(numbers)} test examples (to {difference:.0e})"
+    return {"rows": len(numbers), "largest_difference": difference}, says
 
 
 def predict_test(chosen: BestTrial) -> np.ndarray:

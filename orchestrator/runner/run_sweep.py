@@ -26,7 +26,7 @@ from tailsweep.orchestrator.planning.environment import (
     describe_environment,
     write_environment,
 )
-from tailsweep.orchestrator.planning.plan import SweepPlan, plan_resumed_sweep, plan_sweep
+from tailsweep.orchestrator.planning.plan import SweepPlan, format_class_table, plan_resumed_sweep, plan_sweep
 from tailsweep.orchestrator.planning.ray_session import ray_session, result_of
 from tailsweep.orchestrator.planning.resources import placement
 from tailsweep.orchestrator.preflight.doctor import require_ready
@@ -93,25 +93,26 @@ def run_sweep(sweep: Sweep, console: Console, options: RunOptions, trials: Seque
     if options.resume and run.reach() and run.has_begun:
         return resume_sweep(run.location, console, replace(options, wanted=Wanted(sweep)))
     run.refuse_existing(but_one_not_begun=options.resume)
-    if options.announced:
-        logger.info(f"run directory {run.location}; if it is interrupted: {resume_command(run, sweep)}")
-    logger.info(f"sweep {sweep.name}: {sweep.num_trials} trials")
-    plan = plan_sweep(sweep, trials)
-    assert plan.prepared is not None
-    for note in plan.notes:
-        logger.info(f"note: {note}")
-    for table in plan.class_tables:
-        logger.info(table)
-    with ray_session(options.address) as started_here:
-        if not options.checked:
-            require_ready(needs_of(plan), started_here)
-        run.create(over_one_not_begun=options.resume)
-        with run_lock(run), run_log(run):
-            environment = write_start(run, plan, ray.nodes())
-            if options.announced:
-                front.tell(run=run.location, resume=resume_command(run, sweep))
-            records = Records(list(plan.trials))
-            return StartedSweep(run, plan, environment, records, console, options.export).finish()
+    with run_log() as log:
+        if options.announced:
+            logger.info(f"run directory {run.location}; if it is interrupted: {resume_command(run, sweep)}")
+        logger.info(f"sweep {sweep.name}: {sweep.num_trials} trials")
+        plan = plan_sweep(sweep, trials)
+        assert plan.prepared is not None
+        for note in plan.notes:
+            logger.info(f"note: {note}")
+        for table in plan.class_tables:
+            logger.info(format_class_table(table))
+        with ray_session(options.address) as started_here:
+            if not options.checked:
+                require_ready(needs_of(plan), started_here)
+            run.create(over_one_not_begun=options.resume)
+            with run_lock(run), log.written_to(run):
+                environment = write_start(run, plan, ray.nodes())
+                if options.announced:
+                    front.tell(run=run.location, resume=resume_command(run, sweep))
+                records = Records(list(plan.trials))
+                return StartedSweep(run, plan, environment, records, console, options.export).finish()
 
 
 def resume_command(run: RunDirectory, sweep: Sweep) -> str:
@@ -152,7 +153,7 @@ def resume_sweep(location: str, console: Console, options: RunOptions) -> int:
         The exit status, as :func:`run_sweep` does.
     """
     run = open_run(location)
-    with run_lock(run), run_log(run):
+    with run_log() as log, run_lock(run), log.written_to(run):
         reopened = reopen(run, options.wanted)
         sweep, environment, records = reopened.sweep, reopened.environment, reopened.records
         if options.announced:
@@ -290,7 +291,7 @@ class StartedSweep:
         best = best_trial(self.run, self.plan.sweep, self.records, self.environment, trial)
         task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(export_best)
         for step in result_of(task.remote(best)):
-            logger.info(f"postprocess  {step}")
+            logger.info(step)
 
     def _say_how_to_sync(self) -> None:
         is_local = self.run.local is not None
@@ -312,6 +313,7 @@ def best_trial(run: RunDirectory, sweep: Sweep, records: Records, environment: E
         data=environment.data_source(run, environment.inputs_of(trial_config).data),
         postprocess=sweep.config.postprocess.model_dump(),
         metric=sweep.config.metric,
+        onnx=sweep.config.export.onnx,
     )
 
 

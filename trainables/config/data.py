@@ -158,6 +158,15 @@ class Fold(Section):
         return self
 
 
+# What each type of file leaves open. The compression is of any file.
+FORMAT_FIELDS = {
+    "csv": ("separator", "quote", "escape", "header", "columns", "encoding"),
+    "json": ("encoding",),
+    "parquet": (),
+    "excel": ("header", "columns", "sheet"),
+}
+
+
 class FileFormat(Section):
     """How the files of ``data`` are written. What is null is found from each file's bytes."""
 
@@ -195,7 +204,14 @@ class FileFormat(Section):
             raise ValueError(f'quote and separator are both "{self.quote}"')
         if self.quote == "none" and self.escape is not None:
             raise ValueError('escape says how quotation marks are written, but quote is "none": leave one of them out')
+        if self.type is not None and (fields := self.without_effect(self.type)):
+            raise ValueError(f"type is {self.type}, which has no {' and no '.join(fields)}: leave that out")
         return self
+
+    def without_effect(self, file_type: str) -> list[str]:
+        """Return the fields that are set and mean nothing in a file of this type."""
+        stated = self.model_dump(exclude={"type", "compression"}, exclude_none=True)
+        return [name for name in stated if name not in FORMAT_FIELDS[file_type]]
 
 
 class AuditConfig(Section):

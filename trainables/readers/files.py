@@ -9,7 +9,7 @@ import datetime
 import io
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import datasets
@@ -74,10 +74,11 @@ def read_bytes(content: bytes, name: str, fmt: FileFormat, wanted: Wanted, role:
     if not content:
         raise FileError("is empty")
     kind = fmt.type or _type(content, name)
-    if kind == "parquet":
-        return _parquet(content)
-    if kind == "excel":
-        return _excel(content, fmt, wanted)
+    if fields := fmt.without_effect(kind):
+        form.append(f"of type {kind}, which data.format.{' and data.format.'.join(fields)} says nothing about")
+    if kind in ("parquet", "excel"):
+        rows = _parquet(content) if kind == "parquet" else _excel(content, fmt, wanted)
+        return replace(rows, form=_joined([*form, *([] if rows.form is None else [rows.form])]))
     text = decode(content, fmt.encoding)
     if not text.content.strip():
         raise FileError("has no rows")

@@ -49,7 +49,7 @@ def states(folder: Path, name: str) -> set[str]:
 
 def test_the_demo_runs_to_its_end_over_two_hosts(answer: dict[str, Any], folder: Path):
     assert answer["whole"]["status"] == 0
-    assert "chosen by validation/macro_f1: c0" in answer["whole"]["printed"]
+    assert "chosen by validation/macro_f1: t0" in answer["whole"]["printed"]
     assert states(folder, "whole") <= {"pruned", "completed"}
     assert (folder / "shared/runs/whole/best/model.safetensors").stat().st_size > 50_000_000
 

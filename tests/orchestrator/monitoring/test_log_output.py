@@ -76,18 +76,30 @@ def test_the_run_directory_has_every_message_of_every_process(tmp_path: Path) ->
     run = RunDirectory(str(tmp_path / "run"))
     run.create()
     for _ in range(2):
-        with run_log(run):
+        with run_log() as log, log.written_to(run):
             log_all()
     messages = [json.loads(line)["message"] for line in (tmp_path / "run" / LOG_FILE).read_text().splitlines()]
     assert messages[:6] * 2 == messages
     assert len(messages) == 12
 
 
+def test_what_is_said_before_there_is_a_directory_comes_first(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path / "run"))
+    with run_log() as log:
+        logger.info("reading rows.csv")
+        run.create()
+        with log.written_to(run):
+            logger.info("training")
+        logger.info("afterwards")
+    lines = (tmp_path / "run" / LOG_FILE).read_text().splitlines()
+    assert [json.loads(line)["message"] for line in lines] == ["reading rows.csv", "training"]
+
+
 def test_storage_that_refuses_the_log_stops_nothing(tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path / "run"))
     run.create()
     (tmp_path / "run" / LOG_FILE).mkdir()
-    with run_log(run):
+    with run_log() as log, log.written_to(run):
         log_all()
 
 
@@ -96,13 +108,13 @@ def test_in_an_object_store_the_log_is_written_at_the_end(tmp_path: Path, monkey
     run.create()
     monkeypatch.setattr(RunDirectory, "local", None)
     for _ in range(2):
-        with run_log(run):
+        with run_log() as log, log.written_to(run):
             log_all()
             logged = run.read_text(LOG_FILE) if run.exists(LOG_FILE) else ""
     assert len(logged.splitlines()) == 6
     assert len(run.read_text(LOG_FILE).splitlines()) == 12
     monkeypatch.setattr(RunDirectory, "write_text", lambda *_: (_ for _ in ()).throw(StorageError("full")))
-    with run_log(run):
+    with run_log() as log, log.written_to(run):
         log_all()
 
 

@@ -49,6 +49,7 @@ def test_a_difference_of_one_node_is_reported_for_that_node(said: dict[str, dict
     document = json.loads(said["whole"]["out"])
     first, second = sorted(document["nodes"], key=lambda node: node["gpus"])
     results = findings(document)
+    assert [row["class"] for row in document["classes"][0]] == ["absorption", "excretion", "metabolism"]
     assert (said["whole"]["status"], document["ok"]) == (0, True), results
     numpy = f"numpy is 1.2.3, but {np.__version__} here"
     gpus = "Ray declares 1 GPU(s) of this node, but there is none: what asks for one runs on the CPU"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import transformers
@@ -44,7 +45,7 @@ def exported(
 ) -> Callable[..., tuple[Path, PreparedData, list[str]]]:
     """``exported(head, finish)``: the folder ``best/`` of a sweep of one trial."""
 
-    def export(head: Any, postprocess: dict[str, Any]) -> tuple[Path, PreparedData, list[str]]:
+    def export(head: Any, postprocess: dict[str, Any], onnx: bool = False) -> tuple[Path, PreparedData, list[str]]:
         trial_config = TrialConfig.model_validate(
             {
                 "data": {"train": str(rows_csv), "validation": 0.2, "test": 0.2, "max_length": 30},
@@ -71,6 +72,7 @@ def exported(
                 data=DataSource(key=data.key, published=str(data.folder), digest=data.digest),
                 postprocess=dump,
                 metric="validation/macro_f1",
+                onnx=onnx,
             )
         )
         return run / "best", data, said
@@ -99,7 +101,7 @@ def test_a_plain_pipeline_says_what_was_decided(exported: Callable[..., Any], te
     as_trained, _, nothing_said = exported("native", {})
     folder, _, said = exported("native", DECISION_AND_TEMPERATURE)
     assert nothing_said == []
-    assert [line.split(":")[0] for line in said] == ["thresholds", "temperature"]
+    assert [line.split(":")[0] for line in said] == ["postprocess  thresholds", "postprocess  temperature"]
     decision, calibration = json.loads((folder / "finish.json").read_text())["steps"]
     thresholds = np.array([decision["fitted"]["thresholds"][label] for label in LABELS])
     temperature = calibration["fitted"]["temperature"]
@@ -174,6 +176,22 @@ def test_a_model_that_cannot_take_it_is_refused_before_the_sweep(
         PostprocessConfig.model_validate(postprocess),
     )
     assert calls == asked
+
+
+@pytest.mark.thorough
+def test_an_onnx_file_has_the_finished_models_probabilities(exported: Callable[..., Any], texts: list[str]) -> None:
+    best, _, said = exported("native", DECISION_AND_TEMPERATURE, onnx=True)
+    assert said[-1].startswith("onnx  model.onnx has the model's probabilities on ")
+    metrics = json.loads((best / "metrics.json").read_text())
+    assert metrics["onnx"]["largest_difference"] < 1e-5
+    model, tokenizer = load_classifier(best)
+    batch = dict(tokenizer(texts, padding=True, truncation=True, return_tensors="pt"))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        expected = model(**inputs).logits.softmax(1).numpy()
+    session = onnxruntime.InferenceSession(best / "model.onnx")
+    (logits,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    np.testing.assert_allclose(softmax(logits, axis=1), expected, atol=1e-5)
 
 
 def test_the_metrics_are_written_last(exported: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,11 +96,20 @@ def test_a_format_that_is_given_is_used(
         ({"columns": ["a", "a"]}, "has a name twice"),
         ({"separator": '"', "quote": '"'}, "are both"),
         ({"quote": "none", "escape": "backslash"}, "leave one of them out"),
+        ({"type": "parquet", "separator": ";"}, "type is parquet, which has no separator: leave that out"),
+        ({"type": "json", "quote": '"', "header": True}, "has no quote and no header"),
+        ({"type": "csv", "sheet": "rows"}, "has no sheet"),
+        ({"type": "excel", "encoding": "utf-8"}, "has no encoding"),
     ],
 )
 def test_a_format_that_makes_no_sense_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         FileFormat(**fields)
+
+
+def test_what_means_nothing_in_a_file_is_said() -> None:
+    rows = read_bytes(b'[{"text": "a", "label": "x"}]', "rows.json", FileFormat(separator=";", header=True), Wanted())
+    assert rows.form == "of type json, which data.format.separator and data.format.header says nothing about"
 
 
 def test_a_name_that_comes_twice_is_no_matter_where_no_one_reads_it() -> None:
