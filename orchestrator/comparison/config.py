@@ -21,9 +21,10 @@ from pydantic import (
 )
 from tailsweep.orchestrator.config.errors import ConfigIssue, SweepConfigError, did_you_mean, find_issues, show
 from tailsweep.orchestrator.config.schema import FolderName, Storage
-from tailsweep.orchestrator.config.search_space import num_different
+from tailsweep.orchestrator.config.search_space import find_distributions, num_different
 from tailsweep.orchestrator.config.sweep import Sweep, deep_merge, sweep_of, with_overrides
 from tailsweep.orchestrator.config.tree import FrozenTree, Tree, thaw
+from tailsweep.orchestrator.config.two_phase import drawn_tree
 from tailsweep.orchestrator.config.yaml_io import read_sweep_file
 from tailsweep.orchestrator.runs.directory import METHODS_FOLDER
 from tailsweep.trainables.config.base import Section
@@ -253,12 +254,12 @@ def _with(written: object, fields: Tree) -> object:
 
 
 def _num_trials(config: ComparisonConfig, sweep: Sweep) -> int:
-    different = num_different(sweep.config.drawn_distributions)
     if sweep.config.search == "grid":
         rule = "a grid is as large as it is, whatever the budget: say random or optuna, and choice in place of grid"
         raise SweepConfigError("", [f"search: is grid, but {rule}"])
     # With a budget of epochs: a trial has at least one.
     most = config.budget.trials or config.budget.epochs or MOST_IN_TIME
+    different = num_different(find_distributions(drawn_tree(sweep.config, most)))
     most = most if different is None else min(most, different)
     if config.budget.epochs is None:
         return most

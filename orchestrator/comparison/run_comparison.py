@@ -207,8 +207,8 @@ def _retraining(
             "initial_points": [],
             "max_wallclock_seconds": None,
             "asha": None,
-            "promote": "all" if search.config.promote == "all" else len(seeds),
-            "stage_two_search": StageTwoSearchConfig(),
+            "promote": "all" if search.two_phase is None else len(seeds),
+            "stage_two_search": StageTwoSearchConfig(settings=1),
         }
     )
     return Sweep.resolved(config, fold_name(SEEDS, fold), len(seeds)), trials

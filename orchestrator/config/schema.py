@@ -17,8 +17,6 @@ from tailsweep.orchestrator.config.search_space import (
     Search,
     find_distributions,
     point_values,
-    stage_two_distributions,
-    substitute,
 )
 from tailsweep.orchestrator.config.tree import FrozenTree, TextsField, Tree, TreeField, TreesField, thaw
 from tailsweep.trainables.config.base import Section
@@ -26,6 +24,7 @@ from tailsweep.trainables.config.postprocess import PostprocessConfig
 from tailsweep.trainables.config.presets import METHODS
 from tailsweep.trainables.report_keys import DEFAULT_METRIC, EPOCH_DECIMALS, SCORES, VALIDATION, on_split
 
+DEFAULT_TRIALS = 8  # of a search that draws them
 METRICS = tuple(on_split(VALIDATION, score) for score in SCORES)
 
 
@@ -70,10 +69,12 @@ class AshaConfig(Section):
 
 
 class StageTwoSearchConfig(Section):
-    """How stage two of a two_phase's promoted trials is tried."""
+    """How stage two is searched."""
 
-    settings: PositiveInt = Field(1, le=1000)  # for each of them: its own, and others of the same distributions
-    asha: AshaConfig | None = None  # over the epochs of stage two, among all that were promoted; null: no pruning
+    # Of a two-phase sweep, for each promoted trial: its own, and others of the same distributions. auto: as many as
+    # give phase two about num_trials trials.
+    settings: Literal["auto"] | Annotated[int, Field(ge=1, le=1000)] = "auto"
+    asha: AshaConfig | None = None  # over the epochs of stage two, among all trials that reach it; null: no pruning
 
 
 class StageResources(Section):
@@ -147,8 +148,10 @@ class SweepConfig(Section):
     initial_points: TreesField = ()  # of the first trials; others are drawn
     metric: Annotated[str, AfterValidator(_known_metric)] = DEFAULT_METRIC  # larger is better
     asha: AshaConfig | None = AshaConfig()  # over the epochs of stage one; null: no pruning
-    promote: Literal["all"] | PositiveInt = "all"  # all: each trial does both stages; K: the K best do stage two
-    stage_two_search: StageTwoSearchConfig = StageTwoSearchConfig()  # where promote is a number
+    # K: the K best after stage one do stage two; all: each trial does both stages at a stretch; auto: a quarter, or all
+    # where there is nothing to promote by (see two_phase.py).
+    promote: Literal["auto", "all"] | PositiveInt = "auto"
+    stage_two_search: StageTwoSearchConfig = StageTwoSearchConfig()
     max_concurrent: Literal["auto"] | PositiveInt = "auto"  # trials at once; auto: as many as the cluster holds
     # How often a trial continues from its last checkpoint when a process or a node of it died, or storage refused a
     # file. Its own errors are not tried again, and nodes taken back with notice are not counted.
@@ -174,25 +177,9 @@ class SweepConfig(Section):
         return {section: thaw(getattr(self, section)) for section in SECTIONS}
 
     @property
-    def drawn_tree(self) -> Tree:
-        """Return ``trial_tree`` as trials are drawn from it.
-
-        Where promoted trials go through a grid of stage two, phase one does not: it has the first value of each field.
-        """
-        if self.search != "grid" or self.stage_two_search.settings == 1:
-            return self.trial_tree
-        swept = stage_two_distributions(self.trial_tree)
-        return substitute(self.trial_tree, {field: distribution.values[0] for field, distribution in swept.items()})
-
-    @property
     def trial_distributions(self) -> dict[str, Distribution]:
         """Return every distribution of ``trial_tree`` by dotted field."""
         return find_distributions(self.trial_tree)
-
-    @property
-    def drawn_distributions(self) -> dict[str, Distribution]:
-        """Return every distribution of ``drawn_tree`` by dotted field."""
-        return find_distributions(self.drawn_tree)
 
     @property
     def point_values(self) -> list[Tree]:

@@ -301,7 +301,8 @@ def _draws(distributions: Mapping[str, Distribution], seed: int, points: Sequenc
     """
     taken: set[str] = set()
     for number in itertools.count():
-        given = points[number] if number < len(points) else {}
+        point = points[number] if number < len(points) else {}
+        given = {field: value for field, value in point.items() if field in distributions}  # others are of stage two
         for attempt in itertools.count():  # a trial seen already would only be trained twice
             values = {
                 field: given[field]

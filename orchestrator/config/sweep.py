@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from tailsweep.orchestrator.config.errors import ConfigIssue, SweepConfigError, alternatives, find_issues, in_file_order
 from tailsweep.orchestrator.config.redaction import HINT, secret_issues, secret_set_by
-from tailsweep.orchestrator.config.schema import AshaConfig, SweepConfig, WandbConfig
+from tailsweep.orchestrator.config.schema import DEFAULT_TRIALS, AshaConfig, SweepConfig, WandbConfig
 from tailsweep.orchestrator.config.search_space import (
     SECTIONS,
     Point,
@@ -23,6 +24,7 @@ from tailsweep.orchestrator.config.search_space import (
     Trial,
     distribution_issues,
     expand_promoted,
+    find_distributions,
     is_distribution,
     num_different,
     probe_issues,
@@ -30,6 +32,7 @@ from tailsweep.orchestrator.config.search_space import (
     trials,
 )
 from tailsweep.orchestrator.config.tree import Tree
+from tailsweep.orchestrator.config.two_phase import TwoPhase, drawn_tree, two_phase
 from tailsweep.orchestrator.config.validation import (
     asha_issues,
     count_issues,
@@ -64,8 +67,6 @@ __all__ = [
     "to_yaml",
 ]
 
-DEFAULT_TRIALS = 8
-
 
 @dataclass(frozen=True)
 class Sweep:
@@ -81,10 +82,15 @@ class Sweep:
         """Return the sweep of ``config`` with this name and number of trials, without a check."""
         return cls(config.model_copy(update={"name": name, "num_trials": num_trials}), name, num_trials, notes=[])
 
+    @cached_property
+    def two_phase(self) -> TwoPhase | None:
+        """The numbers of a two-phase sweep; None where each trial does both stages at a stretch."""
+        return two_phase(self.config, self.num_trials)
+
     def trials(self) -> list[Trial]:
         """Return the trials known before the start; the same list at every call."""
         return trials(
-            self.config.drawn_tree,
+            drawn_tree(self.config),
             search=self.config.search,
             num_trials=self.num_trials,
             seed=self.config.seed,
@@ -93,17 +99,19 @@ class Sweep:
 
     def trial(self, number: int, values: Point) -> Trial:
         """Return the trial that an adaptive search has drawn ``values`` for."""
-        return trial(self.config.trial_tree, number, values, self.config.seed)
+        return trial(drawn_tree(self.config), number, values, self.config.seed)
 
     def expand_promoted(self, parent: str, values: Point) -> list[Trial]:
         """Return a promoted trial once for each setting of stage two that it is tried with."""
-        config = self.config
+        config, two_phase = self.config, self.two_phase
+        assert two_phase is not None
+        points, number = config.point_values, int(parent.removeprefix("t"))
         return expand_promoted(
             config.trial_tree,
             parent,
-            values,
+            (points[number] if number < len(points) else {}) | dict(values),
             search=config.search,
-            num_settings=config.stage_two_search.settings,
+            num_settings=two_phase.settings,
             seed=config.seed,
         )
 
@@ -265,14 +273,10 @@ def sweep_of(tree: Tree, source: str, malformed: Sequence[ConfigIssue] = ()) -> 
     filled = {section: _filled(_mapping(tree, section), _dumps(trial_configs, section)) for section in SECTIONS}
     config = SweepConfig.model_validate(tree | filled)
     distributions = config.trial_distributions
-    issues = (
-        export_issues(config)
-        + count_issues(config)
-        + asha_issues(config, trial_configs)
-        + stage_two_search_issues(config)
-    )
+    issues = export_issues(config) + count_issues(config) + asha_issues(config, trial_configs)
     _raise_any(issues + search_issues(config, distributions), source)
     sweep = Sweep.resolved(config, config.name or _default_name("sweep"), config.num_trials or _default_count(config))
+    _raise_any(stage_two_search_issues(sweep.config), source)
     _raise_any(whole_trial_issues(sweep.config) + two_phase_issues(sweep.config, trial_configs), source)
     return replace(sweep, notes=notes(sweep.config, distributions, trial_configs))
 
@@ -337,7 +341,7 @@ def _filled(written: Tree, dumps: Sequence[Tree]) -> Tree:
 
 
 def _default_count(config: SweepConfig) -> int:
-    different = num_different(config.drawn_distributions)
+    different = num_different(find_distributions(drawn_tree(config)))
     if config.search == "grid":
         assert different is not None
         return different

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from tailsweep.orchestrator.config.errors import ConfigIssue, did_you_mean, find_issues, show
-from tailsweep.orchestrator.config.schema import AshaConfig, StageResources, StageTwoSearchConfig, SweepConfig
+from tailsweep.orchestrator.config.schema import AshaConfig, StageResources, SweepConfig
 from tailsweep.orchestrator.config.search_space import (
     LISTS,
     MAX_TRIALS,
@@ -21,6 +21,7 @@ from tailsweep.orchestrator.config.search_space import (
     substitute,
 )
 from tailsweep.orchestrator.config.tree import thaw
+from tailsweep.orchestrator.config.two_phase import drawn_tree, two_phase, why_at_a_stretch
 from tailsweep.trainables.config.losses import LDAM, LossConfig
 from tailsweep.trainables.config.presets import METHODS
 from tailsweep.trainables.config.trial import TrialConfig
@@ -33,7 +34,7 @@ SMALLEST_TELLING_BETA = 0.999
 
 def count_issues(config: SweepConfig) -> list[ConfigIssue]:
     """Check that all trials can be different."""
-    distributions = config.drawn_distributions
+    distributions = find_distributions(drawn_tree(config))
     different, asked = num_different(distributions), config.num_trials
     path = ("num_trials",)
     if config.search == "grid":
@@ -164,10 +165,14 @@ def _ashas(config: SweepConfig) -> list[tuple[AshaConfig, str, tuple[str, ...]]]
 def stage_two_search_issues(config: SweepConfig) -> list[ConfigIssue]:
     """Check that the settings of stage two can all be different, and that there is a phase two."""
     asked = config.stage_two_search
-    if config.promote == "all":
-        rule = "needs a two-phase sweep: say promote: K, or leave stage_two_search out"
-        return [] if asked == StageTwoSearchConfig() else [ConfigIssue(("stage_two_search",), rule)]
+    assert config.num_trials is not None
+    if asked.settings == "auto":
+        return []
     path = ("stage_two_search", "settings")
+    if two_phase(config, config.num_trials) is None:
+        reason = "promote is all" if config.promote == "all" else why_at_a_stretch(config, config.num_trials)
+        rule = f"needs a two-phase sweep, and here {reason}: say promote: K, or leave it out"
+        return [] if asked.settings == 1 else [ConfigIssue(path, f"is {asked.settings}, but {rule}")]
     distributions = stage_two_distributions(config.trial_tree)
     different = num_different(distributions)
     if asked.settings == 1 or different is None or asked.settings <= different:
@@ -181,8 +186,9 @@ def stage_two_search_issues(config: SweepConfig) -> list[ConfigIssue]:
 
 def two_phase_issues(config: SweepConfig, trial_configs: Sequence[TrialConfig]) -> list[ConfigIssue]:
     """Check that phase one has a stage one to rank by, a stage two to promote to, and enough trials."""
-    if config.promote == "all":
+    if config.promote in ("auto", "all"):  # auto is all where it could not be a number
         return []
+    assert isinstance(config.promote, int)
     assert config.num_trials is not None
     issues = []
     if config.promote > config.num_trials:
@@ -213,7 +219,7 @@ def whole_trial_issues(config: SweepConfig) -> list[ConfigIssue]:
     """Check every trial as a whole, and name the first trial of each issue."""
     assert config.num_trials is not None
     first_trials: dict[ConfigIssue, str] = {}  # where each issue occurs first
-    tree = config.drawn_tree
+    tree = drawn_tree(config)
     drawn = settings(
         tree, search=config.search, num_trials=config.num_trials, seed=config.seed, points=config.point_values
     )
@@ -279,9 +285,11 @@ def notes(
         trial_config.needs_augmented_rows for trial_config in trial_configs
     ):
         remarks.append("data.augmentation has no effect: no stage has sampling: augmented")
-    if config.promote == "all" and config.resources.stage_one != StageResources():
+    assert config.num_trials is not None
+    if two_phase(config, config.num_trials) is None and config.resources.stage_one != StageResources():
         remarks.append(
-            "resources.stage_one has no effect with promote: all; both stages run on the workers of resources.stage_two"
+            "resources.stage_one has no effect where each trial does both stages; they run on the workers of "
+            "resources.stage_two"
         )
     resources = config.resources.stage_two
     if resources.workers > 1 and 0 < resources.gpus_per_worker < 1:

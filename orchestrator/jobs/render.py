@@ -140,7 +140,7 @@ def _sweep_issues(kind: str, definition: Definition, job: Job) -> list[str]:
 def _resource_issues(definition: Definition, job: Job) -> list[str]:
     config = job.sweep.config
     issues = []
-    stages = ["stage_two"] if config.promote == "all" else ["stage_one", "stage_two"]
+    stages = ["stage_two"] if job.sweep.two_phase is None else ["stage_one", "stage_two"]
     for stage in stages:
         requested = getattr(config.resources, stage)
         cpus, gpus = requested.cpus_per_worker, requested.gpus_per_worker

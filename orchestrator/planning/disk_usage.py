@@ -7,7 +7,7 @@ checkpoints. Logs, tables and W&B's files are small next to these and left out.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tailsweep.orchestrator.config.schema import SweepConfig
+from tailsweep.orchestrator.config.two_phase import TwoPhase
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.models.layers import set_trainable
@@ -78,7 +78,7 @@ class Forecast:
 
 
 def forecast(
-    config: SweepConfig,
+    phases: TwoPhase | None,
     trials: int,
     tokens: dict[str, int],
     features: dict[str, int],
@@ -88,15 +88,16 @@ def forecast(
     """Estimate what the sweep will write.
 
     Args:
+        phases: of a two-phase sweep.
         trials: how many have something left to do.
         tokens, features: bytes, by their keys.
         published: whether these lie in storage already.
     """
     copies = 0 if published else sum(tokens.values()) + sum(features.values())
-    if config.promote == "all":
+    if phases is None:
         kept = trials * max(sizes.stage_one, sizes.completed)
     else:
-        kept = trials * sizes.stage_one + config.promote * config.stage_two_search.settings * sizes.completed
+        kept = trials * sizes.stage_one + phases.num_trials * sizes.completed
     once = copies + sizes.running + sizes.model
     return Forecast(tokens, features, storage_least=once, storage_most=once + kept)
 

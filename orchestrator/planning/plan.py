@@ -44,7 +44,7 @@ class SweepPlan:
     @property
     def is_single_phase(self) -> bool:
         """Whether every trial does both stages at a stretch."""
-        return self.sweep.config.promote == "all"
+        return self.sweep.two_phase is None
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ def plan_sweep(sweep: Sweep, trials: Sequence[Trial] | None = None) -> SweepPlan
     prepared = prepare_trials(plan.trial_configs, config.metric, config.features, config.postprocess)
     tokens = {key: sum(file.stat().st_size for file in data.folder.iterdir()) for key, data in prepared.data.items()}
     features = {key: feature_plan.num_bytes for key, feature_plan in prepared.plans.items()}
-    disk = forecast(config, sweep.num_trials, tokens, features, prepared.checkpoints)
+    disk = forecast(sweep.two_phase, sweep.num_trials, tokens, features, prepared.checkpoints)
     return SweepPlan(sweep, plan.trials, plan.trial_configs, prepared, disk)
 
 
@@ -112,7 +112,7 @@ def plan_resumed_sweep(sweep: Sweep, records: Records, environment: Environment)
     unfinished = sweep.num_trials - len(records.root_trials)
     unfinished += sum(trial.name not in records.outcomes for trial in records.trials)
     features = {key: feature_plan.num_bytes for key, feature_plan in environment.features.items()}
-    disk = forecast(sweep.config, unfinished, {}, features, environment.checkpoint_bytes, published=True)
+    disk = forecast(sweep.two_phase, unfinished, {}, features, environment.checkpoint_bytes, published=True)
     trials = tuple(records.trials)
     return SweepPlan(sweep, trials, _trial_configs(sweep, trials), None, disk)
 

@@ -103,15 +103,16 @@ class SweepRunner:
         A promoted trial becomes as many as there are settings of stage two to try, where that is more than one.
         """
         config, records = self.sweep.config, self.records
-        assert config.promote != "all"
+        two_phase = self.sweep.two_phase
+        assert two_phase is not None
         ranking = stage_one_ranking(records, config.metric)
         for rank, name in enumerate(ranking, start=1):
             if name in records.outcomes:
                 continue
             place = f"rank {rank} of {len(ranking)} by {config.metric} after stage one"
-            if rank > config.promote:
-                self.callback.end(name, TrialState.NOT_PROMOTED, f"{place}; the best {config.promote} continue")
-            elif config.stage_two_search.settings > 1:
+            if rank > two_phase.promoted:
+                self.callback.end(name, TrialState.NOT_PROMOTED, f"{place}; the best {two_phase.promoted} continue")
+            elif two_phase.settings > 1:
                 parent = records.trial(name)
                 children = self.sweep.expand_promoted(name, parent.values)
                 for child in children:

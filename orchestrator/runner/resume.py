@@ -81,8 +81,11 @@ def _refuse_late_extension(run: RunDirectory, changed: ChangedSweep, records: Re
     extended = any(change.field == "num_trials" for change in changed.changes)
     ends = {outcome.state for outcome in records.outcomes.values()}
     in_stage_two = any(row[report_keys.STAGE] == report_keys.STAGE_TWO for row in records.history)
-    two_phase = changed.sweep.config.promote != "all"
-    if extended and two_phase and (in_stage_two or ends & {TrialState.NOT_PROMOTED, TrialState.PROMOTED}):
+    if (
+        extended
+        and changed.sweep.two_phase is not None
+        and (in_stage_two or ends & {TrialState.NOT_PROMOTED, TrialState.PROMOTED})
+    ):
         raise SweepConfigError(
             run.location,
             ["num_trials: more trials cannot join a sweep whose phase one is over: start another run (--set name=...)"],

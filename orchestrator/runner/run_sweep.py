@@ -11,6 +11,7 @@ import ray
 from rich.console import Console
 from tailsweep.orchestrator.config.search_space import Trial
 from tailsweep.orchestrator.config.sweep import Sweep, to_yaml
+from tailsweep.orchestrator.config.two_phase import most_epochs
 from tailsweep.orchestrator.monitoring.console import Progress
 from tailsweep.orchestrator.monitoring.run_log import run_log
 from tailsweep.orchestrator.monitoring.wandb_tracker import (
@@ -96,7 +97,8 @@ def run_sweep(sweep: Sweep, console: Console, options: RunOptions, trials: Seque
     with run_log() as log:
         if options.announced:
             logger.info(f"run directory {run.location}; if it is interrupted: {resume_command(run, sweep)}")
-        logger.info(f"sweep {sweep.name}: {sweep.num_trials} trials")
+        phases = "" if sweep.two_phase is None else f"; {sweep.two_phase}"
+        logger.info(f"sweep {sweep.name}: {sweep.num_trials} trials{phases}")
         plan = plan_sweep(sweep, trials)
         assert plan.prepared is not None
         for note in plan.notes:
@@ -326,6 +328,8 @@ def _scheduler(sweep: Sweep, records: Records) -> StageASHA | None:
     rungs: dict[str, Rungs] = {}
     for stage, asha in ((report_keys.STAGE_ONE, config.asha), (report_keys.STAGE_TWO, config.stage_two_search.asha)):
         max_epochs = max(trial_config[stage]["epochs"] for trial_config in trial_configs)
+        if stage == report_keys.STAGE_TWO and sweep.two_phase is not None and sweep.two_phase.settings > 1:
+            max_epochs = most_epochs(config, stage)  # of trials that are drawn when phase one is over
         if asha is not None and max_epochs >= asha.grace_epochs:
             rungs[stage] = Rungs(asha.grace_epochs, max_epochs, asha.reduction_factor, asha.brackets, seed=config.seed)
     if not rungs:

@@ -78,6 +78,7 @@ class TuneRunner:
         self.run_directory = run
         self.sweep = plan.sweep
         self.config = plan.sweep.config
+        self.is_single_phase = plan.is_single_phase
         self.environment = environment
         self.records = records
         self.scheduler = scheduler
@@ -150,7 +151,7 @@ class TuneRunner:
 
     def _budget(self, phase: Phase, slots: int) -> SecondsBudget | None:
         """Return the seconds that this run may start trials in; None: without a limit."""
-        is_first = self.config.promote == "all" or phase != Phase.BOTH_STAGES
+        is_first = self.is_single_phase or phase != Phase.BOTH_STAGES
         if self.config.max_wallclock_seconds is None or not is_first:
             return None
         return SecondsBudget(self.config.max_wallclock_seconds, slots, self.callback)

@@ -16,12 +16,14 @@ from tailsweep.orchestrator.config.errors import find_issues
 from tailsweep.orchestrator.config.search_space import (
     Distribution,
     Point,
+    find_distributions,
     key_of,
     settings,
     substitute,
 )
 from tailsweep.orchestrator.config.sweep import Sweep
 from tailsweep.orchestrator.config.tree import Tree
+from tailsweep.orchestrator.config.two_phase import drawn_tree
 from tailsweep.orchestrator.runs.trials import Records, TrialRecord, best_epoch, record_of
 from tailsweep.orchestrator.search.state import SweepState
 from tailsweep.trainables.config.trial import TrialConfig
@@ -57,7 +59,8 @@ class AdaptiveSearch(Searcher):  # type: ignore[misc]
         self.records = records
         self.state = state
         self.tune_config_of = tune_config_of
-        self.distributions = sweep.config.trial_distributions
+        self.tree = drawn_tree(sweep.config)  # in two phases: without stage two, which has no part in the score
+        self.distributions = find_distributions(self.tree)
         self.study = self._study()
         self._waiting = deque(unfinished)
         self._started: dict[str, tuple[str, str | None]] = {}  # trial id -> trial, and the study's own id of it
@@ -116,7 +119,7 @@ class AdaptiveSearch(Searcher):  # type: ignore[misc]
         """Return valid settings that no trial has, and the study's id of them if it drew them."""
         number = len(self.records.trials)
         points = self.sweep.config.point_values
-        tree = self.sweep.config.trial_tree
+        tree = self.tree
         if number < len(points):  # as in a random search
             values = settings(tree, search="random", num_trials=number + 1, seed=self._seed, points=points)[-1]
             return values, None

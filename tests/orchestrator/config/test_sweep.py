@@ -459,11 +459,12 @@ TWO_PHASE = (
         ),
         (
             "stage_two_search: {settings: 1001}",
-            "stage_two_search.settings: is 1001, but must be a whole number > 0 and <= 1000",
+            "stage_two_search.settings: is 1001, but must be auto or a whole number >= 1 and <= 1000",
         ),
         (
-            "stage_two_search: {asha: {}}",
-            "stage_two_search: needs a two-phase sweep: say promote: K, or leave stage_two_search out",
+            "stage_two_search: {settings: 2}",
+            "stage_two_search.settings: is 2, but needs a two-phase sweep, and here promote is all: say promote: K, or "
+            "leave it out",
         ),
         (
             "stage_two: {epochs: 3}, stage_two_search: {asha: {brackets: 3}}",
@@ -473,7 +474,7 @@ TWO_PHASE = (
     ],
 )
 def test_a_phase_two_that_cannot_be_is_refused(load: Any, fields: str, issue: str) -> None:
-    promote = "all" if issue.startswith("stage_two_search: needs") else "2"
+    promote = "all" if "needs a two-phase" in issue else "2"
     (message,) = issues(load, f"{TWO_PHASE}{fields}, promote: {promote}}}")
     assert message.startswith(issue)
 

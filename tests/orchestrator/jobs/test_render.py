@@ -84,7 +84,7 @@ def test_a_demand_that_the_grown_cluster_meets_is_let_pass(tmp_path: Path, capsy
 
 def test_stage_one_is_checked_in_two_phase_mode_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     much = "resources: {stage_one: {gpus_per_worker: 8}}\n"
-    sweep, cluster = written(tmp_path, SLURM, SWEEP + much)
+    sweep, cluster = written(tmp_path, SLURM, SWEEP + much + "promote: all\n")
     assert main(["cluster", "render", "slurm", sweep, "--cluster", cluster]) == 0
     capsys.readouterr()
     sweep, cluster = written(tmp_path, SLURM, SWEEP + much + "promote: 1\n")

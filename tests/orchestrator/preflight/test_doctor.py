@@ -104,8 +104,8 @@ def test_a_forecast_is_of_the_numbers_that_a_checkpoint_holds(tiny_model: Callab
 
 def test_a_two_phases_forecast_counts_stage_two_of_the_promoted_only(small_sweep: Callable[..., Path]):
     sizes = CheckpointBytes(stage_one=10, completed=1000, running=2000, model=300)
-    single_phase = load_sweep(small_sweep()).config
-    two_phase = load_sweep(small_sweep(promote=2)).config
+    single_phase = load_sweep(small_sweep()).two_phase
+    two_phase = load_sweep(small_sweep(promote=2)).two_phase
     assert forecast(single_phase, 20, {"t": 1}, {"f": 2}, sizes).storage_most == 3 + 20 * 1000 + 2000 + 300
     assert forecast(two_phase, 20, {"t": 1}, {"f": 2}, sizes).storage_most == 3 + 20 * 10 + 2 * 1000 + 2000 + 300
     assert forecast(single_phase, 20, {"t": 1}, {"f": 2}, sizes).storage_least == 3 + 2000 + 300
