@@ -242,7 +242,7 @@ class StartedSweep:
                 self._export_and_track(best, tracker, uploaded)
             if self.run.local is None:
                 upload_runs(tracking_folder, self.run)
-        print("\n" + write_report(self.run, self.records, self.config.metric))
+        print("\n" + write_report(self.run, self.records, self.plan.sweep))
         if tracker.mode == "offline":
             self._say_how_to_sync()
         if not runner.finished:

@@ -16,8 +16,18 @@ from tailsweep.orchestrator.runs.trials import Records, Row, TrialState
 from tailsweep.trainables import report_keys
 
 
-def describe_run(run: RunDirectory, records: Records, rows: Sequence[Row], metric: str) -> str:
-    """Describe the ranking, the chosen trial's test metrics, and where the files are."""
+def describe_run(
+    run: RunDirectory, records: Records, rows: Sequence[Row], metric: str, hints: Sequence[str] = ()
+) -> str:
+    """Describe the ranking, the chosen trial's test metrics, and where the files are.
+
+    Args:
+        run: The run directory.
+        records: Its trials.
+        rows: The same as rows of a table.
+        metric: The score that trials are ranked by.
+        hints: Lines on what to try next.
+    """
     swept = list(dict.fromkeys(name for trial in records.trials for name in trial.values))
     lines = [format_ranking(rows, metric, swept, limit=20), *failures(rows), ""]
     metrics = read_test_metrics(run)
@@ -32,6 +42,7 @@ def describe_run(run: RunDirectory, records: Records, rows: Sequence[Row], metri
         if any(trial.config["data"]["train"].startswith("demo://") for trial in records.trials):
             lines.append("its rows are synthetic: these numbers show that the sweep works, not what a method is worth")
         lines += ["", format_test_metrics(metrics), "", f"model    {run.uri(BEST_FOLDER)}"]
+    lines += [f"hint     {hint}" for hint in hints]
     lines.append(f"results  {run.uri(TRIALS_TABLE)}, {run.uri(HISTORY_FILE)}, {run.uri(REPORT_FILE)}")
     return "\n".join(lines)
 

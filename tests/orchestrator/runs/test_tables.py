@@ -17,7 +17,7 @@ from tailsweep.orchestrator.config.errors import printable
 from tailsweep.orchestrator.config.sweep import load_sweep, to_yaml
 from tailsweep.orchestrator.runs.directory import ENVIRONMENT_FILE, METRICS_FILE, SWEEP_FILE, RunDirectory
 from tailsweep.orchestrator.runs.records import RecordWriter, read_records, with_checksum, write_trials
-from tailsweep.orchestrator.runs.report import report
+from tailsweep.orchestrator.runs.report import hints, report, write_report
 from tailsweep.orchestrator.runs.tables import ranking, result_rows, select_best, write_tables
 from tailsweep.orchestrator.runs.text import describe_run, failures, format_ranking, format_test_metrics
 from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord
@@ -419,3 +419,26 @@ def test_a_label_cannot_steer_the_terminal() -> None:
     assert "a\\x1b[2J\\x07\\u202eb" in text
     assert printable(nasty) == "a\\x1b[2J\\x07\\u202e\nb"
     assert printable("Überschrift 药品 \N{SNOWMAN}") == "Überschrift 药品 \N{SNOWMAN}"
+
+
+def test_a_choice_at_an_edge_and_a_rising_score_are_hinted_at(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path / "edge"))
+    run.create()
+    path = tmp_path / "edge.yaml"
+    path.write_text(
+        "{name: edge, method: vanilla, search: grid, asha: null, data: {train: rows.csv}, "
+        "stage_two: {learning_rate: {grid: [1.0e-4, 2.0e-4]}, epochs: 3, batch_size: {grid: [8]}}}"
+    )
+    sweep = load_sweep(path)
+    records = Records([TrialRecord(c.name, dict(c.values), c.config.model_dump(mode="json")) for c in sweep.trials()])
+    for name, scores in (("t000", (0.3, 0.4, 0.4)), ("t001", (0.3, 0.4, 0.45))):
+        for number, score in enumerate(scores, start=1):
+            records.add_report(epoch(name, "stage_two", number, score))
+        records.outcomes[name] = Outcome(name, "completed", "", 1.0)
+    said = hints(sweep, records, result_rows(records, METRIC))
+    assert said == [
+        "stage_two.learning_rate 0.0002 is the largest that was tried: larger ones may do better",
+        "validation/macro_f1 was still rising in the last epoch of stage two: more epochs may do better",
+    ]
+    assert write_report(run, records, sweep).count("\nhint     ") == 2
+    assert not hints(sweep, Records(records.trials), [])
