@@ -114,7 +114,9 @@ def check(root: Path) -> list[Rule]:
         Rule("retired words", 0, list(_retired_words(root))),
         *_sentence_rules(root),
         Rule("public functions and classes without a docstring", 0, list(_undocumented(code))),
-        Rule("calls of `find_distributions` outside its module", 3, list(_distribution_calls(code))),
+        Rule(
+            "calls of `find_distributions` outside its module and the search space", 3, list(_distribution_calls(code))
+        ),
     ]
 
 
@@ -311,7 +313,7 @@ def _undocumented(code: Code) -> Iterator[str]:
 
 
 def _distribution_calls(code: Code) -> Iterator[str]:
-    homes = {file for file, node in _functions(code) if node.name == "find_distributions"}
+    homes = {file for file, node in _functions(code) if node.name in ("find_distributions", "expand_promoted")}
     others = {file: tree for file, tree in code.items() if file not in homes}
     return iter(_places(others, lambda node: isinstance(node, ast.Call) and _is_named(node.func, "find_distributions")))
 

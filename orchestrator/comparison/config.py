@@ -19,12 +19,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from tailsweep.orchestrator.config.distributions import num_different
 from tailsweep.orchestrator.config.errors import ConfigIssue, SweepConfigError, did_you_mean, find_issues, show
 from tailsweep.orchestrator.config.schema import FolderName, Storage
-from tailsweep.orchestrator.config.search_space import find_distributions, num_different
 from tailsweep.orchestrator.config.sweep import Sweep, deep_merge, sweep_of, with_overrides
 from tailsweep.orchestrator.config.tree import FrozenTree, Tree, thaw
-from tailsweep.orchestrator.config.two_phase import drawn_tree
+from tailsweep.orchestrator.config.two_phase import drawn_distributions
 from tailsweep.orchestrator.config.yaml_io import read_sweep_file
 from tailsweep.orchestrator.runs.directory import METHODS_FOLDER
 from tailsweep.trainables.config.base import Section
@@ -259,7 +259,7 @@ def _num_trials(config: ComparisonConfig, sweep: Sweep) -> int:
         raise SweepConfigError("", [f"search: is grid, but {rule}"])
     # With a budget of epochs: a trial has at least one.
     most = config.budget.trials or config.budget.epochs or MOST_IN_TIME
-    different = num_different(find_distributions(drawn_tree(sweep.config, most)))
+    different = num_different(drawn_distributions(sweep.config, most))
     most = most if different is None else min(most, different)
     if config.budget.epochs is None:
         return most

@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from tailsweep.orchestrator.config.distributions import is_distribution
 from tailsweep.orchestrator.config.errors import show
-from tailsweep.orchestrator.config.search_space import is_distribution
 from tailsweep.orchestrator.config.sweep import Sweep, SweepConfigError
 from tailsweep.orchestrator.config.tree import Tree
 

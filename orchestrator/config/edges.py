@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator, Mapping
 
+from tailsweep.orchestrator.config.distributions import INTERVALS, Distribution, Point
 from tailsweep.orchestrator.config.errors import show
-from tailsweep.orchestrator.config.search_space import INTERVALS, Distribution, Point
 
 NEAR = 0.05  # of an interval's length, in logarithms for loguniform
 

@@ -8,16 +8,10 @@ import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from tailsweep.orchestrator.config.distributions import Distribution, Search, find_distributions
 from tailsweep.orchestrator.config.errors import did_you_mean, show
 from tailsweep.orchestrator.config.redaction import HINT, has_a_secret
-from tailsweep.orchestrator.config.search_space import (
-    MAX_TRIALS,
-    SECTIONS,
-    Distribution,
-    Search,
-    find_distributions,
-    point_values,
-)
+from tailsweep.orchestrator.config.search_space import MAX_TRIALS, SECTIONS, point_values
 from tailsweep.orchestrator.config.tree import FrozenTree, TextsField, Tree, TreeField, TreesField, thaw
 from tailsweep.trainables.config.base import Section
 from tailsweep.trainables.config.postprocess import PostprocessConfig

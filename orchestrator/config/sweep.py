@@ -14,25 +14,26 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
+from tailsweep.orchestrator.config.distributions import (
+    Point,
+    Search,
+    distribution_issues,
+    is_distribution,
+    num_different,
+)
 from tailsweep.orchestrator.config.errors import ConfigIssue, SweepConfigError, alternatives, find_issues, in_file_order
 from tailsweep.orchestrator.config.redaction import HINT, secret_issues, secret_set_by
 from tailsweep.orchestrator.config.schema import DEFAULT_TRIALS, AshaConfig, SweepConfig, WandbConfig
 from tailsweep.orchestrator.config.search_space import (
     SECTIONS,
-    Point,
-    Search,
     Trial,
-    distribution_issues,
     expand_promoted,
-    find_distributions,
-    is_distribution,
-    num_different,
     probe_issues,
     trial,
     trials,
 )
 from tailsweep.orchestrator.config.tree import Tree
-from tailsweep.orchestrator.config.two_phase import TwoPhase, drawn_tree, two_phase
+from tailsweep.orchestrator.config.two_phase import TwoPhase, drawn_distributions, drawn_tree, two_phase
 from tailsweep.orchestrator.config.validation import (
     asha_issues,
     count_issues,
@@ -341,7 +342,7 @@ def _filled(written: Tree, dumps: Sequence[Tree]) -> Tree:
 
 
 def _default_count(config: SweepConfig) -> int:
-    different = num_different(find_distributions(drawn_tree(config)))
+    different = num_different(drawn_distributions(config))
     if config.search == "grid":
         assert different is not None
         return different

@@ -7,13 +7,13 @@ stage one knows nothing, are tried for each of those that are promoted.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tailsweep.orchestrator.config.schema import DEFAULT_TRIALS, SweepConfig
-from tailsweep.orchestrator.config.search_space import (
-    find_distributions,
+from tailsweep.orchestrator.config.distributions import (
+    Distribution,
     num_different,
     stage_two_distributions,
     substitute,
 )
+from tailsweep.orchestrator.config.schema import DEFAULT_TRIALS, SweepConfig
 from tailsweep.orchestrator.config.tree import Tree
 from tailsweep.trainables.report_keys import STAGE_TWO, STAGES
 
@@ -71,12 +71,19 @@ def drawn_tree(config: SweepConfig, num_trials: int | None = None) -> Tree:
     phases = two_phase(config, num_trials or config.num_trials or DEFAULT_TRIALS)
     if phases is None or phases.settings == 1:
         return config.trial_tree
-    return _phase_one_tree(config)
+    firsts = {field: swept.values[0] for field, swept in stage_two_distributions(config.trial_tree).items()}
+    return substitute(config.trial_tree, firsts)
 
 
-def _phase_one_tree(config: SweepConfig) -> Tree:
-    swept = stage_two_distributions(config.trial_tree)
-    return substitute(config.trial_tree, {field: distribution.values[0] for field, distribution in swept.items()})
+def drawn_distributions(config: SweepConfig, num_trials: int | None = None) -> dict[str, Distribution]:
+    """Return the distributions of :func:`drawn_tree` by dotted field."""
+    phases = two_phase(config, num_trials or config.num_trials or DEFAULT_TRIALS)
+    return config.trial_distributions if phases is None or phases.settings == 1 else _phase_one_distributions(config)
+
+
+def _phase_one_distributions(config: SweepConfig) -> dict[str, Distribution]:
+    swept = config.trial_distributions
+    return {field: swept[field] for field in swept if not field.startswith(f"{STAGE_TWO}.")}
 
 
 def why_at_a_stretch(config: SweepConfig, num_trials: int) -> str | None:
@@ -92,9 +99,10 @@ def why_at_a_stretch(config: SweepConfig, num_trials: int) -> str | None:
     for stage in STAGES:
         if 0 in _epochs(config, stage):
             return f"{stage} is left out"
-    if all(field.startswith(f"{STAGE_TWO}.") for field in config.trial_distributions):
+    in_phase_one = _phase_one_distributions(config)
+    if not in_phase_one:
         return "only stage_two is swept"
-    different = num_different(find_distributions(_phase_one_tree(config)))
+    different = num_different(in_phase_one)
     if different is not None and different < num_trials:
         return f"stage one has {different} different settings, fewer than num_trials ({num_trials})"
     return None
@@ -107,7 +115,6 @@ def most_epochs(config: SweepConfig, stage: str) -> float:
 
 def _epochs(config: SweepConfig, stage: str) -> Sequence[object]:
     """Return the epochs that a stage may have, bounds of an interval included."""
-    section = config.trial_tree[stage]
+    swept, section = config.trial_distributions.get(f"{stage}.epochs"), config.trial_tree[stage]
     assert isinstance(section, dict)
-    swept = find_distributions({"epochs": section.get("epochs", 1)})
-    return swept["epochs"].values if swept else (section.get("epochs", 1),)
+    return (section.get("epochs", 1),) if swept is None else swept.values

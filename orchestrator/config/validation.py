@@ -7,21 +7,19 @@ import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
 
-from tailsweep.orchestrator.config.errors import ConfigIssue, did_you_mean, find_issues, show
-from tailsweep.orchestrator.config.schema import AshaConfig, StageResources, SweepConfig
-from tailsweep.orchestrator.config.search_space import (
+from tailsweep.orchestrator.config.distributions import (
     LISTS,
-    MAX_TRIALS,
     Distribution,
     find_distributions,
     num_different,
-    point_values,
-    settings,
     stage_two_distributions,
     substitute,
 )
+from tailsweep.orchestrator.config.errors import ConfigIssue, did_you_mean, find_issues, show
+from tailsweep.orchestrator.config.schema import AshaConfig, StageResources, SweepConfig
+from tailsweep.orchestrator.config.search_space import MAX_TRIALS, point_values, settings
 from tailsweep.orchestrator.config.tree import thaw
-from tailsweep.orchestrator.config.two_phase import drawn_tree, two_phase, why_at_a_stretch
+from tailsweep.orchestrator.config.two_phase import drawn_distributions, drawn_tree, two_phase, why_at_a_stretch
 from tailsweep.trainables.config.losses import LDAM, LossConfig
 from tailsweep.trainables.config.presets import METHODS
 from tailsweep.trainables.config.trial import TrialConfig
@@ -34,7 +32,7 @@ SMALLEST_TELLING_BETA = 0.999
 
 def count_issues(config: SweepConfig) -> list[ConfigIssue]:
     """Check that all trials can be different."""
-    distributions = find_distributions(drawn_tree(config))
+    distributions = drawn_distributions(config)
     different, asked = num_different(distributions), config.num_trials
     path = ("num_trials",)
     if config.search == "grid":

@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Sequence
 
+from tailsweep.orchestrator.config.distributions import key_of
 from tailsweep.orchestrator.config.edges import edge_notes
-from tailsweep.orchestrator.config.search_space import key_of
 from tailsweep.orchestrator.config.sweep import Sweep
 from tailsweep.orchestrator.runs.directory import REPORT_FILE, RunDirectory, open_run
 from tailsweep.orchestrator.runs.html_report import render_page

@@ -12,18 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
+from tailsweep.orchestrator.config.distributions import Distribution, Point, key_of, substitute
 from tailsweep.orchestrator.config.errors import find_issues
-from tailsweep.orchestrator.config.search_space import (
-    Distribution,
-    Point,
-    find_distributions,
-    key_of,
-    settings,
-    substitute,
-)
+from tailsweep.orchestrator.config.search_space import settings
 from tailsweep.orchestrator.config.sweep import Sweep
 from tailsweep.orchestrator.config.tree import Tree
-from tailsweep.orchestrator.config.two_phase import drawn_tree
+from tailsweep.orchestrator.config.two_phase import drawn_distributions, drawn_tree
 from tailsweep.orchestrator.runs.trials import Records, TrialRecord, best_epoch, record_of
 from tailsweep.orchestrator.search.state import SweepState
 from tailsweep.trainables.config.trial import TrialConfig
@@ -60,7 +54,7 @@ class AdaptiveSearch(Searcher):  # type: ignore[misc]
         self.state = state
         self.tune_config_of = tune_config_of
         self.tree = drawn_tree(sweep.config)  # in two phases: without stage two, which has no part in the score
-        self.distributions = find_distributions(self.tree)
+        self.distributions = drawn_distributions(sweep.config)
         self.study = self._study()
         self._waiting = deque(unfinished)
         self._started: dict[str, tuple[str, str | None]] = {}  # trial id -> trial, and the study's own id of it

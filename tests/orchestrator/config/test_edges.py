@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
+from tailsweep.orchestrator.config.distributions import Distribution
 from tailsweep.orchestrator.config.edges import edge_notes
-from tailsweep.orchestrator.config.search_space import Distribution
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import strategies as st
 from support.fuzzing import examples, fuzz, mangled
 from tailsweep.orchestrator.comparison.config import ComparisonConfig, load_comparison
+from tailsweep.orchestrator.config.distributions import KINDS
 from tailsweep.orchestrator.config.errors import SweepConfigError
-from tailsweep.orchestrator.config.search_space import KINDS
 from tailsweep.orchestrator.config.sweep import SweepConfig, load_sweep, to_yaml
 from tailsweep.orchestrator.config.yaml_io import parse_yaml, write_yaml
 from tailsweep.trainables.config.base import Section

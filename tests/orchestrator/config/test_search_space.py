@@ -8,17 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tailsweep.orchestrator.config.search_space import (
+from tailsweep.orchestrator.config.distributions import (
     Distribution,
-    Trial,
     distribution_issues,
-    expand_promoted,
     find_distributions,
     num_different,
-    probe_issues,
-    settings,
-    trials,
 )
+from tailsweep.orchestrator.config.search_space import Trial, expand_promoted, probe_issues, settings, trials
 from tailsweep.orchestrator.config.sweep import load_sweep
 
 LEARNING_RATE = {"loguniform": [1e-5, 1e-2]}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tailsweep.orchestrator.config.search_space import find_distributions
+from tailsweep.orchestrator.config.distributions import find_distributions
 from tailsweep.orchestrator.config.sweep import Sweep, load_sweep
 from tailsweep.orchestrator.config.two_phase import TwoPhase, drawn_tree
 from tailsweep.trainables.config.presets import METHODS

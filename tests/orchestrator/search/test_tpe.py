@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tailsweep.orchestrator.config.search_space import key_of
+from tailsweep.orchestrator.config.distributions import key_of
 from tailsweep.orchestrator.config.sweep import Sweep, SweepConfigError, load_sweep
 from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord
 from tailsweep.orchestrator.search.tpe import AdaptiveSearch
