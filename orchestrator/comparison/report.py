@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "comparison.json"
 REPORT_FILE = "comparison.md"
-WITH_THESE_SEEDS = "with these seeds, but their spread may explain it (more seeds would decide)"
+ONE_SEED = "with one seed each, whose spread is not known"
 VERDICTS = {  # of a difference, with its sentence
     "better": "better than {reference} in {metric}",
     "worse": "worse than {reference} in {metric}",
-    "better with these seeds": "better than {reference} in {metric} " + WITH_THESE_SEEDS,
-    "worse with these seeds": "worse than {reference} in {metric} " + WITH_THESE_SEEDS,
-    "within noise": "within noise of {reference} in {metric}",
+    "better with these seeds": "better than {reference} in {metric} " + ONE_SEED,
+    "worse with these seeds": "worse than {reference} in {metric} " + ONE_SEED,
+    "not told apart": "not to be told apart from {reference} in {metric}",
 }
 
 
@@ -85,14 +85,26 @@ def _summary(comparison: Comparison, results: ComparisonResults) -> list[str]:
     return [
         f"## {results.metric}",
         _table(
-            ["method", "validation", "test", f"over {results.reference}", "over the seeds", "", "search", "seconds"],
+            [
+                "method",
+                "validation",
+                "test",
+                f"over {results.reference}",
+                "P(better)",
+                "",
+                "P(best)",
+                "search",
+                "settings of stage two",
+                "seconds",
+            ],
             [_line(name, result, results) for name, result in results.all.items()],
         ),
-        f"Test: mean and standard error over the seeds. Over {results.reference}: difference of the means, and its "
-        f"95 % interval from {comparison.config.resamples:,} resamples of the test examples (paired, seeds averaged): "
-        "the noise of the examples for these models. Over the seeds: the difference's 95 % interval by Student's t "
-        "over the seeds (paired): the noise of the seeds on these examples. "
-        "Neither is widened for the number of methods.",
+        f"Test: mean and standard error over the seeds. Over {results.reference}: difference of the means, its 95 % "
+        "interval and the probability that it is above 0, over other test examples and other seeds of the chosen "
+        f"settings; another search is not in them. Examples: {comparison.config.resamples:,} resamples (paired, seeds "
+        "averaged). Seeds: Student's t, with a variance pooled over the methods. Better and worse: at 5 % for all "
+        "methods together (Holm). P(best): how often a method or baseline has the largest test score over the same "
+        "draws. comparison.json has the intervals over examples and over seeds by themselves.",
     ]
 
 
@@ -118,7 +130,7 @@ def _score_tables(results: ComparisonResults) -> list[str]:
                 if result.difference
             ],
         ),
-        "Bold: both 95 % intervals leave out 0.",
+        "Bold: better or worse at 5 %, for all methods together.",
     ]
 
 
@@ -151,7 +163,7 @@ def findings(comparison: Comparison, results: ComparisonResults) -> list[str]:
         )
     gaps = {name: result.difference[key] for name, result in results.all.items() if key in result.difference}
     for verdict, sentence in VERDICTS.items():
-        names = ", ".join(f"{name} ({gap.value:+.4f})" for name, gap in gaps.items() if _verdict(gap) == verdict)
+        names = ", ".join(f"{name} ({gap.value:+.4f})" for name, gap in gaps.items() if gap.verdict == verdict)
         if names:
             words = sentence.format(reference=results.reference, metric=results.metric)
             texts.append(f"On the test examples, {words}: {names}.")
@@ -180,7 +192,7 @@ def _warnings(comparison: Comparison, results: ComparisonResults) -> list[str]:
     gap, chosen, baseline = results.over_baseline, results.chosen, results.best_baseline
     if gap is None or chosen is None or baseline is None or gap.low > 0:
         return []
-    words = "beats" if gap.high < 0 else "is within noise of" if gap.value > 0 else "is at least as good as"
+    words = "beats" if gap.high < 0 else "cannot be told apart from" if gap.value > 0 else "is at least as good as"
     seconds = results.baselines[baseline].seconds
     text = (
         f"{baseline}, a logistic regression that takes {seconds:.0f} s, {words} {chosen}, the best fine-tuning method: "
@@ -200,24 +212,17 @@ def _line(name: str, result: MethodResult, results: ComparisonResults) -> list[s
         f"{result.validation:.4f}",
         _shown(_test_score(result, results.metric)),
         "" if difference is None else f"{difference.value:+.4f} {_interval(difference.low, difference.high)}",
-        "" if difference is None else _interval(difference.seeds_low, difference.seeds_high),
-        "" if difference is None else _verdict(difference),
+        "" if difference is None else f"{difference.p_better:.3f}",
+        "" if difference is None else difference.verdict,
+        f"{result.p_best.get(report_keys.on_split(report_keys.TEST, results.metric), 0):.2f}",
         ", ".join(f"{count} {state}" for state, count in result.trials.items()),
+        str(result.stage_two_settings or "") if result.fine_tuned else "",
         f"{result.seconds:.0f}",
     ]
 
 
-def _interval(low: float | None, high: float | None) -> str:
-    return "-" if low is None or high is None else f"[{low:+.4f}, {high:+.4f}]"
-
-
-def _verdict(difference: Difference) -> str:
-    """Return one of VERDICTS."""
-    if difference.within_noise:
-        return "within noise"
-    return ("better" if difference.value > 0 else "worse") + (
-        " with these seeds" if difference.depends_on_seeds else ""
-    )
+def _interval(low: float, high: float) -> str:
+    return f"[{low:+.4f}, {high:+.4f}]"
 
 
 def _test_score(result: MethodResult, score: str) -> Estimate:
@@ -233,7 +238,7 @@ def _gap(difference: Difference | None) -> str:
     if difference is None:
         return "-"
     shown = f"{difference.value:+.4f}"
-    return shown if difference.within_noise or difference.depends_on_seeds else f"**{shown}**"
+    return f"**{shown}**" if difference.verdict in ("better", "worse") else shown
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -13,7 +13,7 @@ from tailsweep.orchestrator.comparison.significance import (
     Estimate,
     Predictions,
     ScoredExamples,
-    differences,
+    resample,
     score_methods,
 )
 from tailsweep.orchestrator.config.errors import SweepConfigError
@@ -42,7 +42,9 @@ class MethodResult:
     trials: dict[str, int]  # of the search, by how they ended
     settings: list[Tree]  # selected, one for each fold
     test: dict[str, Estimate]
-    difference: dict[str, Difference] = field(default_factory=dict)  # to the reference
+    difference: dict[str, Difference] = field(default_factory=dict)  # to the reference, by test score
+    p_best: dict[str, float] = field(default_factory=dict)  # of all methods and baselines, likewise
+    stage_two_settings: int = 0  # of the search, that reached stage two
 
 
 @dataclass
@@ -121,17 +123,17 @@ def read_results(run: RunDirectory, comparison: Comparison) -> ComparisonResults
     examples = ScoredExamples(labels, class_counts, label_names)
     for name, test in score_methods(examples, predictions).items():
         results[name].test = test
-    draws = {"resamples": comparison.config.resamples, "seed": BOOTSTRAP_SEED}
+    resampled = resample(examples, predictions, comparison.config.resamples, BOOTSTRAP_SEED)
+    for name, shares in resampled.p_best().items():
+        results[name].p_best = shares
     if comparison.reference in predictions:
-        gaps = differences(examples, predictions, comparison.reference, **draws)
-        for name, difference in gaps.items():
-            results[name].difference = difference
+        for name, differences in resampled.differences(comparison.reference).items():
+            results[name].difference = differences
     chosen, baseline = _best(results, True), _best(results, False)
     over = None
     if chosen is not None and baseline is not None:
-        both_predictions = {name: predictions[name] for name in (chosen, baseline)}
         score = report_keys.on_split(report_keys.TEST, _score(metric))
-        over = differences(examples, both_predictions, baseline, **draws)[chosen][score]
+        over = resampled.differences(baseline)[chosen][score]
     return ComparisonResults(
         metric=_score(metric),
         reference=comparison.reference,
@@ -163,7 +165,7 @@ def _predictions(
 
 
 def _method_result(run: RunDirectory, comparison: Comparison, method: str, metric: str, num_seeds: int) -> MethodResult:
-    validation, seconds, settings, states = [], 0.0, [], Counter[str]()
+    validation, seconds, settings, states, in_stage_two = [], 0.0, [], Counter[str](), 0
     for fold in comparison.folds:
         search, retraining = (read_records(sweep_directory(run, method, part, fold)) for part in (SEARCH, SEEDS))
         rows = result_rows(search, metric)
@@ -171,13 +173,23 @@ def _method_result(run: RunDirectory, comparison: Comparison, method: str, metri
         assert chosen is not None, "only a chosen trial is trained again"
         settings.append(search.trial(chosen["trial"]).values)
         states.update(row["state"] for row in rows)
+        in_stage_two += sum(row[f"{report_keys.STAGE_TWO}_epochs"] > 0 for row in rows)
         for records in (search, retraining):
             seconds += sum(outcome.seconds for outcome in records.outcomes.values())
         for name, outcome in retraining.outcomes.items():
             best = best_epoch(retraining.history_of(name), metric)
             if outcome.state == TrialState.COMPLETED and best is not None:
                 validation.append(best[metric])
-    return MethodResult(True, float(np.mean(validation)), num_seeds, seconds, dict(states), settings, test={})
+    return MethodResult(
+        True,
+        float(np.mean(validation)),
+        num_seeds,
+        seconds,
+        dict(states),
+        settings,
+        test={},
+        stage_two_settings=in_stage_two,
+    )
 
 
 def _baseline_result(records: ComparisonRecords, comparison: Comparison, name: str) -> MethodResult:

@@ -1,4 +1,4 @@
-"""Estimate how much of a difference between methods is noise: of the test examples (paired bootstrap) and of the seeds.
+"""Estimate how much of a difference between methods is noise: of the test examples and of the seeds.
 
 The functions take and return plain arrays. Every method predicts the same test examples, once per seed; a baseline
 without a seed predicts them once. ``tailsweep.trainables.training.metrics`` computes the scores of every resample.
@@ -7,6 +7,7 @@ without a seed predicts them once. ``tailsweep.trainables.training.metrics`` com
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import scipy.stats
@@ -29,29 +30,33 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference between a method's mean score and the reference's."""
+    """The difference between a method's mean score and the reference's, and what other draws would make of it.
+
+    Both intervals and the probability are for a method trained with its chosen settings: another search is not in them.
+    """
 
     value: float
-    low: float  # ends of the 95 % interval: percentiles of the difference over resamples of the test examples
+    low: float  # ends of the 95 % interval over other test examples and other seeds of the same kind
     high: float
-    # Ends of the 95 % interval by Student's t over the seeds that both have, paired; None with fewer than two of them.
-    seeds_low: float | None = None
-    seeds_high: float | None = None
+    examples_low: float  # over other test examples alone: percentiles of the difference over resamples
+    examples_high: float
+    # Over other seeds alone: Student's t with a variance pooled over the methods; None with one seed for each of them.
+    seeds_low: float | None
+    seeds_high: float | None
+    p_better: float  # probability that the difference is above 0, by examples and seeds
+    p_value: float  # two-sided, of no difference
+    adjusted_p_value: float  # after Holm 1979, over all methods that are compared with the reference in this score
 
     @property
-    def within_noise(self) -> bool:
-        """Return whether other test examples of the same kind may reverse the difference."""
-        return self.low <= 0 <= self.high
-
-    @property
-    def depends_on_seeds(self) -> bool:
-        """Return whether the difference exceeds the noise of the examples, but other seeds may reverse it.
-
-        This also holds if there are fewer than two paired seeds.
-        """
-        return not self.within_noise and (
-            self.seeds_low is None or self.seeds_high is None or self.seeds_low <= 0 <= self.seeds_high
-        )
+    def verdict(
+        self,
+    ) -> Literal["better", "worse", "better with these seeds", "worse with these seeds", "not told apart"]:
+        """The verdict at 5 %, for all methods together."""
+        if self.adjusted_p_value > 1 - CONFIDENCE:
+            return "not told apart"
+        if self.seeds_low is None:
+            return "better with these seeds" if self.value > 0 else "worse with these seeds"
+        return "better" if self.value > 0 else "worse"
 
 
 @dataclass(frozen=True)
@@ -80,24 +85,42 @@ def score_methods(examples: ScoredExamples, predictions: Mapping[str, Prediction
     }
 
 
-def differences(
-    examples: ScoredExamples, predictions: Mapping[str, Predictions], reference: str, resamples: int, seed: int
-) -> dict[str, dict[str, Difference]]:
-    """Return every method's differences to ``reference``, by test score.
+@dataclass(frozen=True)
+class ResampledScores:
+    """The test scores of all methods, and what they are on other test examples, drawn once for every question."""
+
+    scores: "dict[str, _Score]"  # by test score; without those that the test examples cannot define
+    seed: int
+
+    def differences(self, reference: str) -> dict[str, dict[str, Difference]]:
+        """Return every other method's differences to ``reference``, by method and test score."""
+        by_score = {key: score.differences(reference) for key, score in self.scores.items()}
+        methods = [method for method in next(iter(self.scores.values())).by_seed if method != reference]
+        return {method: {key: gaps[method] for key, gaps in by_score.items()} for method in methods}
+
+    def p_best(self) -> dict[str, dict[str, float]]:
+        """Return the probability that a method has the largest mean score, by method and test score."""
+        rng = np.random.default_rng(self.seed)
+        by_score = {key: score.p_best(rng) for key, score in self.scores.items()}
+        methods = next(iter(self.scores.values())).by_seed
+        return {method: {key: shares[method] for key, shares in by_score.items()} for method in methods}
+
+
+def resample(
+    examples: ScoredExamples, predictions: Mapping[str, Predictions], resamples: int, seed: int
+) -> ResampledScores:
+    """Score all methods on resamples of the test examples.
 
     Each resample draws n test examples with replacement, the same for all methods and seeds, and averages a method's
-    scores over its seeds: a paired percentile bootstrap (Efron & Tibshirani 1993, chapter 13). These intervals leave
-    out the spread of the seeds. The intervals over the seeds contain it, and leave the test examples as they are.
+    scores over its seeds: a paired bootstrap (Efron & Tibshirani 1993, chapter 13). The spread of the seeds is pooled
+    over all methods that have several, as in an analysis of variance: three seeds alone tell too little of it. The
+    variances of both add up, with the degrees of freedom of Satterthwaite 1946.
 
     Args:
         examples: The test examples.
         predictions: By method.
-        reference: The method that the others are compared with.
         resamples: The number of resamples.
         seed: The seed of the draws.
-
-    Returns:
-        The differences, without the reference itself, and without scores that the test examples cannot define.
     """
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[dict[str, float]]] = {method: [] for method in predictions}
@@ -106,21 +129,105 @@ def differences(
         for method, by_seed in predictions.items():
             resampled = {key: predicted[rows] for key, predicted in by_seed.items()}
             drawn[method].append(_means(_scores_by_seed(examples.take(rows), resampled)))
-    trained = {method: _scores_by_seed(examples, by_seed) for method, by_seed in predictions.items()}
-    means = {method: _means(by_seed) for method, by_seed in trained.items()}
-    return {
-        method: {
-            key: Difference(
-                value - means[reference][key],
-                *_interval(drawn[method], drawn[reference], key),
-                *_interval_over_seeds(trained[method], trained[reference], key),
-            )
-            for key, value in means[method].items()
-            if not math.isnan(value)
-        }
-        for method in predictions
-        if method != reference
+    trained = {method: _by_score(_scores_by_seed(examples, by_seed)) for method, by_seed in predictions.items()}
+    defined = [
+        key
+        for key in next(iter(trained.values()))
+        if not any(math.isnan(value) for values in trained.values() for value in values[key])
+    ]
+    num_seeds = {method: math.inf if None in by_seed else len(by_seed) for method, by_seed in predictions.items()}
+    by_score = {
+        key: _Score(
+            {method: np.array(values[key]) for method, values in trained.items()},
+            {method: np.array([draw[key] for draw in draws]) for method, draws in drawn.items()},
+            num_seeds,
+        )
+        for key in defined
     }
+    return ResampledScores(by_score, seed)
+
+
+@dataclass(frozen=True)
+class _Score:
+    """One score of every method."""
+
+    by_seed: Mapping[str, np.ndarray]  # (seeds,)
+    resampled: Mapping[str, np.ndarray]  # (resamples,), means over the seeds; NaN: the resample cannot define it
+    num_seeds: Mapping[str, float]  # infinite for a baseline, which is the same with every seed
+
+    def differences(self, reference: str) -> dict[str, Difference]:
+        """Return the difference of every other method to the reference."""
+        methods = [method for method in self.by_seed if method != reference]
+        gaps = {method: self._difference(method, reference) for method in methods}
+        adjusted = holm({method: gap.p_value for method, gap in gaps.items()})
+        return {method: replace(gap, adjusted_p_value=adjusted[method]) for method, gap in gaps.items()}
+
+    def p_best(self, rng: np.random.Generator) -> dict[str, float]:
+        """Return how often each method has the largest mean, over other test examples and other seeds."""
+        methods = list(self.by_seed)
+        means = np.stack([self.resampled[method] for method in methods])
+        means = means[:, ~np.isnan(means).any(axis=0)]
+        variance, _ = pooled_variance(list(self.by_seed.values()))
+        spread = np.array([[math.sqrt(variance / self.num_seeds[method])] for method in methods])
+        drawn = means + spread * rng.standard_normal(means.shape)
+        best = np.bincount(drawn.argmax(axis=0), minlength=len(methods)) / max(1, drawn.shape[1])
+        return dict(zip(methods, best.tolist(), strict=True))
+
+    def _difference(self, ours: str, theirs: str) -> Difference:
+        value = float(self.by_seed[ours].mean() - self.by_seed[theirs].mean())
+        gaps = (
+            self.resampled[ours] - self.resampled[theirs]
+        )  # NaN does not count: a rare class is not in every resample
+        tail = 100 * (1 - CONFIDENCE) / 2
+        examples_low, examples_high = np.nanpercentile(gaps, [tail, 100 - tail])
+        by_examples = float(np.nanvar(gaps))
+        variance, freedom = pooled_variance(list(self.by_seed.values()))
+        by_seeds = variance * (1 / self.num_seeds[ours] + 1 / self.num_seeds[theirs])
+        seeds = None if freedom == 0 else scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * math.sqrt(by_seeds)
+        error = math.sqrt(by_examples + by_seeds)
+        # Satterthwaite; the variance by examples counts as known.
+        both = freedom * (error**2 / by_seeds) ** 2 if by_seeds > 0 else math.inf
+        half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, both)) * error
+        p_better = float(scipy.stats.t.cdf(value / error, both)) if error > 0 else (1 + math.copysign(1, value)) / 2
+        p_better = 0.5 if value == 0 else p_better
+        return Difference(
+            value,
+            value - half,
+            value + half,
+            float(examples_low),
+            float(examples_high),
+            None if seeds is None else value - float(seeds),
+            None if seeds is None else value + float(seeds),
+            p_better,
+            p_value=2 * min(p_better, 1 - p_better),
+            adjusted_p_value=math.nan,
+        )
+
+
+def pooled_variance(groups: Sequence[np.ndarray]) -> tuple[float, int]:
+    """Return the variance within groups, and its degrees of freedom; 0 and 0 if no group has two values.
+
+    Example:
+        >>> pooled_variance([np.array([1.0, 3.0]), np.array([10.0, 10.0]), np.array([5.0])])
+        (1.0, 2)
+    """
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+    return (squares / freedom if freedom else 0.0), freedom
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Return p values adjusted for how many there are (Holm 1979): the step-down Bonferroni procedure.
+
+    Example:
+        >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
+        {'a': 0.03, 'c': 0.06, 'b': 0.06}
+    """
+    adjusted, largest = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = largest
+    return adjusted
 
 
 def _scores_by_seed(examples: ScoredExamples, predictions: Predictions) -> ScoresBySeed:
@@ -139,27 +246,6 @@ def _by_score(by_seed: ScoresBySeed) -> dict[str, list[float]]:
 
 def _means(by_seed: ScoresBySeed) -> dict[str, float]:
     return {key: float(np.mean(values)) for key, values in _by_score(by_seed).items()}
-
-
-def _interval(ours: Sequence[dict[str, float]], theirs: Sequence[dict[str, float]], key: str) -> tuple[float, float]:
-    """Return the percentile interval. A resample without an example of a rare class does not count for that class."""
-    gaps = np.array([mine[key] - other[key] for mine, other in zip(ours, theirs, strict=True)])
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.nanpercentile(gaps, [tail, 100 - tail])
-    return float(low), float(high)
-
-
-def _interval_over_seeds(ours: ScoresBySeed, theirs: ScoresBySeed, key: str) -> tuple[float, float] | tuple[None, None]:
-    """Return the interval of the mean difference over the seeds of both; a baseline counts for every seed."""
-    gaps = []
-    for seed in {**ours, **theirs}:
-        mine, other = (by_seed.get(seed, by_seed.get(None)) for by_seed in (ours, theirs))
-        if seed is not None and mine is not None and other is not None:
-            gaps.append(mine[key] - other[key])
-    if len(gaps) < 2:
-        return None, None
-    half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(gaps) - 1) * scipy.stats.sem(gaps)
-    return float(np.mean(gaps) - half), float(np.mean(gaps) + half)
 
 
 def _estimate(values: Sequence[float]) -> Estimate:

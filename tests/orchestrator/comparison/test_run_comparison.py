@@ -117,7 +117,7 @@ def test_scores_are_those_of_the_predictions(compared: Path) -> None:
     gap = tfidf["difference"]["test/macro_f1"]
     assert gap["value"] == pytest.approx(f1["only"] - np.mean(by_seed), abs=1e-12)
     assert gap["low"] <= gap["value"] <= gap["high"]
-    half = scipy.stats.t.ppf(0.975, len(SEEDS) - 1) * scipy.stats.sem(by_seed)
+    half = scipy.stats.t.ppf(0.975, len(SEEDS) - 1) * scipy.stats.sem(by_seed)  # of the one method with seeds
     assert (gap["seeds_low"], gap["seeds_high"]) == pytest.approx((gap["value"] - half, gap["value"] + half), abs=1e-12)
 
 
