@@ -23,7 +23,7 @@ from tailsweep.orchestrator.planning.environment import DataSummary, read_enviro
 from tailsweep.orchestrator.runs.directory import COMPARISON_FILE, METHODS_FOLDER, RunDirectory, RunDirectoryError
 from tailsweep.orchestrator.runs.records import read_records
 from tailsweep.orchestrator.runs.tables import result_rows, select_best
-from tailsweep.orchestrator.runs.trials import TrialState, best_epoch
+from tailsweep.orchestrator.runs.trials import TrialState
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.storage.filesystem import parent_location
 
@@ -177,7 +177,7 @@ def _method_result(run: RunDirectory, comparison: Comparison, method: str, metri
         for records in (search, retraining):
             seconds += sum(outcome.seconds for outcome in records.outcomes.values())
         for name, outcome in retraining.outcomes.items():
-            best = best_epoch(retraining.history_of(name), metric)
+            best = retraining.judged(name, metric)
             if outcome.state == TrialState.COMPLETED and best is not None:
                 validation.append(best[metric])
     return MethodResult(

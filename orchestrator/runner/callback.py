@@ -18,7 +18,6 @@ from tailsweep.orchestrator.runs.trials import (
     Records,
     TrialRecord,
     TrialState,
-    best_epoch,
     is_over,
     last_stage,
 )
@@ -150,7 +149,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         Args:
             track: its W&B run is lost, and is to be made again.
         """
-        best = best_epoch(self.records.history_of(outcome.trial), self.metric)
+        best = self.records.judged(outcome.trial, self.metric)
         if track:
             self._finish_tracking(outcome, best)
         self.progress.recalled(outcome.trial, outcome.state, best[self.metric] if best else None)
@@ -162,7 +161,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         outcome = Outcome(name, state, reason, round(seconds, 3), self.records.num_reports(name), never_started)
         self.writer.end_trial(outcome)
         self.records.outcomes[name] = outcome
-        best = best_epoch(self.records.history_of(name), self.metric)
+        best = self.records.judged(name, self.metric)
         self._finish_tracking(outcome, best)
         self.progress.ended(name, state, reason, best[self.metric] if best else None)
         if (cause := self._consecutive_failures.record_end(state, reason)) is not None:

@@ -51,7 +51,7 @@ from tailsweep.orchestrator.runs.lock import run_lock
 from tailsweep.orchestrator.runs.records import write_trials
 from tailsweep.orchestrator.runs.report import write_report
 from tailsweep.orchestrator.runs.tables import is_exported, read_test_metrics, select_best, write_tables
-from tailsweep.orchestrator.runs.trials import Records, Row, TrialState, best_epoch
+from tailsweep.orchestrator.runs.trials import Records, Row, TrialState
 from tailsweep.orchestrator.search.asha import Rungs, StageASHA
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import StorageError
@@ -304,7 +304,7 @@ class StartedSweep:
 
 def best_trial(run: RunDirectory, sweep: Sweep, records: Records, environment: Environment, trial: str) -> BestTrial:
     """Return a completed trial as :func:`export_best` takes it."""
-    best = best_epoch(records.history_of(trial), sweep.config.metric)
+    best = records.judged(trial, sweep.config.metric)
     assert best is not None, "a completed trial has reported"
     trial_config = records.trial(trial).config
     return BestTrial(
@@ -346,7 +346,7 @@ def drop_spent_checkpoints(run: RunDirectory, records: Records, metric: str) -> 
         if outcome.state in {TrialState.PRUNED, TrialState.NOT_PROMOTED, TrialState.PROMOTED}:
             run.delete_folder(folder)
         elif outcome.state == TrialState.COMPLETED:
-            best = best_epoch(records.history_of(name), metric)
+            best = records.judged(name, metric)
             assert best is not None, "a completed trial has reported"
             kept = checkpoint_name(Stage(best[report_keys.STAGE]), best[report_keys.EPOCH])
             for checkpoint in run.list(folder):

@@ -15,7 +15,7 @@ from tailsweep.orchestrator.runs.directory import (
     RunDirectory,
     RunDirectoryError,
 )
-from tailsweep.orchestrator.runs.trials import Records, Row, TrialState, best_epoch
+from tailsweep.orchestrator.runs.trials import Records, Row, TrialState
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import describe_error
 from tailsweep.trainables.report_keys import Stage
@@ -37,7 +37,7 @@ def result_rows(records: Records, metric: str) -> list[Row]:
         outcome = records.outcomes.get(trial.name)
         if outcome is not None and outcome.state == TrialState.PROMOTED:
             continue
-        best = best_epoch(history, metric)
+        best = records.judged(trial.name, metric)
         state = outcome.state if outcome else TrialState.RUNNING if history else TrialState.PENDING
         row: Row = {
             "trial": trial.name,

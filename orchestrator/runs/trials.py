@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -139,6 +139,10 @@ class Records:
         """Return whether every trial has ended."""
         return len(self.outcomes) == len(self.trials)
 
+    def judged(self, name: str, metric: str) -> Row | None:
+        """Return the report a trial is judged by, see :func:`judged_report`."""
+        return judged_report(self.trial(name).config, self.history_of(name), metric)
+
     def history_of(self, name: str) -> list[Row]:
         """Return a trial's reports in order, its parent's of stage one before its own. Read-only."""
         own, parent = self._by_trial.get(name, []), self._by_name[name].parent
@@ -176,18 +180,25 @@ def is_over(trial_config: Dump, stage: Stage, history: Iterable[Row], metric: st
     return stage_is_over(stage, history, metric, described["epochs"], described.get("patience"))
 
 
-def best_epoch(rows: Iterable[Row], metric: str) -> Row | None:
-    """Return the report a trial is judged by: the best of its last stage reached, the earlier one in a tie.
+def judged_report(config: Mapping[str, Any], rows: Sequence[Row], metric: str) -> Row | None:
+    """Return the report a trial is judged by, or None without reports.
 
-    A checkpoint of stage two always outranks one of stage one: the trial is the two-stage model, and its stage
-    one alone is not a trial. None without reports.
+    It is of the last stage reached: a checkpoint of stage two always outranks one of stage one, since the trial is the
+    two-stage model. Of that stage it is the best, the earlier one in a tie, or with ``keep: last`` the last.
+
+    Args:
+        config: the trial's, dumped.
+        rows: its reports, in order.
+        metric: the score.
     """
-    best: Row | None = None
-    for row in rows:
-        rank = (report_keys.STAGES.index(row[report_keys.STAGE]), row[metric])
-        if best is None or rank > (report_keys.STAGES.index(best[report_keys.STAGE]), best[metric]):
-            best = row
-    return best
+    if not rows:
+        return None
+    stage = max((row[report_keys.STAGE] for row in rows), key=report_keys.STAGES.index)
+    reports = [row for row in rows if row[report_keys.STAGE] == stage]
+    described = config.get(stage, {})
+    if described.get("keep") == "last" and described.get("patience") is None:
+        return reports[-1]
+    return max(reports, key=lambda row: row[metric])  # the first of equals
 
 
 def check_name(name: str) -> None:

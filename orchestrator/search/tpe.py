@@ -18,7 +18,7 @@ from tailsweep.orchestrator.config.search_space import settings
 from tailsweep.orchestrator.config.sweep import Sweep
 from tailsweep.orchestrator.config.tree import Tree
 from tailsweep.orchestrator.config.two_phase import drawn_distributions, drawn_tree
-from tailsweep.orchestrator.runs.trials import Records, TrialRecord, best_epoch, record_of
+from tailsweep.orchestrator.runs.trials import Records, TrialRecord, record_of
 from tailsweep.orchestrator.search.state import SweepState
 from tailsweep.trainables.config.trial import TrialConfig
 
@@ -145,7 +145,7 @@ class AdaptiveSearch(Searcher):  # type: ignore[misc]
         self.study.on_trial_complete(study_id, None if score is None else {SCORE: score}, error=score is None)
 
     def _score(self, name: str) -> float | None:
-        best = best_epoch(self.records.history_of(name), self.sweep.config.metric)
+        best = self.records.judged(name, self.sweep.config.metric)
         return None if best is None else float(best[self.sweep.config.metric])
 
     def _indices(self, values: Point) -> Tree:

@@ -33,7 +33,7 @@ LDAM = {"name": "ldam", "max_margin": 0.5, "scale": 1.0, "beta": 0.9999}
 
 PLAIN = {"trainable": "all", "sampling": "original", "loss": CROSS_ENTROPY}  # ordinary fine-tuning
 TOP = {"trainable": {"top_layers": 1}, "learning_rate": TOP_RATES, "epochs": TOP_EPOCHS}
-ALL = PLAIN | {"learning_rate": ALL_RATES, "epochs": ALL_EPOCHS, "batch_size": BATCH_SIZES}
+ALL = PLAIN | {"learning_rate": ALL_RATES, "epochs": ALL_EPOCHS, "batch_size": BATCH_SIZES, "keep": "last"}
 
 # What both papers share, as far as they state it. Their frozen trunk stays in train mode, dropout and all.
 PAPER = {"batch_size": 16, "warmup_fraction": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0}

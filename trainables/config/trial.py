@@ -64,6 +64,9 @@ class StageConfig(Section):
     # Early stopping: as many evaluations in a row without a better score of the sweep's metric end the stage; until
     # then the learning rate falls as if it had all its epochs. null: it has.
     patience: PositiveInt | None = None
+    # Which of its evaluations the stage's model is, if the trial ends with it: that with the best score of the sweep's
+    # metric, or the last. Of many by few validation examples the best is the luckiest. With patience it is the best.
+    keep: Literal["best", "last"] = Field("best", exclude_if=lambda value: value == "best")
     batch_size: PositiveInt = 32  # rows per optimizer step, over all workers and micro-batches
     gradient_accumulation: PositiveInt = 1  # micro-batches an optimizer step is split into
     weight_decay: NonNegativeFloat = 0.0  # AdamW; not applied to biases and norms
@@ -80,6 +83,11 @@ class StageConfig(Section):
                 f"({self.batch_size}): a micro-batch holds at least one row"
             )
         return self
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the stage's model is that with the best score, and not the last one."""
+        return self.keep == "best" or self.patience is not None
 
     @property
     def training_split(self) -> str:

@@ -1,7 +1,7 @@
 """The function that every Ray Train worker runs, and the `Runtime` it runs with."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -45,7 +45,7 @@ def train_two_stages(train_loop_config: Mapping[str, object]) -> None:
     data = fetch_prepared(config.data, default_cache_dir())
     # Train would name the latest checkpoint it knows of, even a damaged one.
     with forwarded_messages() as messages, newest_checkpoint(config.resume_from) as (start, damaged):
-        runtime = RayRuntime(metric, messages)
+        runtime = RayRuntime(metric, [trial.stage_one.keeps_best, trial.stage_two.keeps_best], messages)
         if runtime.device.type == "cpu":
             keep_freed_memory()
         check_weights(trial.model.name, config.weights)
@@ -62,16 +62,18 @@ class RayRuntime:
 
     Args:
         metric: the key that ranks checkpoints.
+        keeps_best: for each stage, whether the best of them is kept; else the last.
         messages: what this worker logs.
     """
 
-    def __init__(self, metric: str, messages: ForwardedMessages) -> None:
+    def __init__(self, metric: str, keeps_best: Sequence[bool], messages: ForwardedMessages) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         # On a node whose GPUs are only declared to Ray (tests do that), there is no CUDA device to use.
         self.device: torch.device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
         self.metric = metric
+        self.keeps_best = keeps_best
         self.messages = messages  # go with the next report
 
     def place(self, model: nn.Module) -> nn.Module:
@@ -95,7 +97,8 @@ class RayRuntime:
         """Report to Ray Train, with the score that ranks the checkpoint."""
         stage = report_keys.STAGES.index(Stage(str(report[report_keys.STAGE])))
         epoch = cast(float, report[report_keys.EPOCH])
-        score = STAGE_OFFSET * stage + cast(float, report[self.metric]) - TIE_BREAK * epoch
+        value = cast(float, report[self.metric]) - TIE_BREAK * epoch if self.keeps_best[stage] else 1 - 1 / (1 + epoch)
+        score = STAGE_OFFSET * stage + value
         ray.train.report(
             {**report, **self.messages.take(), CHECKPOINT_SCORE: score},
             checkpoint=None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint)),

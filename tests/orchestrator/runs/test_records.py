@@ -20,7 +20,7 @@ from tailsweep.orchestrator.runs.records import (
     read_sweep,
     write_trials,
 )
-from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord, best_epoch, last_stage
+from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord, judged_report, last_stage
 
 METRIC = "validation/macro_f1"
 
@@ -181,14 +181,23 @@ def test_a_trial_is_judged_by_the_best_epoch_of_its_last_stage() -> None:
         report("t000", "stage_two", 2, 0.3),
         report("t000", "stage_two", 3, 0.1),
     ]
-    assert best_epoch(rows, METRIC) is rows[3]
-    assert best_epoch(rows[:2], METRIC) is rows[0]
-    assert best_epoch([], METRIC) is None
+    assert judged_report({}, rows, METRIC) is rows[3]
+    assert judged_report({}, rows[:2], METRIC) is rows[0]
+    assert judged_report({}, [], METRIC) is None
+
+
+def test_a_stage_that_keeps_its_last_epoch_is_judged_by_it() -> None:
+    rows = [report("t000", "stage_two", epoch, score) for epoch, score in ((1, 0.2), (2, 0.3), (3, 0.1))]
+    last = {"stage_one": {"keep": "best"}, "stage_two": {"keep": "last"}}
+    assert judged_report(last, rows, METRIC) is rows[2]
+    assert judged_report(last, rows[:2], METRIC) is rows[1], "a trial that is running"
+    assert judged_report({"stage_two": {"keep": "last", "patience": 2}}, rows, METRIC) is rows[1]
+    assert judged_report({"stage_one": {"keep": "last"}}, rows, METRIC) is rows[1]
 
 
 def test_the_earlier_of_equally_good_epochs_is_the_best() -> None:
     rows = [report("t000", "stage_one", epoch, score) for epoch, score in ((1, -0.5), (2, 0.4), (3, 0.4))]
-    assert best_epoch(rows, METRIC) is rows[1]
+    assert judged_report({}, rows, METRIC) is rows[1]
 
 
 def test_records_on_an_object_store_are_read_back_too(object_store: RunDirectory) -> None:
