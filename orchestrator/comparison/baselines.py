@@ -1,7 +1,9 @@
-"""Baselines that train in seconds, which fine-tuning must beat: scikit-learn's logistic regression on two inputs.
+"""Baselines that train in seconds, which fine-tuning must beat: scikit-learn's linear classifiers on three inputs.
 
-``tfidf`` reads words and pairs of words, ``embeddings`` the frozen encoder's mean-pooled output. Each also exists with
-equal weight for every class (``..._balanced``). The validation examples select the strength of regularisation.
+``tfidf`` is a logistic regression on words and pairs of words, ``embeddings`` one on the frozen encoder's mean-pooled
+output. Each also exists with equal weight for every class (``..._balanced``). ``svm_balanced`` is a linear support vector
+machine, so weighted, on words, pairs of words and pieces of words. The validation examples select the strength of
+regularisation.
 """
 
 from collections.abc import Callable
@@ -12,8 +14,9 @@ import numpy as np
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.data import DataConfig
 from tailsweep.trainables.config.trial import HeadConfig, ModelConfig
@@ -48,16 +51,17 @@ def fit_baseline(name: str, config: DataConfig, model: ModelConfig, data: Prepar
         data: The same examples, tokenized.
         metric: A validation score, as a sweep names it.
     """
-    features = _words(config) if name.startswith("tfidf") else _embeddings(model, data)
+    features = _embeddings(model, data) if name.startswith("embeddings") else _texts(config, name.startswith("svm"))
     train, validation, test = (
         features(split) for split in (report_keys.TRAIN, report_keys.VALIDATION, report_keys.TEST)
     )
     weight = "balanced" if name.endswith("_balanced") else None
     best: Baseline | None = None
     for strength in STRENGTHS:
-        scale = [] if name.startswith("tfidf") else [StandardScaler()]
+        scale = [StandardScaler()] if name.startswith("embeddings") else []
+        kind = LinearSVC if name.startswith("svm") else LogisticRegression
         classifier = make_pipeline(
-            *scale, LogisticRegression(C=strength, class_weight=weight, max_iter=MAX_ITERATIONS, random_state=0)
+            *scale, kind(C=strength, class_weight=weight, max_iter=MAX_ITERATIONS, random_state=0)
         )
         classifier.fit(train, data.train.labels)
         score = _score(metric, classifier.predict(validation), data)
@@ -67,9 +71,12 @@ def fit_baseline(name: str, config: DataConfig, model: ModelConfig, data: Prepar
     return best
 
 
-def _words(config: DataConfig) -> Callable[[str], Any]:
+def _texts(config: DataConfig, with_pieces: bool) -> Callable[[str], Any]:
+    """Return what is read of a split: its words and pairs of words, and pieces of 2 to 5 characters within words."""
     splits = load_splits(config)
-    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
+    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
+    pieces = TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 5), min_df=2)
+    vectorizer = make_union(words, pieces) if with_pieces else words
 
     def texts(split: str) -> list[str]:
         part = getattr(splits, split)

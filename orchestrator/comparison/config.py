@@ -32,7 +32,7 @@ from tailsweep.trainables.config.presets import METHODS
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.storage.filesystem import join_location
 
-Baseline = Literal["tfidf", "tfidf_balanced", "embeddings", "embeddings_balanced"]  # see baselines.py
+Baseline = Literal["tfidf", "tfidf_balanced", "embeddings", "embeddings_balanced", "svm_balanced"]  # see baselines.py
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 # Fields that a method must not set: they would make its scores those of other examples, or of another question.
 SHARED = ("name", "storage", "seed", "metric", "num_trials", "max_wallclock_seconds", "wandb", "features")

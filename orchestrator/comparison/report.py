@@ -195,11 +195,11 @@ def _warnings(comparison: Comparison, results: ComparisonResults) -> list[str]:
     words = "beats" if gap.high < 0 else "cannot be told apart from" if gap.value > 0 else "is at least as good as"
     seconds = results.baselines[baseline].seconds
     text = (
-        f"{baseline}, a logistic regression that takes {seconds:.0f} s, {words} {chosen}, the best fine-tuning method: "
+        f"{baseline}, a linear classifier that takes {seconds:.0f} s, {words} {chosen}, the best fine-tuning method: "
         f"{_shown(_test_score(results.baselines[baseline], results.metric))} against "
         f"{_shown(_test_score(results.methods[chosen], results.metric))} {results.metric} on the test examples."
     )
-    if baseline.startswith("tfidf"):  # it may win by reading more, which a larger max_length would fix
+    if not baseline.startswith("embeddings"):  # it may win by reading more, which a larger max_length would fix
         read = comparison.search(chosen, comparison.folds[0]).representative_trials()[0].data
         text += f" It reads texts whole, where {chosen} reads at most their first {read.max_length} tokens."
     return [text]

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 import transformers
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
+from sklearn.svm import LinearSVC
 from tailsweep.orchestrator.comparison.baselines import STRENGTHS, _embeddings, fit_baseline
 from tailsweep.orchestrator.comparison.config import BASELINES
 from tailsweep.trainables.config.data import DataConfig
@@ -65,6 +67,23 @@ def test_tfidf_is_the_best_of_scikit_learn_s_logistic_regressions(
     fitted = fit_baseline("tfidf" if weight is None else "tfidf_balanced", config, model, data, METRIC)
     assert (fitted.validation, fitted.strength) == (pytest.approx(best), -strength)
     assert np.array_equal(fitted.predicted, predicted)
+
+
+def test_the_support_vector_machine_reads_pieces_of_words(
+    config: DataConfig, model: ModelConfig, data: PreparedData
+) -> None:
+    splits = load_splits(config)
+    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)).fit(splits.train["text"])
+    pieces = TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 5), min_df=2)
+    pieces.fit(splits.train["text"])
+    train, test = (
+        scipy.sparse.hstack([words.transform(part["text"]), pieces.transform(part["text"])]).tocsr()
+        for part in (splits.train, splits.test)
+    )
+    fitted = fit_baseline("svm_balanced", config, model, data, METRIC)
+    machine = LinearSVC(C=fitted.strength, class_weight="balanced", max_iter=1000, random_state=0)
+    machine.fit(train, splits.train["label"])
+    assert np.array_equal(fitted.predicted, machine.predict(test))
 
 
 def test_embeddings_are_the_mean_of_the_frozen_encoder_s_last_states(model: ModelConfig, data: PreparedData) -> None:

@@ -65,7 +65,13 @@ def test_the_defaults_are_the_papers_seeds_and_vanilla(load: Any) -> None:
     assert comparison.config.seeds == (7, 42, 106, 190, 191)
     assert comparison.reference == "vanilla"
     assert comparison.folds == [None]
-    assert comparison.config.baselines == ("tfidf", "tfidf_balanced", "embeddings", "embeddings_balanced")
+    assert comparison.config.baselines == (
+        "tfidf",
+        "tfidf_balanced",
+        "embeddings",
+        "embeddings_balanced",
+        "svm_balanced",
+    )
     assert load(LEAST.replace("vanilla", "lp_ft")).reference == "lp_ft"
 
 

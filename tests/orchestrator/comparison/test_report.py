@@ -90,7 +90,7 @@ def test_a_difference_is_called_what_its_intervals_say(gap: Difference, words: s
 def test_a_baseline_that_is_not_beaten_stands_at_the_top(over: Difference, words: str) -> None:
     title, first, *_ = describe(comparison(), results(over, BETTER)).split("\n\n")
     assert title == "# mine"
-    assert f"tfidf, a logistic regression that takes 12 s, {words}" in first
+    assert f"tfidf, a linear classifier that takes 12 s, {words}" in first
     assert "0.5000 against 0.6500 ± 0.0100" in first
 
 
@@ -100,12 +100,12 @@ def test_a_baseline_at_the_top_that_reads_more_of_a_text_than_the_models_says_so
     assert words in describe(short_texts, outcome)
     # The frozen encoder reads what the fine-tuned one does.
     with_encoder = replace(outcome, baselines={"embeddings": outcome.baselines["tfidf"]}, best_baseline="embeddings")
-    assert "embeddings, a logistic regression" in describe(short_texts, with_encoder)
+    assert "embeddings, a linear classifier" in describe(short_texts, with_encoder)
     assert "reads texts whole" not in describe(short_texts, with_encoder)
 
 
 def test_a_baseline_that_is_beaten_is_not_mentioned_there() -> None:
-    assert "logistic regression" not in describe(comparison(), results(BETTER, BETTER))
+    assert "linear classifier" not in describe(comparison(), results(BETTER, BETTER))
 
 
 def test_the_report_states_budget_seeds_examples_and_settings() -> None:
