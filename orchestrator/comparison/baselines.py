@@ -1,17 +1,19 @@
 """Baselines that train in seconds, which fine-tuning must beat: scikit-learn's linear classifiers on three inputs.
 
 ``tfidf`` is a logistic regression on words and pairs of words, ``embeddings`` one on the frozen encoder's mean-pooled
-output. Each also exists with equal weight for every class (``..._balanced``). ``svm_balanced`` is a linear support vector
-machine, so weighted, on words, pairs of words and pieces of words. The validation examples select the strength of
-regularisation.
+output. Each also exists with equal weight for every class (``..._balanced``). ``svm_balanced`` is a linear support
+vector machine, so weighted, on words, pairs of words and pieces of words. The validation examples select the strength
+of regularisation.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline, make_union
@@ -63,7 +65,9 @@ def fit_baseline(name: str, config: DataConfig, model: ModelConfig, data: Prepar
         classifier = make_pipeline(
             *scale, kind(C=strength, class_weight=weight, max_iter=MAX_ITERATIONS, random_state=0)
         )
-        classifier.fit(train, data.train.labels)
+        with warnings.catch_warnings():  # what has not converged is judged by the validation examples all the same
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            classifier.fit(train, data.train.labels)
         score = _score(metric, classifier.predict(validation), data)
         if best is None or score > best.validation:
             best = Baseline(strength, score, classifier.predict(test))
