@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 from pydantic import (
     AfterValidator,
@@ -28,12 +28,11 @@ from tailsweep.orchestrator.config.two_phase import drawn_distributions
 from tailsweep.orchestrator.config.yaml_io import read_sweep_file
 from tailsweep.orchestrator.runs.directory import METHODS_FOLDER
 from tailsweep.trainables.config.base import Section
+from tailsweep.trainables.config.baselines import BASELINES, Baseline
 from tailsweep.trainables.config.presets import METHODS
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.storage.filesystem import join_location
 
-Baseline = Literal["tfidf", "tfidf_balanced", "embeddings", "embeddings_balanced", "svm_balanced"]  # see baselines.py
-BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 # Fields that a method must not set: they would make its scores those of other examples, or of another question.
 SHARED = ("name", "storage", "seed", "metric", "num_trials", "max_wallclock_seconds", "wandb", "features")
 OWN_OF_DATA = ("augmentation",)  # a method may set its augmentation; all methods share the examples

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from rich.console import Console
-from tailsweep.orchestrator.comparison.baselines import fit_baseline
 from tailsweep.orchestrator.comparison.config import SEARCH, SEEDS, Comparison, fold_name
 from tailsweep.orchestrator.comparison.records import BaselineFit, ComparisonRecords
 from tailsweep.orchestrator.comparison.report import write_comparison_report
@@ -52,6 +51,7 @@ from tailsweep.orchestrator.runs.records import read_records, read_sweep
 from tailsweep.orchestrator.runs.tables import result_rows, select_best
 from tailsweep.orchestrator.runs.trials import Records, TrialRecord, TrialState
 from tailsweep.trainables import report_keys
+from tailsweep.trainables.baselines import fit_baseline
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData, fetch_prepared
 from tailsweep.trainables.errors import StorageError
@@ -209,6 +209,7 @@ def _retraining(
             "asha": None,
             "promote": "all" if search.two_phase is None else len(seeds),
             "stage_two_search": StageTwoSearchConfig(settings=1),
+            "baselines": [],  # the comparison has its own
         }
     )
     return Sweep.resolved(config, fold_name(SEEDS, fold), len(seeds)), trials

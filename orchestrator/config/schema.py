@@ -5,19 +5,30 @@ no one honours yet have no field here.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PlainSerializer,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 from tailsweep.orchestrator.config.distributions import Distribution, Search, find_distributions
 from tailsweep.orchestrator.config.errors import did_you_mean, show
 from tailsweep.orchestrator.config.redaction import HINT, has_a_secret
 from tailsweep.orchestrator.config.search_space import MAX_TRIALS, SECTIONS, point_values
 from tailsweep.orchestrator.config.tree import FrozenTree, TextsField, Tree, TreeField, TreesField, thaw
 from tailsweep.trainables.config.base import Section
+from tailsweep.trainables.config.baselines import TextBaseline
 from tailsweep.trainables.config.postprocess import PostprocessConfig
 from tailsweep.trainables.config.presets import METHODS
 from tailsweep.trainables.report_keys import DEFAULT_METRIC, EPOCH_DECIMALS, SCORES, VALIDATION, on_split
 
+DEFAULT_BASELINES: tuple[TextBaseline, ...] = ("tfidf_balanced", "svm_balanced")
 DEFAULT_TRIALS = 8  # of a search that draws them
 METRICS = tuple(on_split(VALIDATION, score) for score in SCORES)
 
@@ -159,6 +170,10 @@ class SweepConfig(Section):
     postprocess: PostprocessConfig = (
         PostprocessConfig()
     )  # what is done to the chosen model after training; by default nothing
+    # What the best model is set against: classifiers of seconds, fitted to the same examples (trainables/baselines.py)
+    baselines: Annotated[Sequence[TextBaseline], AfterValidator(tuple), PlainSerializer(list)] = Field(
+        DEFAULT_BASELINES, exclude_if=lambda value: tuple(value) == DEFAULT_BASELINES
+    )
     # Fields that sweeps of earlier versions lack are left out of a file where they have their defaults.
     export: ExportConfig = Field(ExportConfig(), exclude_if=lambda value: value == ExportConfig())
     resources: ResourcesConfig = ResourcesConfig()

@@ -50,6 +50,7 @@ class BestTrial(TypedDict):
     postprocess: dict[str, Any]  # the sweep's PostprocessConfig, dumped
     metric: str  # the sweep's
     onnx: bool  # whether model.onnx is written too
+    baselines: dict[str, dict[str, float | None]]  # what it is set against, as `score_baselines` returns them
 
 
 def export_best(chosen: BestTrial) -> list[str]:
@@ -80,6 +81,8 @@ def export_best(chosen: BestTrial) -> list[str]:
             "test_rows": _rows_per_class(data.test.labels, data.label_names),
             "validation": {key: value for key, value in best.items() if key.startswith(f"{report_keys.VALIDATION}/")},
         }
+        if chosen["baselines"]:
+            metrics["baselines"] = chosen["baselines"]
         if finished is not None:
             metrics["postprocess"] = finished.dump()
         folder = Path(temporary) / BEST_FOLDER

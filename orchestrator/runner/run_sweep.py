@@ -54,8 +54,11 @@ from tailsweep.orchestrator.runs.tables import is_exported, read_test_metrics, s
 from tailsweep.orchestrator.runs.trials import Records, Row, TrialState
 from tailsweep.orchestrator.search.asha import Rungs, StageASHA
 from tailsweep.trainables import report_keys
-from tailsweep.trainables.errors import StorageError
+from tailsweep.trainables.config.trial import TrialConfig
+from tailsweep.trainables.data.tokenized import fetch_prepared
+from tailsweep.trainables.errors import InputError, StorageError
 from tailsweep.trainables.report_keys import Stage
+from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.storage.filesystem import join_location
 from tailsweep.trainables.training.checkpoint import checkpoint_name
 
@@ -291,9 +294,31 @@ class StartedSweep:
         """Make ``best/`` in a task with a worker's resources: the driver's node may have no accelerator."""
         asked = placement(self.plan.sweep, report_keys.STAGE_TWO)
         best = best_trial(self.run, self.plan.sweep, self.records, self.environment, trial)
+        best["baselines"] = self._baselines(best)
         task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(export_best)
         for step in result_of(task.remote(best)):
             logger.info(step)
+
+    def _baselines(self, best: BestTrial) -> dict[str, dict[str, float | None]]:
+        """Return the scores of the baselines. They read the texts, which this process has read at its start."""
+        if not self.config.baselines:
+            return {}
+        from tailsweep.trainables.baselines import MOST_EXAMPLES, score_baselines  # scikit-learn takes a second
+
+        trial_config, data = (
+            TrialConfig.model_validate(best["config"]),
+            fetch_prepared(best["data"], default_cache_dir()),
+        )
+        if len(data.train) > MOST_EXAMPLES:
+            logger.info(
+                f"no baselines: they are for at most {MOST_EXAMPLES:,} training examples, here {len(data.train):,}"
+            )
+            return {}
+        try:
+            return score_baselines(self.config.baselines, trial_config, data, self.config.metric)
+        except InputError as error:  # the texts are no longer where they were
+            logger.warning(f"no baselines: {error}")
+            return {}
 
     def _say_how_to_sync(self) -> None:
         is_local = self.run.local is not None
@@ -316,6 +341,7 @@ def best_trial(run: RunDirectory, sweep: Sweep, records: Records, environment: E
         postprocess=sweep.config.postprocess.model_dump(),
         metric=sweep.config.metric,
         onnx=sweep.config.export.onnx,
+        baselines={},
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 from tailsweep.orchestrator.runs.tables import ranking
-from tailsweep.orchestrator.runs.text import format_cell
+from tailsweep.orchestrator.runs.text import baseline_rows, beaten_by, format_cell
 from tailsweep.orchestrator.runs.trials import Records, Row, TrialState
 from tailsweep.trainables import report_keys
 
@@ -63,6 +63,11 @@ def render_page(
         )
         parts.append(_table(["score", "test", ""], _score_rows(test_metrics)))
         parts.append(_table(["class", "train rows", "test rows", "F1"], _class_rows(test_metrics)))
+        if test_metrics.get("baselines"):
+            baselines = [list(row) for row in baseline_rows(test_metrics, metric)]
+            parts.append(_table(["baseline", "validation", "test", "seconds"], baselines))
+            if (warning := beaten_by(test_metrics, metric)) is not None:
+                parts.append(f'<p class="note">{escape(warning)}</p>')
     parts.append(f"<h2>The course of every trial</h2>\n{draw_curves(records, rows, metric, chosen)}")
     header = ["trial", "state", "epochs", metric.split("/", 1)[1], *swept, "seconds", "reason"]
     ranked = [

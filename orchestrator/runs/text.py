@@ -41,7 +41,10 @@ def describe_run(
         lines.append(f"chosen by {metric}: {metrics['trial']}, {where}")
         if any(trial.config["data"]["train"].startswith("demo://") for trial in records.trials):
             lines.append("its rows are synthetic: these numbers show that the sweep works, not what a method is worth")
-        lines += ["", format_test_metrics(metrics), "", f"model    {run.uri(BEST_FOLDER)}"]
+        lines += ["", format_test_metrics(metrics)]
+        if metrics.get("baselines"):
+            lines += ["", *format_baselines(metrics, metric)]
+        lines += ["", f"model    {run.uri(BEST_FOLDER)}"]
     lines += [f"hint     {hint}" for hint in hints]
     lines.append(f"results  {run.uri(TRIALS_TABLE)}, {run.uri(HISTORY_FILE)}, {run.uri(REPORT_FILE)}")
     return "\n".join(lines)
@@ -86,6 +89,36 @@ def format_test_metrics(metrics: Row) -> str:
         for label in metrics["labels"]
     ]
     return aligned(scores) + "\n\n" + aligned(classes)
+
+
+def format_baselines(metrics: Row, metric: str) -> list[str]:
+    """Return the scores of the baselines of ``best/metrics.json``, and a line if the model is no better."""
+    table = [["baseline", "validation", "test", "seconds"]]
+    for name, *scores, seconds in baseline_rows(metrics, metric):
+        table.append([name, *map(format_cell, scores), "-" if seconds is None else f"{seconds:.0f}"])
+    lines = [aligned(table)]
+    if (warning := beaten_by(metrics, metric)) is not None:
+        lines.append(warning)
+    return lines
+
+
+def baseline_rows(metrics: Row, metric: str) -> list[tuple[str, float | None, float | None, float | None]]:
+    """Return name, validation score, test score and seconds of the model and of each baseline."""
+    test = report_keys.on_split(report_keys.TEST, metric.split("/", 1)[1])
+    rows = [("this model", metrics["validation"].get(metric), metrics.get(test), None)]
+    return rows + [(name, row[metric], row[test], row["seconds"]) for name, row in metrics["baselines"].items()]
+
+
+def beaten_by(metrics: Row, metric: str) -> str | None:
+    """Return a sentence on the baseline that is at least as good as the model by the validation examples."""
+    (_, own, *_), *baselines = baseline_rows(metrics, metric)
+    name, score, _, seconds = max(baselines, key=lambda row: row[1] or 0)
+    if own is None or score is None or seconds is None or score < own:
+        return None
+    return (
+        f"{name}, a linear classifier of {seconds:.0f} s, is at least as good by the validation examples: use it, or "
+        "give the sweep more trials, more epochs or longer texts (data.max_length)"
+    )
 
 
 def failures(rows: Sequence[Row]) -> list[str]:

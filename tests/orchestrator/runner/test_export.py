@@ -73,6 +73,7 @@ def exported(
                 postprocess=dump,
                 metric="validation/macro_f1",
                 onnx=onnx,
+                baselines={},
             )
         )
         return run / "best", data, said

@@ -64,6 +64,7 @@ def test_the_exported_model_scores_in_plain_transformers_what_its_metrics_say(fi
             int(model(**tokenizer(text, truncation=True, return_tensors="pt")).logits.argmax()) for text in test["text"]
         ]
     assert metrics["trial"] == "t000"
+    assert list(metrics["baselines"]) == ["tfidf_balanced", "svm_balanced"]
     assert f1_score(test["label"], predicted, average="macro") == pytest.approx(metrics["test/macro_f1"], abs=1e-9)
     classify = transformers.pipeline("text-classification", str(finished / "best"))
     assert classify(test["text"][0])[0]["label"] in metrics["labels"]

@@ -19,7 +19,13 @@ from tailsweep.orchestrator.runs.directory import ENVIRONMENT_FILE, METRICS_FILE
 from tailsweep.orchestrator.runs.records import RecordWriter, read_records, with_checksum, write_trials
 from tailsweep.orchestrator.runs.report import hints, report, write_report
 from tailsweep.orchestrator.runs.tables import ranking, result_rows, select_best, write_tables
-from tailsweep.orchestrator.runs.text import describe_run, failures, format_ranking, format_test_metrics
+from tailsweep.orchestrator.runs.text import (
+    describe_run,
+    failures,
+    format_baselines,
+    format_ranking,
+    format_test_metrics,
+)
 from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord
 
 METRIC = "validation/macro_f1"
@@ -293,6 +299,23 @@ def test_test_metrics_as_text() -> None:
         "absorption          63         19  0.5000",
         "other             1504          0       -",
     ]
+
+
+def test_a_model_is_set_against_baselines_and_a_better_one_is_named() -> None:
+    fitted = {"strength": 1.0, "validation/macro_f1": 0.5, "test/macro_f1": 0.625, "seconds": 2.4}
+    metrics = METRICS | {"validation": {METRIC: 0.6}, "baselines": {"tfidf": fitted, "svm_balanced": fitted}}
+    (table,) = format_baselines(metrics, METRIC)
+    assert table.splitlines() == [
+        "baseline      validation  test    seconds",
+        "------------  ----------  ------  -------",
+        "this model        0.6000  0.7500        -",
+        "tfidf             0.5000  0.6250        2",
+        "svm_balanced      0.5000  0.6250        2",
+    ]
+    better = metrics | {"baselines": {"tfidf": fitted, "svm_balanced": fitted | {METRIC: 0.6}}}
+    assert format_baselines(better, METRIC)[1].startswith(
+        "svm_balanced, a linear classifier of 2 s, is at least as good"
+    )
 
 
 def test_each_failure_is_reported_with_its_reason() -> None:

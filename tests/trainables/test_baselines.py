@@ -12,10 +12,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.svm import LinearSVC
-from tailsweep.orchestrator.comparison.baselines import STRENGTHS, _embeddings, fit_baseline
-from tailsweep.orchestrator.comparison.config import BASELINES
+from tailsweep.trainables.baselines import STRENGTHS, _embeddings, fit_baseline, score_baselines
+from tailsweep.trainables.config.baselines import BASELINES
 from tailsweep.trainables.config.data import DataConfig
-from tailsweep.trainables.config.trial import ModelConfig
+from tailsweep.trainables.config.trial import ModelConfig, TrialConfig
 from tailsweep.trainables.data.splits import load_splits
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.preparation import prepare
@@ -84,6 +84,17 @@ def test_the_support_vector_machine_reads_pieces_of_words(
     machine = LinearSVC(C=fitted.strength, class_weight="balanced", max_iter=1000, random_state=0)
     machine.fit(train, splits.train["label"])
     assert np.array_equal(fitted.predicted, machine.predict(test))
+
+
+def test_scores_are_those_of_the_predictions(config: DataConfig, model: ModelConfig, data: PreparedData) -> None:
+    trial = TrialConfig.model_validate({"data": config, "model": model, "stage_one": {"epochs": 0}, "stage_two": {}})
+    scored = score_baselines(("tfidf", "svm_balanced"), trial, data, METRIC)
+    assert list(scored) == ["tfidf", "svm_balanced"]
+    for name, row in scored.items():
+        fitted = fit_baseline(name, config, model, data, METRIC)
+        assert (row["strength"], row[METRIC]) == (fitted.strength, fitted.validation)
+        assert row["test/macro_f1"] == pytest.approx(f1_score(data.test.labels, fitted.predicted, average="macro"))
+        assert row["seconds"] is not None
 
 
 def test_embeddings_are_the_mean_of_the_frozen_encoder_s_last_states(model: ModelConfig, data: PreparedData) -> None:

@@ -6,8 +6,9 @@ vector machine, so weighted, on words, pairs of words and pieces of words. The v
 of regularisation.
 """
 
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,9 @@ from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from tailsweep.trainables import report_keys
+from tailsweep.trainables.config.baselines import TextBaseline
 from tailsweep.trainables.config.data import DataConfig
-from tailsweep.trainables.config.trial import HeadConfig, ModelConfig
+from tailsweep.trainables.config.trial import HeadConfig, ModelConfig, TrialConfig
 from tailsweep.trainables.data.splits import load_splits
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.execution.backends import live_execution, split_logits
@@ -32,6 +34,7 @@ from torch import nn
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of LogisticRegression: the inverse of the regularisation's strength
 MAX_ITERATIONS = 1000
+MOST_EXAMPLES = 100_000  # that a sweep fits baselines to: above, they take more than a few minutes
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,31 @@ class Baseline:
     strength: float  # C
     validation: float  # the metric that selected the strength
     predicted: np.ndarray  # (n,) class of each test example
+
+
+def score_baselines(
+    names: Sequence[TextBaseline], config: TrialConfig, data: PreparedData, metric: str
+) -> dict[str, dict[str, float | None]]:
+    """Fit baselines, and return of each the strength of its regularisation, its scores and the seconds it took.
+
+    Args:
+        names: The baselines.
+        config: A trial of the sweep.
+        data: Its examples, tokenized.
+        metric: A validation score, as a sweep names it. The test score is the same of the other split.
+    """
+    scored: dict[str, dict[str, float | None]] = {}
+    for name in names:
+        began = time.monotonic()
+        fitted = fit_baseline(name, config.data, config.model, data, metric)
+        test = report_keys.on_split(report_keys.TEST, metric.split("/", 1)[1])
+        scored[name] = {
+            "strength": fitted.strength,
+            metric: fitted.validation,
+            test: _scores(fitted.predicted, data, report_keys.TEST)[test],
+            "seconds": round(time.monotonic() - began, 1),
+        }
+    return scored
 
 
 def fit_baseline(name: str, config: DataConfig, model: ModelConfig, data: PreparedData, metric: str) -> Baseline:
@@ -102,9 +130,13 @@ def _embeddings(model: ModelConfig, data: PreparedData) -> Callable[[str], Any]:
 
 
 def _score(metric: str, predicted: np.ndarray, data: PreparedData) -> float:
-    labels = torch.from_numpy(np.array(data.validation.labels))
-    confusion = Confusion(len(data.label_names))
-    confusion.update(nn.functional.one_hot(torch.from_numpy(predicted), len(data.label_names)).float(), labels)
-    score = confusion.scores(data.class_counts, data.label_names, report_keys.VALIDATION)[metric]
+    score = _scores(predicted, data, report_keys.VALIDATION)[metric]
     assert score is not None, f"{metric} was checked to be defined for these examples"
     return score
+
+
+def _scores(predicted: np.ndarray, data: PreparedData, split: str) -> dict[str, float | None]:
+    labels = torch.from_numpy(np.array(data.rows_of(split).labels))
+    confusion = Confusion(len(data.label_names))
+    confusion.update(nn.functional.one_hot(torch.from_numpy(predicted), len(data.label_names)).float(), labels)
+    return confusion.scores(data.class_counts, data.label_names, split)
