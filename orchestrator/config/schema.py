@@ -69,6 +69,9 @@ class AshaConfig(Section):
 
     # No trial is pruned earlier (the paper's r). Below 1: within an epoch, see stage_one.evaluations_per_epoch
     grace_epochs: int | float = Field(1, ge=10**-EPOCH_DECIMALS)
+    # In place of grace_epochs: rungs lie at shares of each trial's own epochs, from this one on. Trials of many epochs,
+    # whose learning rate falls late, are then not compared halfway with others at their end.
+    grace_fraction: float | None = Field(None, gt=0, lt=1, exclude_if=lambda value: value is None)
     reduction_factor: int = Field(3, ge=2)  # of so many trials at a rung one continues (the paper's eta)
     brackets: PositiveInt = 1  # bracket b has its first rung after grace_epochs * reduction_factor**b epochs, b from 0
 

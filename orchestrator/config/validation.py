@@ -128,6 +128,9 @@ def asha_issues(config: SweepConfig, trial_configs: Sequence[TrialConfig]) -> li
         stages = [getattr(trial_config, stage) for trial_config in trial_configs]
         evaluations = min((described.evaluations_per_epoch for described in stages if described.epochs), default=1)
         epochs = max(described.epochs for described in stages)
+        if asha.grace_fraction is not None:
+            issues += _fraction_issues(asha, path)
+            continue
         grace = asha.grace_epochs
         if epochs and not _reports_by(grace, evaluations):
             rule = f"must be at least {shown_epochs(1 / evaluations)}: {stage}.evaluations_per_epoch is {evaluations}"
@@ -144,6 +147,18 @@ def asha_issues(config: SweepConfig, trial_configs: Sequence[TrialConfig]) -> li
             reason = f"the first rung of bracket {max(usable, 1)} (from 0) lies beyond {stage}'s {epochs} epochs"
             issues.append(ConfigIssue((*path, "brackets"), f"is {asha.brackets}, but must be {rule}: {reason}"))
     return issues
+
+
+def _fraction_issues(asha: AshaConfig, path: tuple[str, ...]) -> list[ConfigIssue]:
+    """Check an ASHA whose rungs are shares of a stage."""
+    assert asha.grace_fraction is not None
+    if "grace_epochs" in asha.model_fields_set and asha.grace_epochs != AshaConfig().grace_epochs:
+        rule = f"is {asha.grace_fraction:g}, but grace_epochs is set, too: leave one of them out"
+        return [ConfigIssue((*path, "grace_fraction"), rule)]
+    if asha.grace_fraction * asha.reduction_factor ** (asha.brackets - 1) >= 1:
+        rule = "must be fewer: the first rung of the last bracket lies beyond the end of the stage"
+        return [ConfigIssue((*path, "brackets"), f"is {asha.brackets}, but {rule}")]
+    return []
 
 
 def _reports_by(epoch: float, evaluations: int) -> bool:
@@ -257,7 +272,7 @@ def notes(
         remarks.append(lists)
     for asha, stage, path in _ashas(config):
         epochs = max(getattr(trial_config, stage).epochs for trial_config in trial_configs)
-        if epochs < asha.grace_epochs:
+        if asha.grace_fraction is None and epochs < asha.grace_epochs:
             remarks.append(
                 f"{'.'.join(path)} prunes nothing: its first rung comes after epoch {shown_epochs(asha.grace_epochs)} "
                 f"of {stage.replace('_', ' ')}, which has {epochs}"

@@ -2,8 +2,9 @@
 
 import logging
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ from tailsweep.trainables.report_keys import Stage
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.storage.filesystem import join_location
 from tailsweep.trainables.training.checkpoint import checkpoint_name
+
+BEFORE_THE_END = 0.999  # of a stage: a trial that is through it has nothing to save
 
 logger = logging.getLogger(__name__)
 
@@ -352,17 +355,27 @@ def _scheduler(sweep: Sweep, records: Records) -> StageASHA | None:
     if config.search == "optuna":  # what may yet be drawn
         trial_configs += [trial_config.model_dump(mode="json") for trial_config in sweep.representative_trials()]
     rungs: dict[str, Rungs] = {}
+    clocks: dict[str, Callable[[str], float]] = {}
     for stage, asha in ((report_keys.STAGE_ONE, config.asha), (report_keys.STAGE_TWO, config.stage_two_search.asha)):
         max_epochs = max(trial_config[stage]["epochs"] for trial_config in trial_configs)
         if stage == report_keys.STAGE_TWO and sweep.two_phase is not None and sweep.two_phase.settings > 1:
             max_epochs = most_epochs(config, stage)  # of trials that are drawn when phase one is over
-        if asha is not None and max_epochs >= asha.grace_epochs:
+        if asha is not None and asha.grace_fraction is not None:
+            clocks[stage] = partial(_epochs_of, records, stage)
+            rungs[stage] = Rungs(
+                asha.grace_fraction, BEFORE_THE_END, asha.reduction_factor, asha.brackets, seed=config.seed
+            )
+        elif asha is not None and max_epochs >= asha.grace_epochs:
             rungs[stage] = Rungs(asha.grace_epochs, max_epochs, asha.reduction_factor, asha.brackets, seed=config.seed)
     if not rungs:
         return None
-    scheduler = StageASHA(rungs, config.metric)
+    scheduler = StageASHA(rungs, config.metric, clocks)
     scheduler.replay(records.history)
     return scheduler
+
+
+def _epochs_of(records: Records, stage: str, trial: str) -> float:
+    return float(records.trial(trial).config[stage]["epochs"])
 
 
 def drop_spent_checkpoints(run: RunDirectory, records: Records, metric: str) -> None:

@@ -3,13 +3,12 @@
 :class:`Rungs` is the rule: it takes one report after another and decides whether the trial stops. It decides as Ray's
 ``AsyncHyperBandScheduler`` does with ``stop_last_trials=False`` (a test compares the two). It is ours because Ray's
 loses its rungs when a sweep is resumed, draws brackets from numpy's global generator and gives no reason for a stop.
-:class:`StageASHA` is the scheduler for Tune: over stage one, and in phase two over stage two if
-``stage_two_search.asha`` is set.
+:class:`StageASHA` is the scheduler for Tune: over stage one, and over stage two if ``stage_two_search.asha`` is set.
 """
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,11 +95,15 @@ class StageASHA(FIFOScheduler):  # type: ignore[misc]
     Args:
         rungs: By stage; each records the reports of its own stage alone.
         metric: The key of the score.
+        clocks: For a stage whose rungs are shares of it: a function of a trial's name that returns its own epochs.
     """
 
-    def __init__(self, rungs: Mapping[str, Rungs], metric: str) -> None:
+    def __init__(
+        self, rungs: Mapping[str, Rungs], metric: str, clocks: Mapping[str, Callable[[str], float]] | None = None
+    ) -> None:
         super().__init__()
         self.rungs = dict(rungs)
+        self._clocks = dict(clocks or {})
         self._metric = metric
         self.decisions: dict[str, Decision] = {}  # per trial, of the last rung it reached
 
@@ -125,7 +128,9 @@ class StageASHA(FIFOScheduler):  # type: ignore[misc]
         rungs = self.rungs.get(report[report_keys.STAGE])
         if rungs is None:
             return None
-        decision = rungs.report(trial, report[report_keys.EPOCH], float(report[self._metric]))
+        clock = self._clocks.get(report[report_keys.STAGE])
+        epoch = report[report_keys.EPOCH] / (1 if clock is None else clock(trial))
+        decision = rungs.report(trial, epoch, float(report[self._metric]))
         if decision.rung is not None:
             self.decisions[trial] = decision
         return decision

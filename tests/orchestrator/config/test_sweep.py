@@ -479,6 +479,20 @@ def test_a_phase_two_that_cannot_be_is_refused(load: Any, fields: str, issue: st
     assert message.startswith(issue)
 
 
+@pytest.mark.parametrize(
+    ("asha", "issue"),
+    [
+        ("{grace_fraction: 0.5, grace_epochs: 2}", "grace_fraction: is 0.5, but grace_epochs is set, too"),
+        ("{grace_fraction: 0.5, brackets: 2}", "brackets: is 2, but must be fewer"),
+        ("{grace_fraction: 1}", "grace_fraction: is 1, but must be a number > 0 and < 1 or null"),
+    ],
+)
+def test_rungs_at_shares_that_cannot_be_are_refused(load: Any, asha: str, issue: str) -> None:
+    (message,) = issues(load, f"{{method: vanilla, data: {{train: x}}, stage_two_search: {{asha: {asha}}}}}")
+    assert message.startswith(f"stage_two_search.asha.{issue}")
+    assert load("{method: vanilla, asha: null, data: {train: x}, stage_two_search: {asha: {grace_fraction: 0.3}}}").notes == []
+
+
 def test_an_asha_of_stage_two_without_a_rung_is_noted(load: Any) -> None:
     (note,) = load(TWO_PHASE + "promote: 2, stage_two: {epochs: 2}, stage_two_search: {asha: {grace_epochs: 3}}}").notes
     assert note == "stage_two_search.asha prunes nothing: its first rung comes after epoch 3 of stage two, which has 2"

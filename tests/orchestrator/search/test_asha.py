@@ -163,6 +163,19 @@ def test_a_trial_may_be_stopped_within_an_epoch() -> None:
     assert " 0.4000 after epoch 0.333 of stage one is below " in describe(scheduler.decisions["t001"], METRIC, report)
 
 
+def test_rungs_may_be_shares_of_each_trials_own_epochs() -> None:
+    """Halfway, a trial of six epochs is judged after three of them, and one of two after its first."""
+    epochs = {"t000": 6, "t001": 2, "t002": 6}
+    scheduler = StageASHA(
+        {report_keys.STAGE_TWO: Rungs(0.5, 0.999, 3)}, METRIC, {report_keys.STAGE_TWO: epochs.__getitem__}
+    )
+    assert scheduler.rungs[report_keys.STAGE_TWO].milestones == [[0.5]]
+    assert ask(scheduler, stage_two("t001", 1, 0.6)) == TrialScheduler.CONTINUE
+    assert [ask(scheduler, stage_two("t000", epoch, 0.1)) for epoch in (1, 2, 3)] == ["CONTINUE", "CONTINUE", "STOP"]
+    assert [ask(scheduler, stage_two("t002", epoch, 0.7)) for epoch in (1, 2, 3)] == ["CONTINUE"] * 3
+    assert ask(scheduler, stage_two("t001", 2, 0.0)) == TrialScheduler.CONTINUE, "it is at its end"
+
+
 def test_tune_may_name_its_metric_and_mode() -> None:
     scheduler = StageASHA({report_keys.STAGE_ONE: Rungs(1, 3, 3)}, METRIC)
     assert scheduler.set_search_properties(METRIC, "max")
