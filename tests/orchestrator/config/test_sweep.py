@@ -490,7 +490,10 @@ def test_a_phase_two_that_cannot_be_is_refused(load: Any, fields: str, issue: st
 def test_rungs_at_shares_that_cannot_be_are_refused(load: Any, asha: str, issue: str) -> None:
     (message,) = issues(load, f"{{method: vanilla, data: {{train: x}}, stage_two_search: {{asha: {asha}}}}}")
     assert message.startswith(f"stage_two_search.asha.{issue}")
-    assert load("{method: vanilla, asha: null, data: {train: x}, stage_two_search: {asha: {grace_fraction: 0.3}}}").notes == []
+    assert (
+        load("{method: vanilla, asha: null, data: {train: x}, stage_two_search: {asha: {grace_fraction: 0.3}}}").notes
+        == []
+    )
 
 
 def test_an_asha_of_stage_two_without_a_rung_is_noted(load: Any) -> None:

@@ -181,3 +181,30 @@ def test_a_ray_started_here_listens_on_this_machine_alone(finished: Path):
     names = " ".join(name for name, _ in listening)
     assert all(part in names for part in ("gcs_server", "raylet", "DashboardAgent", "RuntimeEnvAgent")), names
     assert {address for _, address in listening} == {"127.0.0.1"}, listening
+
+
+@pytest.mark.slow
+def test_a_method_without_a_stage_one_is_pruned_halfway_through_its_only_stage(
+    local_ray: None, small_sweep: Callable[..., Path], tmp_path: Path
+):
+    """The first trial is the good one, and has more epochs: it is asked halfway through its own."""
+    asha = {"grace_fraction": 0.5, "reduction_factor": 2}
+    sweep = small_sweep(
+        method="vanilla",
+        search="random",
+        num_trials=2,
+        asha=None,
+        initial_points=[
+            {"stage_two": {"learning_rate": 3e-3, "epochs": 4}},
+            {"stage_two": {"learning_rate": 1e-7, "epochs": 2}},
+        ],
+        stage_one={"epochs": 0},
+        stage_two={"learning_rate": {"choice": [3e-3, 1e-7]}, "epochs": {"choice": [4, 2]}, "batch_size": 4},
+        stage_two_search={"asha": asha},
+    )
+    assert main(["run", str(sweep), "--storage", str(tmp_path), "--set", "name=halfway"]) == 0
+    rows = pq.read_table(tmp_path / "halfway/trials.parquet").to_pylist()
+    ends = {row["trial"]: (row["state"], row["stage_two_epochs"]) for row in rows}
+    assert ends == {"t000": ("completed", 4), "t001": ("pruned", 1)}
+    assert "after epoch 1 of stage two is below" in rows[1]["reason"]
+    assert rows[0]["best_epoch"] == 4, "of a preset's stage two the last epoch is the model"
