@@ -54,6 +54,9 @@ def change_sweep(recorded: Sweep, wanted: Sweep, source: str) -> ChangedSweep:
     Raises:
         SweepConfigError: A setting has changed that results depend on.
     """
+    if wanted.config.promote == "auto":  # the mode was settled when the run began
+        config = wanted.config.model_copy(update={"promote": recorded.config.promote})
+        wanted = Sweep.resolved(config, wanted.name, wanted.num_trials)
     changes = tuple(_differences(_settings(recorded), _settings(wanted)))
     issues = [issue for change in changes if (issue := _issue(change)) is not None]
     if issues:

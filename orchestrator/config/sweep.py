@@ -279,6 +279,8 @@ def sweep_of(tree: Tree, source: str, malformed: Sequence[ConfigIssue] = ()) -> 
     sweep = Sweep.resolved(config, config.name or _default_name("sweep"), config.num_trials or _default_count(config))
     _raise_any(stage_two_search_issues(sweep.config), source)
     _raise_any(whole_trial_issues(sweep.config) + two_phase_issues(sweep.config, trial_configs), source)
+    if sweep.two_phase is None:  # settled for good: more trials or seconds must not change it when a run is resumed
+        sweep = replace(sweep, config=sweep.config.model_copy(update={"promote": "all"}))
     return replace(sweep, notes=notes(sweep.config, distributions, trial_configs))
 
 

@@ -38,7 +38,7 @@ def load(tmp_path: Path) -> Callable[..., Sweep]:
         ("method=vanilla", 'method: "two_stage" -> "vanilla"'),
         ("metric=validation/accuracy", "metric: "),
         ("asha=null", "asha: "),
-        ("promote=2", 'promote: "auto" -> 2'),
+        ("promote=2", 'promote: "all" -> 2'),
         ("features.dtype=bf16", 'features.dtype: "fp32" -> "bf16"'),
         ("postprocess.temperature=true", "postprocess."),
         ("num_trials=2", "num_trials: 3 -> 2: a run that has begun can have more trials, but not fewer"),

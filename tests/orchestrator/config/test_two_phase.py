@@ -5,9 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tailsweep.orchestrator.config.changes import change_sweep
 from tailsweep.orchestrator.config.distributions import find_distributions
-from tailsweep.orchestrator.config.sweep import Sweep, load_sweep
+from tailsweep.orchestrator.config.sweep import (
+    Sweep,
+    SweepConfigError,
+    load_sweep,
+    override_sweep,
+    sweep_of,
+    to_yaml,
+)
 from tailsweep.orchestrator.config.two_phase import TwoPhase, drawn_tree
+from tailsweep.orchestrator.config.yaml_io import parse_yaml
 from tailsweep.trainables.config.presets import METHODS
 
 TWO_STAGES = [name for name, preset in METHODS.items() if "/" not in name and preset["stage_one"] != {"epochs": 0}]
@@ -95,6 +104,31 @@ def test_tpe_draws_settings_of_stage_one(load: Callable[..., Sweep]) -> None:
     sweep = load("search: optuna, num_trials: 8")
     assert sweep.two_phase == TwoPhase(2, 4)
     assert all(field.startswith("stage_one.") for field in find_distributions(drawn_tree(sweep.config)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "override", "change"),
+    [
+        ("num_trials: 8", "num_trials=16", 'promote: "auto" -> "all"'),  # stage one has 12 settings
+        ("num_trials: 8", "max_wallclock_seconds=60", 'promote: "auto" -> "all"'),
+        ("num_trials: 8", "num_trials=12", None),
+        ("num_trials: 1", "num_trials=12", None),
+        ("max_wallclock_seconds: 60, num_trials: 8", "max_wallclock_seconds=null", None),
+    ],
+)
+def test_a_run_stays_in_its_mode_when_it_is_extended(
+    load: Callable[..., Sweep], fields: str, override: str, change: str | None
+) -> None:
+    sweep = load(fields)
+    recorded = sweep_of(parse_yaml(to_yaml(sweep)), "run")
+    assert recorded == sweep
+    wanted = override_sweep(recorded, [override], "run")
+    if change is not None:
+        with pytest.raises(SweepConfigError, match=change):
+            change_sweep(recorded, wanted, "run")
+    else:
+        changed = change_sweep(recorded, wanted, "run").sweep
+        assert (changed.two_phase is None) == (sweep.two_phase is None)
 
 
 def test_more_trials_promote_more(load: Callable[..., Sweep]) -> None:
