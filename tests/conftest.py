@@ -25,9 +25,13 @@ from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, Protocol  # noqa: E402
 
+import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from support.messages import messages  # noqa: E402
+
+hypothesis.settings.register_profile("without a clock", deadline=None)  # a loaded machine is no failure
+hypothesis.settings.load_profile("without a clock")
 
 MAX_LENGTH = 40  # tokens of a text that the tiny models accept
 HIDDEN_SIZE = 16

@@ -31,9 +31,7 @@ from tailsweep.trainables.config.presets import METHODS
 SWEEPS = Path(__file__).resolve().parents[3] / "orchestrator" / "sweeps"
 FIXED = "method: two_stage/paper\n"  # sweeps nothing of its own
 SMALL = "data: {train: rows.csv}\nnum_trials: 2\nstage_one: {learning_rate: {loguniform: [1e-5, 1e-2]}}\n"
-in_one_folder = hypothesis_settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
-)
+in_one_folder = hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 
 
 @pytest.fixture

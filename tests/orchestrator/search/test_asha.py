@@ -192,7 +192,7 @@ def conversations(draw: st.DrawFn) -> tuple[float, float, int, int, list[tuple[i
     return grace / per_epoch, longest / per_epoch, eta, per_epoch, reports
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(conversations())
 def test_decides_as_rays_asha_does(conversation: tuple[float, float, int, int, list[tuple[int, float]]]) -> None:
     grace, max_epochs, eta, per_epoch, reports = conversation

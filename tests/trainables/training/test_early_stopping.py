@@ -3,7 +3,7 @@
 from itertools import accumulate
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tailsweep.trainables.training.early_stopping import stage_is_over
 
@@ -50,7 +50,6 @@ def test_a_stage_of_no_epochs_is_over_before_it_begins(patience: int | None) -> 
     assert not stage_is_over("stage_one", [], METRIC, epochs=1, patience=patience)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), st.integers(1, 5))
 def test_it_is_the_counter_that_every_better_score_resets(scores: list[float], patience: int) -> None:
     """Against the rule as training loops have it: a best score and a count of what came since."""
