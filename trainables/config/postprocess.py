@@ -49,11 +49,20 @@ class PostHocLogitAdjustment(Section):
     tau: Tau = "auto"
 
 
+class BestDecision(Section):
+    """None, logit adjustment or thresholds: what scores best on validation rows left out of its fit.
+
+    A rule is taken only if it gains more than one standard error, see decision_rules.py.
+    """
+
+    kind: Literal["auto"]
+
+
 class PostprocessConfig(Section):
     """What is done to the chosen model after training, in this order; by default nothing. See finish.py."""
 
     classifier: (
         Annotated[ClassifierRetraining | TauNormalization | LearnableWeightScaling, Field(discriminator="kind")] | None
     ) = None
-    decision: Annotated[Thresholds | PostHocLogitAdjustment, Field(discriminator="kind")] | None = None
+    decision: Annotated[BestDecision | Thresholds | PostHocLogitAdjustment, Field(discriminator="kind")] | None = None
     temperature: bool = False  # temperature scaling (Guo et al. 2017, arXiv 1706.04599), fitted on validation rows

@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.postprocess import (
+    BestDecision,
     ClassifierRetraining,
     LearnableWeightScaling,
+    PostHocLogitAdjustment,
     PostprocessConfig,
     TauNormalization,
     Thresholds,
@@ -36,6 +38,7 @@ from tailsweep.trainables.postprocess.calibration import (
     fitted_temperature,
     negative_log_likelihood,
 )
+from tailsweep.trainables.postprocess.decision_rules import Rule, choose_rule
 from tailsweep.trainables.postprocess.last_layer import last_layer, layer_inputs
 from tailsweep.trainables.postprocess.rebalancing import (
     Layer,
@@ -49,6 +52,7 @@ from tailsweep.trainables.training import metrics
 from torch import Tensor, nn
 
 POSTPROCESS_FILE = "finish.json"
+OUT_OF_FOLD = "out_of_fold"  # of a choice among decision rules: the score of each
 BEFORE_FILE = "before_finish.safetensors"  # the last layer as it was trained
 
 
@@ -73,6 +77,10 @@ class Step:
 
     def __str__(self) -> str:
         """Describe the step for the log: ``thresholds: validation/macro_f1 0.8123 -> 0.8301``."""
+        if isinstance(scores := self.fitted.get(OUT_OF_FOLD), dict):
+            judged = ", ".join(f"{rule} {score:.4f}" for rule, score in scores.items())
+            error = self.fitted["standard_error"]
+            return f"{self.kind}: {self.judged_by} on rows left out of the fits: {judged}; standard error {error:.4f}"
         changes = ", ".join(f"{key} {self.before[key]:.4f} -> {self.after[key]:.4f}" for key in self.before)
         return f"{self.kind}: {changes}" + ("" if self.helped else "; no better on validation rows, kept as asked for")
 
@@ -147,16 +155,20 @@ def postprocess_classifier(
             take(config.classifier.kind, retrained(train_inputs, labels, len(data.class_counts), settings), {})
 
     logits = layer.logits(inputs)
-    if isinstance(config.decision, Thresholds):
+    decision = config.decision
+    if isinstance(decision, BestDecision):
+        choice = choose_rule(logits, rows.labels, data.class_counts, rows.score)
+        out_of_fold: dict[str, float] = dict(choice.scores.items())
+        take(f"decision {choice.rule}", layer, {OUT_OF_FOLD: out_of_fold, "standard_error": choice.standard_error})
+        decision = _RULES[choice.rule]
+    if isinstance(decision, Thresholds):
         thresholds, kept = fitted_thresholds(logits, rows.labels, rows.score)
         fitted: Fitted = {"thresholds": by_class(thresholds), "share_kept": kept}
-        take(config.decision.kind, layer.shifted(-np.log(thresholds)), fitted)
-    elif config.decision is not None:
-        tau = chosen_tau(
-            config.decision.tau, lambda tau: logits + adjustment(data.class_counts, tau), rows.labels, rows.score
-        )
+        take(decision.kind, layer.shifted(-np.log(thresholds)), fitted)
+    elif decision is not None:
+        tau = chosen_tau(decision.tau, lambda tau: logits + adjustment(data.class_counts, tau), rows.labels, rows.score)
         shift = adjustment(data.class_counts, tau)
-        take(config.decision.kind, layer.shifted(shift), {"tau": tau, "shift": by_class(shift)})
+        take(decision.kind, layer.shifted(shift), {"tau": tau, "shift": by_class(shift)})
 
     if config.temperature:
         temperature = fitted_temperature(layer.logits(inputs), rows.labels)
@@ -168,6 +180,11 @@ def postprocess_classifier(
     return Postprocessed(name, before, tuple(steps))
 
 
+_RULES: dict[Rule, PostHocLogitAdjustment | Thresholds | None] = {
+    "none": None,
+    "logit_adjustment": PostHocLogitAdjustment(kind="logit_adjustment"),
+    "thresholds": Thresholds(kind="thresholds"),
+}
 _LOSS = report_keys.on_split(report_keys.VALIDATION, report_keys.LOSS)
 
 

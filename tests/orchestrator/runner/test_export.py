@@ -123,6 +123,16 @@ def test_a_plain_pipeline_says_what_was_decided(exported: Callable[..., Any], te
     np.testing.assert_allclose(by_class, expected, atol=1e-5)
 
 
+@pytest.mark.thorough
+def test_a_rule_is_chosen_on_rows_left_out_of_its_fit(exported: Callable[..., Any]) -> None:
+    folder, _, (choice, *applied) = exported("native", {"decision": {"kind": "auto"}})
+    assert choice.startswith("postprocess  decision ")
+    (first, *_) = json.loads((folder / "metrics.json").read_text())["postprocess"]
+    rule = first["kind"].removeprefix("decision ")
+    assert list(first["fitted"]["out_of_fold"]) == ["none", "logit_adjustment", "thresholds"]
+    assert [line.split(":")[0] for line in applied] == ([] if rule == "none" else [f"postprocess  {rule}"])
+
+
 def test_the_test_scores_are_those_of_the_finished_model(exported: Callable[..., Any]) -> None:
     folder, data, _ = exported(MLP, {"classifier": {"kind": "lws"}, **DECISION_AND_TEMPERATURE})
     metrics = json.loads((folder / "metrics.json").read_text())
