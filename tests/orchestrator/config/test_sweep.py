@@ -359,7 +359,7 @@ resources: {stage_two: {workers: 0, gpus_per_worker: 1.5}}
         ),
         (
             "data: {train: x}\npostprocess: {decision: {tau: 1}}",
-            "postprocess.decision.kind: missing, but must be one of thresholds",
+            "postprocess.decision.kind: missing, but must be one of auto, thresholds",
         ),
         ("data: {train: x}\npostprocess: {temperature: {choice: [true]}}", "postprocess.temperature: cannot be swept"),
     ],
