@@ -26,6 +26,7 @@ from tailsweep.trainables.config.data import DataConfig
 from tailsweep.trainables.config.trial import HeadConfig, ModelConfig, TrialConfig
 from tailsweep.trainables.data.splits import load_splits
 from tailsweep.trainables.data.tokenized import PreparedData
+from tailsweep.trainables.errors import DataError
 from tailsweep.trainables.execution.backends import live_execution, split_logits
 from tailsweep.trainables.models.classifier import build_classifier
 from tailsweep.trainables.training.metrics import Confusion
@@ -34,7 +35,8 @@ from torch import nn
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of LogisticRegression: the inverse of the regularisation's strength
 MAX_ITERATIONS = 1000
-MOST_EXAMPLES = 100_000  # that a sweep fits baselines to: above, they take more than a few minutes
+MOST_CHARACTERS = 20_000_000  # of training texts that a sweep fits baselines to: more take minutes
+SPLITS = (report_keys.TRAIN, report_keys.VALIDATION, report_keys.TEST)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,16 @@ def score_baselines(
         config: A trial of the sweep.
         data: Its examples, tokenized.
         metric: A validation score, as a sweep names it. The test score is the same of the other split.
+
+    Raises:
+        DataError: The texts cannot be read, are others than the examples, or are too many for seconds.
     """
+    splits = load_splits(config.data)
+    if not all(np.array_equal(getattr(splits, split)["label"], data.rows_of(split).labels) for split in SPLITS):
+        raise DataError(f"{config.data.train} has other rows than the sweep began with")
+    characters = sum(map(len, splits.train["text"]))
+    if characters > MOST_CHARACTERS:
+        raise DataError(f"the training texts have {characters:,} characters, above the {MOST_CHARACTERS:,} for seconds")
     scored: dict[str, dict[str, float | None]] = {}
     for name in names:
         began = time.monotonic()

@@ -12,12 +12,14 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.svm import LinearSVC
+from tailsweep.trainables import baselines
 from tailsweep.trainables.baselines import STRENGTHS, _embeddings, fit_baseline, score_baselines
 from tailsweep.trainables.config.baselines import BASELINES
 from tailsweep.trainables.config.data import DataConfig
 from tailsweep.trainables.config.trial import ModelConfig, TrialConfig
 from tailsweep.trainables.data.splits import load_splits
 from tailsweep.trainables.data.tokenized import PreparedData
+from tailsweep.trainables.errors import DataError
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
 
@@ -95,6 +97,21 @@ def test_scores_are_those_of_the_predictions(config: DataConfig, model: ModelCon
         assert (row["strength"], row[METRIC]) == (fitted.strength, fitted.validation)
         assert row["test/macro_f1"] == pytest.approx(f1_score(data.test.labels, fitted.predicted, average="macro"))
         assert row["seconds"] is not None
+
+
+def test_texts_that_changed_and_texts_for_minutes_are_refused(
+    config: DataConfig, model: ModelConfig, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Path(config.train).read_text().splitlines()
+    changed = tmp_path / "rows.csv"
+    changed.write_text("\n".join([lines[0], *reversed(lines[1:])]))
+    trial = {"model": model, "stage_one": {"epochs": 0}, "stage_two": {}}
+    other = TrialConfig.model_validate(trial | {"data": config.model_copy(update={"train": str(changed)})})
+    with pytest.raises(DataError, match="other rows than the sweep began with"):
+        score_baselines(("tfidf",), other, data, METRIC)
+    monkeypatch.setattr(baselines, "MOST_CHARACTERS", 100)
+    with pytest.raises(DataError, match="above the 100 for seconds"):
+        score_baselines(("tfidf",), TrialConfig.model_validate(trial | {"data": config}), data, METRIC)
 
 
 def test_embeddings_are_the_mean_of_the_frozen_encoder_s_last_states(model: ModelConfig, data: PreparedData) -> None:
