@@ -18,6 +18,8 @@ os.environ["TAILSWEEP_CACHE"] = _cache.name
 os.environ["XDG_STATE_HOME"] = _state.name  # of the key that run directories are signed with
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a script, where tests still send Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # below nohup, which the processes of tests would inherit
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads do not help models this small
 
 import csv  # noqa: E402
