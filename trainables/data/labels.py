@@ -29,7 +29,7 @@ def label_names(
         called: what messages begin with, such as ``data.train``.
 
     Raises:
-        DataError: A value is no name of one class: a list, an object, bytes.
+        DataError: A value is no name of one class: a list, an object, bytes, a number beyond a ClassLabel's names.
 
     Example:
         >>> label_names([1.0, 2.0, None], None, "label", "data.train")
@@ -38,6 +38,12 @@ def label_names(
         (['true', '2026-01-31', 'a '], None)
     """
     if isinstance(feature, datasets.ClassLabel):
+        beyond = [value for value in values if isinstance(value, int) and value >= len(feature.names)]
+        if beyond:
+            raise DataError(
+                f'{called}: column "{column}" has the label {beyond[0]}, but its ClassLabel names only the labels 0 to '
+                f"{len(feature.names) - 1}: write the file again with a name for every label, or with plain integers"
+            )
         # The hub marks rows without a label by -1.
         return [feature.names[value] if isinstance(value, int) and value >= 0 else None for value in values], tuple(
             feature.names

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tailsweep.trainables.config.data import DataConfig, Step
+from tailsweep.trainables.data.labels import label_names
 from tailsweep.trainables.data.rows import Rows
 from tailsweep.trainables.data.splits import DataError, Splits, _split_off, load_splits
 
@@ -448,3 +449,11 @@ def test_a_class_smaller_than_the_folds_stays_in_train(load: Callable[..., Split
     assert "few" not in {splits.label_names[label] for label in splits.test["label"]}
     assert any('fewer rows than the 5 folds have these classes, which stay in train as a whole: "few" (2)' in note
                for note in splits.notes)  # fmt: skip
+
+
+def test_a_label_beyond_the_names_of_its_class_label_is_named() -> None:
+    """As in a Parquet file whose metadata are damaged, or were written for other rows."""
+    feature = datasets.ClassLabel(names=["many", "rare"])
+    assert label_names([0, 1, -1, None], feature, "label", "data.train")[0] == ["many", "rare", None, None]
+    with pytest.raises(DataError, match="has the label 2, but its ClassLabel names only the labels 0 to 1"):
+        label_names([0, 2, 1], feature, "label", "data.train")
