@@ -175,9 +175,8 @@ class _Score:
 
     def _difference(self, ours: str, theirs: str) -> Difference:
         value = float(self.by_seed[ours].mean() - self.by_seed[theirs].mean())
-        gaps = (
-            self.resampled[ours] - self.resampled[theirs]
-        )  # NaN does not count: a rare class is not in every resample
+        # NaN does not count: a rare class is not in every resample.
+        gaps = self.resampled[ours] - self.resampled[theirs]
         tail = 100 * (1 - CONFIDENCE) / 2
         examples_low, examples_high = np.nanpercentile(gaps, [tail, 100 - tail])
         by_examples = float(np.nanvar(gaps))

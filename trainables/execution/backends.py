@@ -27,6 +27,7 @@ from tailsweep.trainables.execution.probe import (
     probing,
 )
 from tailsweep.trainables.execution.trunk import TokenTop, VectorTop
+from tailsweep.trainables.models.layers import LogitsOnly
 from torch import Tensor, nn
 
 CPU_ROWS_AT_ONCE = 8  # padded on a CPU, see PaddedExecution.parts
@@ -116,7 +117,7 @@ class PaddedExecution:
     ) -> None:
         how = {"right": "padded", "left": "padded on the left", "none": "rows of one length"}[padding]
         self.description = f"{how}: {reason}"
-        self.module: nn.Module = _Padded(model)
+        self.module: nn.Module = LogitsOnly(model)
         self.data = data
         self.device = device
         self.padding = padding
@@ -224,16 +225,6 @@ class CachedTokensExecution:
     def evaluation_batches(self, split: str) -> Sequence[NDArray[np.int64]]:
         """Batch rows of like length."""
         return length_batches(self.data.rows_of(split).lengths, TOKENS_AT_ONCE[self.device.type])
-
-
-class _Padded(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-        return logits
 
 
 def _by_length(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -153,6 +153,19 @@ def _flat(modules: nn.ModuleList) -> list[nn.Module]:
     return [layer for module in modules for layer in (_flat(module) if isinstance(module, nn.ModuleList) else [module])]
 
 
+class LogitsOnly(nn.Module):
+    """Token ids and mask (B, T) to the logits (B, C) of a classifier, and nothing else of its output."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the logits."""
+        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+
 def any_row(model: nn.Module) -> Tensor:
     """Return a row of tokens that any text classifier takes, (1, 4)."""
     config = cast(PretrainedConfig, cast(nn.Module, model.base_model).config)

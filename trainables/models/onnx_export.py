@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from tailsweep.trainables.errors import describe_error
+from tailsweep.trainables.models.layers import LogitsOnly
 from torch import Tensor, nn
 
 ONNX_FILE = "model.onnx"
@@ -55,24 +56,12 @@ def write_onnx(model: nn.Module, folder: Path, batches: Iterable[tuple[Tensor, T
     return difference
 
 
-class _Logits(nn.Module):
-    """Token ids and mask (B, T) to logits (B, C), and nothing else."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-        return logits
-
-
 def _export(model: nn.Module, inputs: tuple[Tensor, Tensor], file: Path) -> None:
     size = {0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens")}
     num_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     with _quiet():
         torch.onnx.export(
-            _Logits(model),
+            LogitsOnly(model),
             inputs,
             file,
             dynamo=True,
