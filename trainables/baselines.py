@@ -3,7 +3,9 @@
 ``tfidf`` is a logistic regression on words and pairs of words, ``embeddings`` one on the frozen encoder's mean-pooled
 output. Each also exists with equal weight for every class (``..._balanced``). ``svm_balanced`` is a linear support
 vector machine, so weighted, on words, pairs of words and pieces of words. The validation examples select the strength
-of regularisation.
+of regularisation, and the temperature that makes probabilities of the machine's margins.
+
+A baseline that reads texts may become the model of a sweep, alone or in an ensemble: see ``text_classifiers.py``.
 """
 
 import time
@@ -14,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline, make_union
+from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from tailsweep.trainables import report_keys
@@ -29,6 +33,7 @@ from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.errors import DataError
 from tailsweep.trainables.execution.backends import live_execution, split_logits
 from tailsweep.trainables.models.classifier import build_classifier
+from tailsweep.trainables.postprocess.calibration import fitted_temperature
 from tailsweep.trainables.training.metrics import Confusion
 from tailsweep.trainables.training.runtime import SingleProcess
 from torch import nn
@@ -41,23 +46,34 @@ SPLITS = (report_keys.TRAIN, report_keys.VALIDATION, report_keys.TEST)
 
 @dataclass(frozen=True)
 class Baseline:
-    """A fitted baseline with its validation score and test predictions."""
+    """A fitted baseline with its validation score and what it says of validation and test examples."""
 
+    name: str
     strength: float  # C
     validation: float  # the metric that selected the strength
-    predicted: np.ndarray  # (n,) class of each test example
+    temperature: float  # its margins are divided by it
+    validation_logits: NDArray[np.float64]  # (n, C)
+    test_logits: NDArray[np.float64]  # (n, C)
+    pipeline: Pipeline | None  # from texts to the names of classes; None where the encoder makes its inputs
+    seconds: float
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """The class of each test example, (n,)."""
+        predicted: NDArray[np.int64] = self.test_logits.argmax(axis=1)
+        return predicted
 
 
-def score_baselines(
+def fit_baselines(
     names: Sequence[TextBaseline], config: TrialConfig, data: PreparedData, metric: str
-) -> dict[str, dict[str, float | None]]:
-    """Fit baselines, and return of each the strength of its regularisation, its scores and the seconds it took.
+) -> list[Baseline]:
+    """Fit the baselines of a sweep to its examples.
 
     Args:
         names: The baselines.
         config: A trial of the sweep.
         data: Its examples, tokenized.
-        metric: A validation score, as a sweep names it. The test score is the same of the other split.
+        metric: A validation score, as a sweep names it.
 
     Raises:
         DataError: The texts cannot be read, are others than the examples, or are too many for seconds.
@@ -68,18 +84,29 @@ def score_baselines(
     characters = sum(map(len, splits.train["text"]))
     if characters > MOST_CHARACTERS:
         raise DataError(f"the training texts have {characters:,} characters, above the {MOST_CHARACTERS:,} for seconds")
-    scored: dict[str, dict[str, float | None]] = {}
-    for name in names:
-        began = time.monotonic()
-        fitted = fit_baseline(name, config.data, config.model, data, metric)
-        test = report_keys.on_split(report_keys.TEST, metric.split("/", 1)[1])
-        scored[name] = {
+    return [fit_baseline(name, config.data, config.model, data, metric) for name in names]
+
+
+def baseline_scores(
+    baselines: Sequence[Baseline], data: PreparedData, metric: str
+) -> dict[str, dict[str, float | None]]:
+    """Return of each baseline the strength of its regularisation, its scores and the seconds it took.
+
+    Args:
+        baselines: As they were fitted.
+        data: The examples, tokenized.
+        metric: A validation score, as a sweep names it. The test score is the same of the other split.
+    """
+    test = report_keys.on_split(report_keys.TEST, metric.split("/", 1)[1])
+    return {
+        fitted.name: {
             "strength": fitted.strength,
             metric: fitted.validation,
             test: _scores(fitted.predicted, data, report_keys.TEST)[test],
-            "seconds": round(time.monotonic() - began, 1),
+            "seconds": fitted.seconds,
         }
-    return scored
+        for fitted in baselines
+    }
 
 
 def fit_baseline(name: str, config: DataConfig, model: ModelConfig, data: PreparedData, metric: str) -> Baseline:
@@ -92,42 +119,79 @@ def fit_baseline(name: str, config: DataConfig, model: ModelConfig, data: Prepar
         data: The same examples, tokenized.
         metric: A validation score, as a sweep names it.
     """
-    features = _embeddings(model, data) if name.startswith("embeddings") else _texts(config, name.startswith("svm"))
-    train, validation, test = (
-        features(split) for split in (report_keys.TRAIN, report_keys.VALIDATION, report_keys.TEST)
-    )
+    began = time.monotonic()
+    reads_texts = not name.startswith("embeddings")
+    inputs = _texts(config) if reads_texts else _embeddings(model, data)
+    preprocessor = _vectorizer(name.startswith("svm")) if reads_texts else StandardScaler()
+    train = preprocessor.fit_transform(inputs(report_keys.TRAIN))
+    validation = preprocessor.transform(inputs(report_keys.VALIDATION))
     weight = "balanced" if name.endswith("_balanced") else None
-    best: Baseline | None = None
+    kind = LinearSVC if name.startswith("svm") else LogisticRegression
+    names, labels = np.array(data.label_names), data.rows_of(report_keys.TRAIN).labels
+    best: tuple[float, float, Any] | None = None  # score, strength, classifier
     for strength in STRENGTHS:
-        scale = [StandardScaler()] if name.startswith("embeddings") else []
-        kind = LinearSVC if name.startswith("svm") else LogisticRegression
-        classifier = make_pipeline(
-            *scale, kind(C=strength, class_weight=weight, max_iter=MAX_ITERATIONS, random_state=0)
-        )
+        classifier = kind(C=strength, class_weight=weight, max_iter=MAX_ITERATIONS, random_state=0)
         with warnings.catch_warnings():  # what has not converged is judged by the validation examples all the same
             warnings.simplefilter("ignore", ConvergenceWarning)
-            classifier.fit(train, data.train.labels)
-        score = _score(metric, classifier.predict(validation), data)
-        if best is None or score > best.validation:
-            best = Baseline(strength, score, classifier.predict(test))
+            classifier.fit(train, names[labels])
+        score = _score(metric, decision_logits(classifier, validation, data.label_names).argmax(axis=1), data)
+        if best is None or score > best[0]:
+            best = score, strength, classifier
     assert best is not None
-    return best
+    score, strength, classifier = best
+    validation_logits = decision_logits(classifier, validation, data.label_names)
+    temperature = fitted_temperature(validation_logits, data.validation.labels) if kind is LinearSVC else 1.0
+    test_logits = decision_logits(classifier, preprocessor.transform(inputs(report_keys.TEST)), data.label_names)
+    return Baseline(
+        name,
+        strength,
+        score,
+        temperature,
+        validation_logits / temperature,
+        test_logits / temperature,
+        make_pipeline(preprocessor, classifier) if reads_texts else None,
+        round(time.monotonic() - began, 1),
+    )
 
 
-def _texts(config: DataConfig, with_pieces: bool) -> Callable[[str], Any]:
-    """Return what is read of a split: its words and pairs of words, and pieces of 2 to 5 characters within words."""
-    splits = load_splits(config)
+def decision_logits(classifier: Any, inputs: Any, label_names: Sequence[str]) -> NDArray[np.float64]:
+    """Return what a linear classifier of scikit-learn decides by, as logits (n, C) in the order of the names.
+
+    Args:
+        classifier: The classifier, or a pipeline that ends with it; its classes are the names.
+        inputs: What it reads.
+        label_names: C names.
+    """
+    margins = np.asarray(classifier.decision_function(inputs), np.float64)
+    if margins.ndim == 1:  # of two classes the second one's: the log-odds of a logistic regression
+        margins = np.stack([-margins / 2, margins / 2], axis=1)
+    order = {name: column for column, name in enumerate(classifier.classes_)}
+    logits: NDArray[np.float64] = log_softmax(margins[:, [order[name] for name in label_names]], axis=1)
+    return logits
+
+
+def join_pair(text: str, pair: str) -> str:
+    """Return the text that a baseline reads in place of a pair."""
+    return f"{text}\n{pair}"
+
+
+def _vectorizer(with_pieces: bool) -> Any:
+    """Return what is read of a text: its words and pairs of words, and pieces of 2 to 5 characters within words."""
     words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
     pieces = TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 5), min_df=2)
-    vectorizer = make_union(words, pieces) if with_pieces else words
+    return make_union(words, pieces) if with_pieces else words
+
+
+def _texts(config: DataConfig) -> Callable[[str], list[str]]:
+    """Return the texts of each split."""
+    splits = load_splits(config)
 
     def texts(split: str) -> list[str]:
         part = getattr(splits, split)
         pairs = part["pair"] if "pair" in part.column_names else None
-        return list(part["text"]) if pairs is None else [f"{a}\n{b}" for a, b in zip(part["text"], pairs, strict=True)]
+        return list(part["text"]) if pairs is None else list(map(join_pair, part["text"], pairs))
 
-    vectorizer.fit(texts("train"))
-    return lambda split: vectorizer.transform(texts(split))
+    return texts
 
 
 def _embeddings(model: ModelConfig, data: PreparedData) -> Callable[[str], Any]:

@@ -26,12 +26,11 @@ from tailsweep.trainables.config.data import FileFormat
 from tailsweep.trainables.data.rows import join_texts, listed
 from tailsweep.trainables.data.sources import quiet_datasets, read_file
 from tailsweep.trainables.errors import InputError, describe_error
-from tailsweep.trainables.inference import class_names, classify
-from tailsweep.trainables.models.classifier import load_classifier
 from tailsweep.trainables.readers.columns import Wanted
 from tailsweep.trainables.readers.files import FileRows
 from tailsweep.trainables.readers.locations import DataFile, remote_files
 from tailsweep.trainables.storage.filesystem import download, open_location
+from tailsweep.trainables.text_classifiers import open_text_classifier
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +103,8 @@ def predict(
             raise InputError(f"--pair needs --text-column twice, but it names {', '.join(text.names)}")
         rows = _read(file, text.names, _parse_format(file_format))
         folder = _local_folder(str(model_folder), Path(temporary) / "model")
-        model, tokenizer = load_classifier(folder)
-        names = class_names(model, folder)
+        classifier = open_text_classifier(folder)
+        names = list(classifier.class_names)
         added = [PREDICTION, CONFIDENCE, *(PROBABILITY + name for name in names if probabilities)]
         if clashes := [name for name in added if name in rows.names]:
             raise InputError(f'FILE: "{file}" has a column {clashes[0]} already: rename it or drop it')
@@ -116,7 +115,7 @@ def predict(
         scores = np.zeros((len(texts), len(names)))
         if known.any():
             given = [list(itertools.compress(part, known)) for part in (texts, seconds)]
-            scores[known] = classify(model, tokenizer, given[0], given[1] if text.are_pair else None)
+            scores[known] = classifier.probabilities(given[0], given[1] if text.are_pair else None)
         table = _Added.from_scores(scores, known, names, probabilities)
         with quiet_datasets():
             _write(rows, table, output)

@@ -1,12 +1,10 @@
 """Upload a model folder to the hub. Nothing else of this project sends a model anywhere."""
 
-from pathlib import Path
-
 import httpx
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from tailsweep.trainables.errors import InputError, describe_error
-from tailsweep.trainables.models.classifier import load_classifier
+from tailsweep.trainables.text_classifiers import open_text_classifier
 
 
 def push(folder: str, repo: str, private: bool) -> str:
@@ -20,7 +18,7 @@ def push(folder: str, repo: str, private: bool) -> str:
     Raises:
         InputError: The folder is no model, or the hub refuses it.
     """
-    load_classifier(Path(folder))  # what cannot be opened is of no use to anybody
+    open_text_classifier(folder)  # what cannot be opened is of no use to anybody
     api = HfApi()
     try:
         api.create_repo(repo, private=private, exist_ok=True)

@@ -21,6 +21,7 @@ from pydantic import (
 )
 from tailsweep.orchestrator.config.distributions import num_different
 from tailsweep.orchestrator.config.errors import ConfigIssue, SweepConfigError, did_you_mean, find_issues, show
+from tailsweep.orchestrator.config.methods import shared_issues
 from tailsweep.orchestrator.config.schema import FolderName, Storage
 from tailsweep.orchestrator.config.sweep import Sweep, deep_merge, sweep_of, with_overrides
 from tailsweep.orchestrator.config.tree import FrozenTree, Tree, thaw
@@ -193,7 +194,7 @@ def comparison_of(tree: Tree, source: str, malformed: Sequence[ConfigIssue] = ()
         raise SweepConfigError(source, issues)
     config = ComparisonConfig.model_validate(own)
     notes: list[str] = []
-    methods_with: dict[str, list[str]] = {}  # by issue
+    issues_by_method: dict[str, list[str]] = {method: [] for method in config.methods}
     for method, written in thaw(config.methods).items():
         assert isinstance(written, dict)
         if misplaced := _misplaced(method, written):
@@ -202,13 +203,10 @@ def comparison_of(tree: Tree, source: str, malformed: Sequence[ConfigIssue] = ()
         try:
             sweep = _search(config, shared, method, None if config.folds is None else 0)
         except SweepConfigError as error:
-            for text in error.issues:
-                methods_with.setdefault(text, []).append(method)
+            issues_by_method[method] = error.issues
         else:
             notes += [f"{method}: {note}" for note in (*sweep.notes, *_few(config, sweep))]
-    for text, methods in methods_with.items():
-        everywhere = len(methods) == len(config.methods)
-        issues += [text] if everywhere else [f"methods.{method}: {text}" for method in methods]
+    issues += shared_issues(issues_by_method, "methods")
     if issues:
         raise SweepConfigError(source, issues)
     return Comparison(config, FrozenTree(shared), notes)
@@ -223,6 +221,8 @@ def _misplaced(method: str, written: Tree) -> list[str]:
         for name in (data if isinstance(data, dict) else {})
         if name not in OWN_OF_DATA
     ]
+    if "method" in written and not isinstance(written["method"], str):
+        texts.append("method: must be one: several side by side are for a sweep")
     if "method" not in written and method.split("/")[0] not in METHODS:
         texts.append(
             "method: is missing, but must be given where the name is not that of a method"

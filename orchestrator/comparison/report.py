@@ -169,7 +169,8 @@ def findings(comparison: Comparison, results: ComparisonResults) -> list[str]:
             texts.append(f"On the test examples, {words}: {names}.")
     if results.chosen is not None and comparison.config.folds is None:
         texts.append(
-            f"The model: {METHODS_FOLDER}/{results.chosen}/{SEEDS}/{BEST_FOLDER}, its best seed by validation examples."
+            f"The model: {METHODS_FOLDER}/{results.chosen}/{SEEDS}/{BEST_FOLDER}, chosen by validation examples: one "
+            "seed's, or the mean of several."
         )
     asked = len(comparison.config.seeds)
     short = [f"{name} ({r.num_seeds} of {asked})" for name, r in results.methods.items() if r.num_seeds < asked]

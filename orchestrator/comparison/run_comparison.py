@@ -35,9 +35,10 @@ from tailsweep.orchestrator.planning.ray_session import ray_session, result_of
 from tailsweep.orchestrator.planning.resources import placement
 from tailsweep.orchestrator.preflight.doctor import require_ready
 from tailsweep.orchestrator.preflight.needs import Needs, folder_of_runs, needs_of
-from tailsweep.orchestrator.runner.export import predict_test
 from tailsweep.orchestrator.runner.resume import Wanted
-from tailsweep.orchestrator.runner.run_sweep import RunOptions, best_trial, resume_sweep, run_sweep
+from tailsweep.orchestrator.runner.run_sweep import RunOptions, resume_sweep, run_sweep
+from tailsweep.orchestrator.runner.select_model import ModelSelection, trial_model
+from tailsweep.orchestrator.runner.trained_models import predict_split
 from tailsweep.orchestrator.runs import front
 from tailsweep.orchestrator.runs.directory import (
     COMPARISON_FILE,
@@ -237,7 +238,7 @@ def _is_finished(run: RunDirectory) -> bool:
 
 
 def _export(run: RunDirectory, method: str, sweep: Sweep | None, console: Console) -> None:
-    """Export the best method's model: its best seed by validation examples, in the folder of its retraining."""
+    """Export the model of the best method, of one seed or several, in the folder of its retraining."""
     retraining = sweep_directory(run, method, SEEDS, None)
     if not retraining.exists(METRICS_FILE):
         resume_sweep(retraining.location, console, RunOptions(checked=True, announced=False, wanted=Wanted(sweep)))
@@ -247,17 +248,19 @@ def _predict(records: ComparisonRecords, sweep: Sweep, retrained: Records, name:
     """Write the predictions of every completely trained seed that has none."""
     retraining = RunDirectory(join_location(sweep.config.storage, sweep.name))
     environment = read_environment(retraining)
-    asked = placement(sweep, report_keys.STAGE_TWO)
-    task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(predict_test)
+    selection = ModelSelection(retraining, sweep, retrained, environment)
+    task = ray.remote(**selection.resources)(predict_split)
     asked_for = {}
     for trial in retrained.trials:
         file = predictions_file(name, trial.config["seed"])
         if retrained.outcomes[trial.name].state != TrialState.COMPLETED or records.has_predictions(file):
             continue
-        chosen = best_trial(retraining, sweep, retrained, environment, trial.name)
-        asked_for[task.remote(chosen)] = (file, chosen["data"])
+        model = trial_model(retrained, sweep.config.metric, trial.name)
+        request = selection.request(trial.name, [model], [1.0])
+        asked_for[task.remote(request, report_keys.TEST)] = (file, request["data"])
     for reference, (file, data) in asked_for.items():
-        _write_predictions(records, file, result_of(reference), fetch_prepared(data, default_cache_dir()))
+        predicted = result_of(reference).argmax(axis=1)
+        _write_predictions(records, file, predicted, fetch_prepared(data, default_cache_dir()))
 
 
 def _fit_baselines(records: ComparisonRecords, comparison: Comparison, fold: int | None) -> None:

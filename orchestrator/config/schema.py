@@ -19,13 +19,13 @@ from pydantic import (
 )
 from tailsweep.orchestrator.config.distributions import Distribution, Search, find_distributions
 from tailsweep.orchestrator.config.errors import did_you_mean, show
+from tailsweep.orchestrator.config.methods import MethodField
 from tailsweep.orchestrator.config.redaction import HINT, has_a_secret
 from tailsweep.orchestrator.config.search_space import MAX_TRIALS, SECTIONS, point_values
 from tailsweep.orchestrator.config.tree import FrozenTree, TextsField, Tree, TreeField, TreesField, thaw
 from tailsweep.trainables.config.base import Section
 from tailsweep.trainables.config.baselines import TextBaseline
 from tailsweep.trainables.config.postprocess import PostprocessConfig
-from tailsweep.trainables.config.presets import METHODS
 from tailsweep.trainables.report_keys import DEFAULT_METRIC, EPOCH_DECIMALS, SCORES, VALIDATION, on_split
 
 DEFAULT_BASELINES: tuple[TextBaseline, ...] = ("tfidf_balanced", "svm_balanced")
@@ -50,12 +50,6 @@ def _without_a_key(location: str) -> str:
 
 Storage = Annotated[str, Field(min_length=1), AfterValidator(_without_a_key)]
 FolderName = Annotated[str, AfterValidator(_name_of_a_folder)]
-
-
-def _known_method(name: str) -> str:
-    if name not in METHODS:
-        raise ValueError(f"is {show(name)}, but must be a method{did_you_mean(name, METHODS)}")
-    return name
 
 
 def _known_metric(name: str) -> str:
@@ -126,6 +120,19 @@ class FeaturesConfig(Section):
     dtype: Literal["fp32", "bf16"] = "fp32"  # bf16: half the size, and numbers of three digits
 
 
+class SelectionConfig(Section):
+    """What the model of a sweep is chosen among, next to its completed trials; see orchestrator/selection/choice.py."""
+
+    stage_one: bool = True  # what stage one of these trials ended with
+    baselines: bool = True  # the sweep's `baselines`
+    # Of an ensemble, the mean of the best trials and baselines: its cost in use is that of all its members. 1: no
+    # ensemble; `best/` is then one model.
+    max_members: int = Field(8, ge=1, le=50)
+    # accuracy: an ensemble, unless something simpler is better by more than one standard error of the difference.
+    # simplicity: a baseline, else one trial, unless something else is.
+    prefer: Literal["accuracy", "simplicity"] = "accuracy"
+
+
 class ExportConfig(Section):
     """What is written of the chosen model next to its folder's weights."""
 
@@ -148,8 +155,10 @@ class SweepConfig(Section):
     name: FolderName | None = None  # run directory <storage>/<name>; null: file and time
     storage: Storage = "runs"  # a folder, or any pyarrow filesystem URI
     seed: int = Field(0, ge=0, lt=2**32)  # of the draws and of every trial
-    method: Annotated[str, AfterValidator(_known_method)] = "two_stage"  # fills what the file leaves out of the trial
-    num_trials: PositiveInt | None = Field(None, le=MAX_TRIALS)  # null: 8 at random, or the whole grid
+    # Fills what the file leaves out of the trial. Several are searched side by side, see methods.py.
+    method: MethodField = "two_stage"
+    # null: 8 at random, or the whole grid; 4 of each of several methods. Of several, each has its share.
+    num_trials: PositiveInt | None = Field(None, le=MAX_TRIALS)
     # Wall seconds after which no trial is started; those that run continue. In a two-phase sweep: in its phase one.
     max_wallclock_seconds: PositiveFloat | None = None
     search: Search = "random"  # optuna: TPE, each trial drawn based on those that have ended
@@ -178,6 +187,7 @@ class SweepConfig(Section):
         DEFAULT_BASELINES, exclude_if=lambda value: tuple(value) == DEFAULT_BASELINES
     )
     # Fields that sweeps of earlier versions lack are left out of a file where they have their defaults.
+    selection: SelectionConfig = Field(SelectionConfig(), exclude_if=lambda value: value == SelectionConfig())
     export: ExportConfig = Field(ExportConfig(), exclude_if=lambda value: value == ExportConfig())
     resources: ResourcesConfig = ResourcesConfig()
     wandb: WandbConfig = WandbConfig()

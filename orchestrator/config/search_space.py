@@ -43,6 +43,10 @@ class Trial:
     values: Point  # of the swept fields
     config: TrialConfig
 
+    def renumbered(self, number: int, values: Point, name: str | None = None) -> "Trial":
+        """Return the trial as another number of a larger sweep, whose further values come first."""
+        return Trial(number, name or f"t{number:03d}", {**values, **self.values}, self.config)
+
 
 def trials(tree: Tree, *, search: Search, num_trials: int, seed: int, points: Sequence[Point] = ()) -> list[Trial]:
     """Return the trials known before the start; an adaptive search has none.

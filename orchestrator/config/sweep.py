@@ -7,9 +7,9 @@ without touching examples, models or a cluster. The fields are in ``schema.py``,
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,22 @@ from tailsweep.orchestrator.config.distributions import (
     is_distribution,
     num_different,
 )
-from tailsweep.orchestrator.config.errors import ConfigIssue, SweepConfigError, alternatives, find_issues, in_file_order
+from tailsweep.orchestrator.config.errors import (
+    ConfigIssue,
+    SweepConfigError,
+    alternatives,
+    find_issues,
+    in_file_order,
+    show,
+)
+from tailsweep.orchestrator.config.methods import (
+    METHOD,
+    OWN_OF_DATA,
+    TRIALS_EACH,
+    own_issues,
+    several_methods,
+    shared_issues,
+)
 from tailsweep.orchestrator.config.redaction import HINT, secret_issues, secret_set_by
 from tailsweep.orchestrator.config.schema import DEFAULT_TRIALS, AshaConfig, SweepConfig, WandbConfig
 from tailsweep.orchestrator.config.search_space import (
@@ -71,25 +86,57 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked and resolved sweep, in which every trial is a valid trial."""
+    """A checked and resolved sweep, in which every trial is a valid trial.
+
+    One of several methods holds a sweep of each. Trial number i is of method i modulo their number.
+    """
 
     config: SweepConfig  # with the same name and num_trials
     name: str  # of the run directory
     num_trials: int
     notes: list[str]  # for the user: what is allowed, but may not be what was meant
+    methods: Mapping[str, "Sweep"] = field(default_factory=dict)  # of several methods, by name
 
     @classmethod
     def resolved(cls, config: SweepConfig, name: str, num_trials: int) -> "Sweep":
         """Return the sweep of ``config`` with this name and number of trials, without a check."""
-        return cls(config.model_copy(update={"name": name, "num_trials": num_trials}), name, num_trials, notes=[])
+        settled = config.model_copy(update={"name": name, "num_trials": num_trials})
+        return cls(settled, name, num_trials, [], {} if isinstance(config.method, str) else _by_method(settled))
 
     @cached_property
     def two_phase(self) -> TwoPhase | None:
-        """The numbers of a two-phase sweep; None where each trial does both stages at a stretch."""
-        return two_phase(self.config, self.num_trials)
+        """The numbers of a two-phase sweep; None where each trial does both stages at a stretch.
+
+        Of several methods: of those that are in two phases, together.
+        """
+        if not self.methods:
+            return two_phase(self.config, self.num_trials)
+        several = [sweep.two_phase for sweep in self.methods.values() if sweep.two_phase is not None]
+        return TwoPhase.together(several) if several else None
+
+    def method_sweep(self, values: Mapping[str, object]) -> "Sweep":
+        """Return the sweep of a trial's method.
+
+        Args:
+            values: of the trial's swept fields.
+        """
+        return self.methods[str(values[METHOD])] if self.methods else self
+
+    @property
+    def num_in_phase_two(self) -> int:
+        """The trials of phase two: the promoted ones, and those of methods that have no phase one."""
+        sweeps = self.methods.values() or (self,)
+        return sum(sweep.num_trials if sweep.two_phase is None else sweep.two_phase.num_trials for sweep in sweeps)
 
     def trials(self) -> list[Trial]:
         """Return the trials known before the start; the same list at every call."""
+        if self.methods:
+            drawn = {method: sweep.trials() for method, sweep in self.methods.items()}
+            names = list(self.methods)
+            places = ((number, names[number % len(names)]) for number in range(self.num_trials))
+            return [
+                drawn[method][number // len(names)].renumbered(number, {METHOD: method}) for number, method in places
+            ]
         return trials(
             drawn_tree(self.config),
             search=self.config.search,
@@ -104,6 +151,14 @@ class Sweep:
 
     def expand_promoted(self, parent: str, values: Point) -> list[Trial]:
         """Return a promoted trial once for each setting of stage two that it is tried with."""
+        if self.methods:
+            number = int(parent.removeprefix("t"))
+            own = {name: value for name, value in values.items() if name != METHOD}
+            expanded = self.method_sweep(values).expand_promoted(f"t{number // len(self.methods):03d}", own)
+            method = {METHOD: values[METHOD]}
+            return [
+                trial.renumbered(number, method, f"{parent}.{place}") for place, trial in enumerate(expanded, start=1)
+            ]
         config, two_phase = self.config, self.two_phase
         assert two_phase is not None
         points, number = config.point_values, int(parent.removeprefix("t"))
@@ -259,6 +314,12 @@ def sweep_of(tree: Tree, source: str, malformed: Sequence[ConfigIssue] = ()) -> 
     Raises:
         SweepConfigError: With all errors.
     """
+    if (methods := several_methods(tree)) is not None:
+        if len(methods) > 1:
+            return _sweep_of_methods(tree, methods, source, malformed)
+        ((name, own),) = methods.items()
+        _raise_any([*malformed, *own_issues(methods)], source)
+        tree = _merged(tree, own) | {METHOD: name}
     tree = _on_preset(tree)
     misplaced = distribution_issues(tree, search=_search(tree))
     trial_tree = {section: tree[section] for section in SECTIONS if section in tree}
@@ -282,6 +343,83 @@ def sweep_of(tree: Tree, source: str, malformed: Sequence[ConfigIssue] = ()) -> 
     if sweep.two_phase is None:  # settled for good: more trials or seconds must not change it when a run is resumed
         sweep = replace(sweep, config=sweep.config.model_copy(update={"promote": "all"}))
     return replace(sweep, notes=notes(sweep.config, distributions, trial_configs))
+
+
+def _sweep_of_methods(tree: Tree, methods: Mapping[str, Tree], source: str, malformed: Sequence[ConfigIssue]) -> Sweep:
+    """Resolve the sweep of each method, and put them together."""
+    num_trials = tree.get("num_trials")
+    issues = [*malformed, *own_issues(methods)]
+    if num_trials is None:
+        num_trials = TRIALS_EACH * len(methods)
+    elif isinstance(num_trials, int) and 0 < num_trials < len(methods):
+        rule = f"must be at least {len(methods)}, one for each method; name fewer methods"
+        issues.append(ConfigIssue(("num_trials",), f"is {num_trials}, but {rule}"))
+    if (search := tree.get("search", "random")) != "random":
+        issues.append(ConfigIssue(("search",), f"is {show(search)}, but must be random with several methods"))
+    if tree.get("initial_points"):
+        issues.append(ConfigIssue(("initial_points",), "go with one method: name one, or leave them out"))
+    _raise_any(issues, source)
+    sweeps: dict[str, Sweep] = {}
+    failed: dict[str, list[str]] = {}
+    for place, (method, own) in enumerate(methods.items()):
+        share = len(range(place, num_trials, len(methods))) if isinstance(num_trials, int) else num_trials
+        merged = _merged(tree, own) | {METHOD: method, "num_trials": share}
+        if _skips_stage_one(method, own):  # whatever the other methods' stage one is, and however it is searched
+            asked = merged.get("stage_two_search")
+            kept = {k: v for k, v in asked.items() if k != "settings"} if isinstance(asked, dict) else {}
+            promote = own.get("promote", "all")
+            merged |= {"promote": promote, "asha": None, "stage_two_search": kept, "stage_one": {"epochs": 0}}
+        try:
+            sweeps[method] = sweep_of(merged, source)
+        except SweepConfigError as error:
+            failed[method] = error.issues
+    if failed:
+        raise SweepConfigError(source, shared_issues({method: failed.get(method, []) for method in methods}, METHOD))
+    shared = next(iter(sweeps.values())).config.trial_tree["data"]
+    assert isinstance(shared, dict)
+    written = _mapping(tree, "data")
+    data = {name: value for name, value in shared.items() if name in written or name not in OWN_OF_DATA}
+    resolved = {method: _own_settings(sweep, written) for method, sweep in sweeps.items()}
+    config = SweepConfig.model_validate(tree | {METHOD: resolved, "data": data, "num_trials": num_trials})
+    assert isinstance(num_trials, int)
+    sweep = Sweep.resolved(config, config.name or _default_name("sweep"), num_trials)
+    remarks = shared_issues({method: one_method.notes for method, one_method in sweeps.items()}, METHOD)
+    return replace(sweep, notes=remarks)
+
+
+def _merged(tree: Tree, own: Tree) -> Tree:
+    """Return what a sweep file says with a method's own settings."""
+    merged = deep_merge({name: value for name, value in tree.items() if name != METHOD}, own)
+    assert isinstance(merged, dict)
+    return merged
+
+
+def _skips_stage_one(method: str, own: Tree) -> bool:
+    """Return whether a method has no stage one: its own settings decide, then its preset."""
+    section = deep_merge(METHODS[method].get("stage_one", {}), own.get("stage_one", {}))
+    return isinstance(section, dict) and section.get("epochs") == 0
+
+
+def _own_settings(sweep: Sweep, written_data: Tree) -> Tree:
+    """Return a method's settings, resolved, as they stand below ``method``."""
+    tree = sweep.config.trial_tree
+    data = tree.pop("data")
+    assert isinstance(data, dict)
+    own_data = {name: data[name] for name in OWN_OF_DATA if name in data and name not in written_data}
+    return tree | ({"data": own_data} if own_data else {}) | {"promote": sweep.config.promote}
+
+
+def _by_method(config: SweepConfig) -> dict[str, Sweep]:
+    """Return the sweep of each method of a resolved configuration."""
+    tree = config.model_dump()
+    methods = several_methods(tree)
+    assert methods is not None
+    sweeps = {}
+    for place, (method, own) in enumerate(methods.items()):
+        share = len(range(place, int(config.num_trials or 0), len(methods)))
+        resolved = SweepConfig.model_validate(_merged(tree, own) | {METHOD: method})
+        sweeps[method] = Sweep.resolved(resolved, str(config.name), share)
+    return sweeps
 
 
 def _raise_any(issues: Sequence[ConfigIssue], source: str) -> None:

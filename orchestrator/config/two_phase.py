@@ -31,6 +31,11 @@ class TwoPhase:
         each = f", each with {self.settings} settings of stage two" if self.settings > 1 else ""
         return f"the best {self.promoted} after stage one continue{each}"
 
+    @classmethod
+    def together(cls, several: Sequence["TwoPhase"]) -> "TwoPhase":
+        """Return the numbers of several methods' sweeps as one: of the settings, the most of any."""
+        return cls(sum(phases.promoted for phases in several), max(phases.settings for phases in several))
+
     @property
     def num_trials(self) -> int:
         """The trials of phase two."""

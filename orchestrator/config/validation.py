@@ -67,6 +67,7 @@ def count_issues(config: SweepConfig) -> list[ConfigIssue]:
 
 def _lists_of_method(config: SweepConfig) -> str | None:
     """Describe the fields that only the method's preset sweeps; None if there are none."""
+    assert isinstance(config.method, str)
     swept, preset = config.trial_distributions, find_distributions(dict(METHODS[config.method]))
     fields = [field for field, distribution in preset.items() if swept.get(field) == distribution]
     if not fields:

@@ -7,7 +7,6 @@ checkpoints. Logs, tables and W&B's files are small next to these and left out.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tailsweep.orchestrator.config.two_phase import TwoPhase
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.models.layers import set_trainable
@@ -39,6 +38,7 @@ class CheckpointBytes:
 def checkpoint_bytes(model: nn.Module, trial_config: TrialConfig) -> CheckpointBytes:
     """Return the sizes of a trial's checkpoints. Sets what trains on the model."""
     trained: set[str] = set()
+    stage_one_end = 0
     with_moments = []
     for stage in report_keys.STAGES:
         described = getattr(trial_config, stage)
@@ -47,9 +47,10 @@ def checkpoint_bytes(model: nn.Module, trial_config: TrialConfig) -> CheckpointB
             continue
         set_trainable(model, described.trainable)
         own = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        stage_one_end = _num_bytes(model, trained)  # which each checkpoint of stage two holds as well
         trained |= own
-        with_moments.append(_num_bytes(model, trained) + MOMENTS * _num_bytes(model, own))
-    parameters = _num_bytes(model, trained)
+        with_moments.append(stage_one_end + _num_bytes(model, trained) + MOMENTS * _num_bytes(model, own))
+    parameters = _num_bytes(model, trained) + stage_one_end
     return CheckpointBytes(
         stage_one=2 * with_moments[0],
         completed=max(with_moments) + parameters,
@@ -78,7 +79,7 @@ class Forecast:
 
 
 def forecast(
-    phases: TwoPhase | None,
+    in_phase_two: int | None,
     trials: int,
     tokens: dict[str, int],
     features: dict[str, int],
@@ -88,16 +89,16 @@ def forecast(
     """Estimate what the sweep will write.
 
     Args:
-        phases: of a two-phase sweep.
+        in_phase_two: of a two-phase sweep, the trials of its phase two.
         trials: how many have something left to do.
         tokens, features: bytes, by their keys.
         published: whether these lie in storage already.
     """
     copies = 0 if published else sum(tokens.values()) + sum(features.values())
-    if phases is None:
+    if in_phase_two is None:
         kept = trials * max(sizes.stage_one, sizes.completed)
     else:
-        kept = trials * sizes.stage_one + phases.num_trials * sizes.completed
+        kept = trials * sizes.stage_one + in_phase_two * sizes.completed
     once = copies + sizes.running + sizes.model
     return Forecast(tokens, features, storage_least=once, storage_most=once + kept)
 

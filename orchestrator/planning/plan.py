@@ -1,13 +1,13 @@
 """Everything about a sweep that is settled before its trials start."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tailsweep.orchestrator.config.errors import printable
 from tailsweep.orchestrator.config.search_space import Trial
 from tailsweep.orchestrator.config.sweep import Sweep
-from tailsweep.orchestrator.planning.disk_usage import Forecast, forecast
+from tailsweep.orchestrator.planning.disk_usage import CheckpointBytes, Forecast, forecast
 from tailsweep.orchestrator.planning.environment import Environment
 from tailsweep.orchestrator.planning.preparation import PreparedTrials, prepare_trials
 from tailsweep.orchestrator.planning.resources import placement
@@ -97,7 +97,9 @@ def plan_sweep(sweep: Sweep, trials: Sequence[Trial] | None = None) -> SweepPlan
     prepared = prepare_trials(plan.trial_configs, config.metric, config.features, config.postprocess)
     tokens = {key: sum(file.stat().st_size for file in data.folder.iterdir()) for key, data in prepared.data.items()}
     features = {key: feature_plan.num_bytes for key, feature_plan in prepared.plans.items()}
-    disk = forecast(sweep.two_phase, sweep.num_trials, tokens, features, prepared.checkpoints)
+    disk = forecast(
+        _in_phase_two(sweep), sweep.num_trials, tokens, features, _with_members(sweep, prepared.checkpoints)
+    )
     return SweepPlan(sweep, plan.trials, plan.trial_configs, prepared, disk)
 
 
@@ -112,9 +114,20 @@ def plan_resumed_sweep(sweep: Sweep, records: Records, environment: Environment)
     unfinished = sweep.num_trials - len(records.root_trials)
     unfinished += sum(trial.name not in records.outcomes for trial in records.trials)
     features = {key: feature_plan.num_bytes for key, feature_plan in environment.features.items()}
-    disk = forecast(sweep.two_phase, unfinished, {}, features, environment.checkpoint_bytes, published=True)
+    sizes = _with_members(sweep, environment.checkpoint_bytes)
+    disk = forecast(_in_phase_two(sweep), unfinished, {}, features, sizes, published=True)
     trials = tuple(records.trials)
     return SweepPlan(sweep, trials, _trial_configs(sweep, trials), None, disk)
+
+
+def _in_phase_two(sweep: Sweep) -> int | None:
+    return None if sweep.two_phase is None else sweep.num_in_phase_two
+
+
+def _with_members(sweep: Sweep, sizes: CheckpointBytes) -> CheckpointBytes:
+    """Return the sizes where the exported model may be an ensemble, with a folder for each member."""
+    members = min(sweep.config.selection.max_members, sweep.num_in_phase_two)
+    return replace(sizes, model=sizes.model * members)
 
 
 def _trial_configs(sweep: Sweep, trials: Sequence[TrialRecord]) -> tuple[Mapping[str, Any], ...]:

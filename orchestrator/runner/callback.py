@@ -93,7 +93,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self.records.add_report(row)
         self.tracker.log(name, row)
         if self.scheduler is not None:
-            rungs = self.scheduler.rungs.get(row[report_keys.STAGE])
+            rungs = self.scheduler.rungs_of(row[report_keys.STAGE], row["trial"])
             self.progress.rungs = [] if rungs is None else rungs.occupancy()
         self.progress.reported(name, row)
 

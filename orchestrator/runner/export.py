@@ -1,59 +1,57 @@
-"""The chosen trial -> a Hugging Face model directory with a card and its test metrics.
+"""The selected model -> a model folder with a card and its test metrics.
 
-In a sweep the only reader of test rows. What its ``finish`` asks for is done here, before the test rows are scored.
+In a sweep the only reader of test rows. A trial's model is a standard folder of ``transformers``; what
+``text_classifiers.py`` describes is written for a linear classifier and for an ensemble.
 """
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
 import transformers
-from tailsweep.orchestrator.runner.model_card import _card, _rows_per_class
-from tailsweep.orchestrator.runs.directory import (
-    BEST_FOLDER,
-    CHECKPOINTS_FOLDER,
-    METRICS_FILE,
-    RunDirectory,
+from numpy.typing import NDArray
+from tailsweep.orchestrator.runner.model_card import model_card, rows_per_class
+from tailsweep.orchestrator.runner.trained_models import (
+    ModelRequest,
+    OpenModel,
+    TrialModel,
+    mean_logits,
+    open_trial_model,
 )
+from tailsweep.orchestrator.runs.directory import BEST_FOLDER, METRICS_FILE, RunDirectory
 from tailsweep.trainables import report_keys
-from tailsweep.trainables.config.data import DataSource
-from tailsweep.trainables.config.postprocess import PostprocessConfig
+from tailsweep.trainables.baselines import Baseline
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData, fetch_prepared
-from tailsweep.trainables.execution.backends import live_execution, split_logits
-from tailsweep.trainables.models.classifier import CODE, build_classifier, save_classifier
+from tailsweep.trainables.models.classifier import CODE, save_classifier
 from tailsweep.trainables.models.hub import resolve
 from tailsweep.trainables.models.onnx_export import ONNX_FILE, OnnxError, write_onnx
 from tailsweep.trainables.postprocess.calibration import expected_calibration_error
-from tailsweep.trainables.postprocess.pipeline import Postprocessed, postprocess_classifier
-from tailsweep.trainables.report_keys import Stage
+from tailsweep.trainables.postprocess.pipeline import Postprocessed
 from tailsweep.trainables.storage.cache import default_cache_dir
-from tailsweep.trainables.training.checkpoint import checkpoint_name, load_parameters
+from tailsweep.trainables.text_classifiers import MEMBERS_FOLDER, save_baseline, write_ensemble
 from tailsweep.trainables.training.metrics import Confusion
-from tailsweep.trainables.training.runtime import SingleProcess
 from torch import nn
 
 ONNX_ROWS, ONNX_BATCHES = 100, 10  # test examples that the ONNX file is checked on
 
 
-class BestTrial(TypedDict):
-    """A trial that is to be a model; plain values, since it travels."""
+class ExportRequest(TypedDict):
+    """A model that is to be written; plain values, since it travels."""
 
-    location: str  # the run directory
-    trial: str
-    config: dict[str, Any]  # TrialConfig, dumped
-    best: dict[str, Any]  # the report it is judged by; its checkpoint is the model
-    data: DataSource
-    postprocess: dict[str, Any]  # the sweep's PostprocessConfig, dumped
-    metric: str  # the sweep's
+    model: ModelRequest
+    name: str  # of the model, as the selection calls it
+    best: TrialModel  # the best trial's, which the model may or may not be
     onnx: bool  # whether model.onnx is written too
-    baselines: dict[str, dict[str, float | None]]  # what it is set against, as `score_baselines` returns them
+    validation: dict[str, Any]  # its validation scores
+    record: dict[str, Any]  # what else metrics.json says: the selection, the baselines
 
 
-def export_best(chosen: BestTrial) -> list[str]:
+def export_model(request: ExportRequest) -> list[str]:
     """Write ``best/`` of a run directory: model, tokenizer, ``metrics.json`` and a card.
 
     Runs as a Ray task with a worker's resources, so that the driver needs no accelerator.
@@ -61,56 +59,124 @@ def export_best(chosen: BestTrial) -> list[str]:
     Returns:
         What was done to the model after training, and what was written next to it, a line for each.
     """
-    run, trial_config = RunDirectory(chosen["location"]), TrialConfig.model_validate(chosen["config"])
-    data = fetch_prepared(chosen["data"], default_cache_dir())
-    model, finished, device = _finished(run, chosen, trial_config, data)
-    best = chosen["best"]
+    model = request["model"]
+    run = RunDirectory(model["location"])
+    data = fetch_prepared(model["data"], default_cache_dir())
+    members, weights = model["members"], model["weights"]
     with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
-        logits = split_logits(live_execution(model, data, device, "fp32"), report_keys.TEST)
-        confusion = Confusion(len(data.label_names))
-        confusion.update(logits, torch.from_numpy(data.test.labels.copy()))
-        error = expected_calibration_error(logits.double().numpy(), data.test.labels)
-        metrics: dict[str, Any] = {
-            **confusion.scores(data.class_counts, data.label_names, report_keys.TEST),
-            report_keys.on_split(report_keys.TEST, report_keys.ECE): error,
-            "trial": chosen["trial"],
-            "stage": best[report_keys.STAGE],
-            "epoch": best[report_keys.EPOCH],
-            "labels": list(data.label_names),
-            "train_rows": _rows_per_class(data.train.labels, data.label_names),
-            "test_rows": _rows_per_class(data.test.labels, data.label_names),
-            "validation": {key: value for key, value in best.items() if key.startswith(f"{report_keys.VALIDATION}/")},
-        }
-        if chosen["baselines"]:
-            metrics["baselines"] = chosen["baselines"]
-        if finished is not None:
-            metrics["postprocess"] = finished.dump()
         folder = Path(temporary) / BEST_FOLDER
         folder.mkdir()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            resolve(trial_config.model.name), trust_remote_code=trial_config.model.trust_remote_code
+        written: list[_Written] = []
+        for number, member in enumerate(members, start=1):
+            own_folder = folder if len(members) == 1 else folder / MEMBERS_FOLDER / str(number)
+            own_folder.mkdir(parents=True, exist_ok=True)
+            written.append(_write_member(request, member, data, own_folder))
+        if len(members) > 1:
+            write_ensemble(folder, weights, data.label_names)
+        records = [part.record | {"weight": weight} for part, weight in zip(written, weights, strict=True)]
+        metrics = _metrics(request, records, mean_logits([part.logits for part in written], weights), data)
+        described = request["best"] if isinstance(members[0], Baseline) else members[0]
+        card = model_card(
+            run.name,
+            TrialConfig.model_validate(described["config"]),
+            metrics,
+            data.notes,
+            written[0].postprocessed if len(written) == 1 else None,
+            not (folder / CODE.name).exists(),
         )
-        tokenizer.model_max_length = (
-            trial_config.data.max_length
-        )  # what it was trained with is what `truncation=True` means
-        if trial_config.data.text_pair:  # it was trained without token types, which the tokenizer gives a pair
-            tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
-        save_classifier(model.cpu(), tokenizer, folder, trial_config.model.head, data.label_names)
-        if finished is not None:
-            finished.write(folder)
-        steps = [] if finished is None else [f"postprocess  {step}" for step in finished.steps]
-        if chosen["onnx"]:
-            metrics["onnx"], said = _write_onnx(model, folder, data)
-            steps.append(f"onnx  {said}")
-        (folder / "README.md").write_text(
-            _card(run.name, trial_config, metrics, data.notes, finished, not (folder / CODE.name).exists()),
-            encoding="utf-8",
-        )
-        metrics["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        metrics["files"] = {
+            path.relative_to(folder).as_posix(): path.stat().st_size
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        if run.local is None:  # a file of an earlier model would stay among those of this one
+            run.delete_folder(BEST_FOLDER)
         run.upload(folder, BEST_FOLDER)
     # Last: with it, the folder is whole. On an object store a killed process may leave a part of the others.
     run.write_text(METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
-    return steps
+    if len(written) == 1:
+        return written[0].steps
+    return [f"{part.record['name']}: {step}" for part in written for step in part.steps]
+
+
+def _metrics(
+    request: ExportRequest, members: list[dict[str, Any]], logits: NDArray[np.float64], data: PreparedData
+) -> dict[str, Any]:
+    """Return the content of ``metrics.json``, but for the files."""
+    confusion = Confusion(len(data.label_names))
+    confusion.update(torch.from_numpy(logits), torch.from_numpy(data.test.labels.copy()))
+    is_trial = len(members) == 1 and members[0]["kind"] == "trial"
+    (first, *_) = members
+    best = request["best"]
+    metrics = {
+        **confusion.scores(data.class_counts, data.label_names, report_keys.TEST),
+        report_keys.on_split(report_keys.TEST, report_keys.ECE): expected_calibration_error(logits, data.test.labels),
+        "model": request["name"],
+        # The trial whose model it is; where it is none's, or several's, the best of them all.
+        "trial": first["name"] if is_trial else best["trial"],
+        "stage": first["stage"] if is_trial else best["report"][report_keys.STAGE],
+        "epoch": first["epoch"] if is_trial else best["report"][report_keys.EPOCH],
+        "members": members,
+        "labels": list(data.label_names),
+        "train_rows": rows_per_class(data.train.labels, data.label_names),
+        "test_rows": rows_per_class(data.test.labels, data.label_names),
+        "validation": request["validation"],
+        **request["record"],
+    }
+    for key in ("postprocess", "onnx"):
+        if is_trial and key in first:
+            metrics[key] = first.pop(key)
+    return metrics
+
+
+@dataclass(frozen=True, eq=False)
+class _Written:
+    """A member whose folder has been written."""
+
+    logits: NDArray[np.float64]  # (n, C), of the test examples
+    record: dict[str, Any]  # what metrics.json says of it
+    steps: list[str]  # what was done to it, in words
+    postprocessed: Postprocessed | None = None
+
+
+def _write_member(request: ExportRequest, member: TrialModel | Baseline, data: PreparedData, folder: Path) -> _Written:
+    """Write the folder of a member."""
+    if isinstance(member, Baseline):
+        save_baseline(member, folder, data.label_names)
+        record = {"kind": "baseline", "name": member.name, "strength": member.strength}
+        return _Written(member.test_logits, record, [])
+    opened = open_trial_model(request["model"], member, data)
+    logits = opened.logits(data, report_keys.TEST).double().numpy()
+    _save_classifier(opened, data, folder)
+    report = member["report"]
+    record = {
+        "kind": "trial",
+        "name": member["trial"],
+        "stage": report[report_keys.STAGE],
+        "epoch": report[report_keys.EPOCH],
+    }
+    steps = []
+    if opened.postprocessed is not None:
+        opened.postprocessed.write(folder)
+        record["postprocess"] = opened.postprocessed.dump()
+        steps = [f"postprocess  {step}" for step in opened.postprocessed.steps]
+    if request["onnx"]:
+        record["onnx"], said = _write_onnx(opened.model, folder, data)
+        steps.append(f"onnx  {said}")
+    return _Written(logits, record, steps, opened.postprocessed)
+
+
+def _save_classifier(opened: OpenModel, data: PreparedData, folder: Path) -> None:
+    config = opened.config
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        resolve(config.model.name), trust_remote_code=config.model.trust_remote_code
+    )
+    # What it was trained with is what `truncation=True` means.
+    tokenizer.model_max_length = config.data.max_length
+    if config.data.text_pair:  # it was trained without token types, which the tokenizer gives a pair
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+    save_classifier(opened.model.cpu(), tokenizer, folder, config.model.head, data.label_names)
 
 
 def _write_onnx(model: nn.Module, folder: Path, data: PreparedData) -> tuple[dict[str, Any], str]:
@@ -128,32 +194,3 @@ def _write_onnx(model: nn.Module, folder: Path, data: PreparedData) -> tuple[dic
         return {"error": str(error)}, f"{error}; the model folder has all else"
     says = f"{ONNX_FILE} has the model's probabilities on {len(numbers)} test examples (to {difference:.0e})"
     return {"rows": len(numbers), "largest_difference": difference}, says
-
-
-def predict_test(chosen: BestTrial) -> np.ndarray:
-    """Return the class that a trial, exported as :func:`export_best` does, predicts for each test row, (n,)."""
-    run, trial_config = RunDirectory(chosen["location"]), TrialConfig.model_validate(chosen["config"])
-    data = fetch_prepared(chosen["data"], default_cache_dir())
-    model, _, device = _finished(run, chosen, trial_config, data)
-    return split_logits(live_execution(model, data, device, "fp32"), report_keys.TEST).argmax(dim=1).numpy()
-
-
-def _finished(
-    run: RunDirectory, chosen: BestTrial, trial_config: TrialConfig, data: PreparedData
-) -> tuple[nn.Module, Postprocessed | None, torch.device]:
-    """Return the trial's best checkpoint with all that is done after training, on this process's device."""
-    model = build_classifier(trial_config.model, data.label_names, trial_config.seed)
-    best = chosen["best"]
-    name = checkpoint_name(Stage(best[report_keys.STAGE]), best[report_keys.EPOCH])
-    folder = f"{CHECKPOINTS_FOLDER}/{chosen['trial']}/{name}"
-    with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
-        checkpoint = Path(temporary) / "checkpoint"
-        run.download(folder, checkpoint)
-        load_parameters(checkpoint, model)
-    runtime = SingleProcess()
-    model = runtime.place(model)
-    postprocess = PostprocessConfig.model_validate(chosen["postprocess"])
-    if postprocess == PostprocessConfig():
-        return model, None, runtime.device
-    finished = postprocess_classifier(model, data, postprocess, chosen["metric"], trial_config.seed, runtime.device)
-    return model, finished, runtime.device

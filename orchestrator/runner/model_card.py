@@ -12,12 +12,13 @@ from tailsweep.trainables.postprocess.calibration import BINS
 from tailsweep.trainables.postprocess.pipeline import BEFORE_FILE, POSTPROCESS_FILE, Postprocessed
 
 
-def _rows_per_class(labels: np.ndarray, label_names: tuple[str, ...]) -> dict[str, int]:
+def rows_per_class(labels: np.ndarray, label_names: tuple[str, ...]) -> dict[str, int]:
+    """Return how many rows each class has."""
     counts = np.bincount(labels, minlength=len(label_names))
     return {name: int(count) for name, count in zip(label_names, counts, strict=True)}
 
 
-def _card(
+def model_card(
     sweep: str,
     trial_config: TrialConfig,
     metrics: dict[str, Any],
@@ -25,11 +26,29 @@ def _card(
     finished: Postprocessed | None,
     is_standard: bool,
 ) -> str:
-    """Return the model card: what it is, how to load it, what it scored, what it was trained on."""
+    """Return the model card: what it is, how to load it, what it scored, what it was trained on.
+
+    Args:
+        sweep: The name of the run.
+        trial_config: The trial whose model it is, or one of those that a choice was made among.
+        metrics: The content of ``metrics.json``.
+        notes: What was done to the examples.
+        finished: What was done after training.
+        is_standard: Whether the folder needs no code of its own.
+    """
+    members = metrics["members"]
+    is_trial = len(members) == 1 and members[0]["kind"] == "trial"
     trust = "" if is_standard else ", trust_remote_code=True"  # the code is pooled_classifier.py, in the folder
     loading = (
         f'from transformers import pipeline\n\nclassify = pipeline("text-classification", "path/to/this/folder"{trust})'
+        if is_trial
+        else "from tailsweep.trainables.text_classifiers import open_text_classifier\n\n"
+        'classifier = open_text_classifier("path/to/this/folder")\nclassifier.probabilities(["a text"])'
     )
+    settings = ""
+    if is_trial:
+        dump = trial_config.model_dump(include={"stage_one", "stage_two", "seed"})
+        settings = f"\n```json\n{json.dumps(dump, indent=2)}\n```\n"
     scores = "\n".join(
         f"| {name} | {'-' if metrics[key] is None else format(metrics[key], '.4f')} | {meaning} |"
         for name, meaning in report_keys.SCORES.items()
@@ -46,11 +65,11 @@ def _card(
     return f"""---
 {_metadata(sweep, trial_config, metrics)}
 ---
-# {sweep}: {metrics["trial"]}
+# {sweep}: {metrics["model"]}
 
-A text classifier with {len(metrics["labels"])} classes, fine-tuned from `{trial_config.model.name}` in two stages by
-tailsweep. Chosen by validation rows among the trials of the sweep `{sweep}`; the test rows were scored once, with
-this model only.
+{_description(metrics, trial_config)} Chosen by validation rows among the models of the sweep `{sweep}`; the test rows
+were scored once, with this model only.
+{_member_table(members) if len(members) > 1 else ""}
 
 ```python
 {loading}
@@ -68,11 +87,30 @@ Mean negative log-likelihood on test rows: {loss:.4f}; expected calibration
 error ({BINS} bins): {error:.4f}.
 {"" if finished is None else _postprocess_section(finished)}
 Rows: `{trial_config.data.train}`, at most {trial_config.data.max_length} tokens each.{remarks}
+{settings}"""
 
-```json
-{json.dumps(trial_config.model_dump(include={"stage_one", "stage_two", "seed"}), indent=2)}
-```
-"""
+
+def _description(metrics: dict[str, Any], trial_config: TrialConfig) -> str:
+    """Say in a sentence what the model is."""
+    classes = f"{len(metrics['labels'])} classes"
+    (first, *others) = metrics["members"]
+    if first["kind"] == "trial" and not others:
+        stages = "in stage one of two" if metrics["stage"] == report_keys.STAGE_ONE else "in two stages"
+        return f"A text classifier with {classes}, fine-tuned from `{trial_config.model.name}` {stages} by\ntailsweep."
+    if others:
+        return (
+            f"An ensemble of {1 + len(others)} text classifiers with {classes}, whose probabilities are averaged, by\n"
+            "tailsweep."
+        )
+    return f"A linear text classifier with {classes} (`{first['name']}`), a scikit-learn pipeline, by\ntailsweep."
+
+
+def _member_table(members: list[dict[str, Any]]) -> str:
+    rows = "\n".join(
+        f"| {number} | {member['name']} | {member.get('stage', 'linear').replace('_', ' ')} | {member['weight']:.3f} |"
+        for number, member in enumerate(members, start=1)
+    )
+    return f"\n| folder below `members` | model | stage | weight |\n|---|---|---|---|\n{rows}\n"
 
 
 def _metadata(sweep: str, trial_config: TrialConfig, metrics: dict[str, Any]) -> str:
@@ -92,11 +130,11 @@ def _metadata(sweep: str, trial_config: TrialConfig, metrics: dict[str, Any]) ->
         if metrics[key] is not None
     ]
     card = ModelCardData(
-        base_model=trial_config.model.name,
+        base_model=trial_config.model.name if any(member["kind"] == "trial" for member in metrics["members"]) else None,
         pipeline_tag="text-classification",
-        library_name="transformers",
+        library_name="transformers" if [member["kind"] for member in metrics["members"]] == ["trial"] else "tailsweep",
         tags=["text-classification", "class-imbalance", "tailsweep"],
-        model_name=f"{sweep}/{metrics['trial']}",
+        model_name=f"{sweep}/{metrics['model']}",
         eval_results=results,
         ignore_metadata_errors=True,
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.console import Console
+from tailsweep.orchestrator.config.two_phase import TwoPhase
 from tailsweep.orchestrator.planning.plan import SweepPlan
 from tailsweep.orchestrator.planning.resources import placement, trial_slots
 from tailsweep.orchestrator.runner.publish_features import Entry, publish_features
@@ -56,11 +57,12 @@ class SweepRunner:
             self.run_phase(TuneRequest(Phase.BOTH_STAGES, self.unfinished, in_stage_two, features, may_draw=True))
         elif self._run_phase_one(features):
             self._promote()
-            promoted = self.unfinished
+            remaining = self.unfinished
+            promoted = [trial for trial in remaining if self._has_phase_one(trial)]
             logger.info(f"promoted: {', '.join(trial.name for trial in promoted)}")
             began = time.monotonic()
-            self.run_phase(TuneRequest(Phase.BOTH_STAGES, promoted, in_stage_two, features))
-            logger.info(f"phase two: {len(promoted)} trials in {time.monotonic() - began:.0f} s")
+            self.run_phase(TuneRequest(Phase.BOTH_STAGES, remaining, in_stage_two, features))
+            logger.info(f"phase two: {len(remaining)} trials in {time.monotonic() - began:.0f} s")
 
     def run_phase(self, request: TuneRequest) -> None:
         """Run trials, and once more those that Tune gives up before they begin, as often as there are retries."""
@@ -82,7 +84,8 @@ class SweepRunner:
         """Run stage one of every trial; returns whether all of them are through it."""
         began = time.monotonic()
         in_stage_one = placement(self.sweep, report_keys.STAGE_ONE)
-        unstarted = [trial for trial in self.unfinished if not self._has_done_stage_one(trial)]
+        in_phase_one = [trial for trial in self.unfinished if self._has_phase_one(trial)]
+        unstarted = [trial for trial in in_phase_one if not self._has_done_stage_one(trial)]
         on_features = [trial for trial in unstarted if self.environment.inputs_of(trial.config).features is not None]
         live = [trial for trial in unstarted if trial not in on_features]
         all_on_features = all(inputs.features is not None for inputs in self.environment.inputs.values())
@@ -91,35 +94,42 @@ class SweepRunner:
         self.run_phase(TuneRequest(Phase.STAGE_ONE_RUN, live, in_stage_one, features, may_draw=not all_on_features))
         if len(self.records.root_trials) < self.sweep.num_trials:
             return False
-        if not all(self._has_done_stage_one(trial) for trial in self.unfinished):
+        if not all(self._has_done_stage_one(trial) for trial in self.unfinished if self._has_phase_one(trial)):
             return False
         if unstarted:
-            logger.info(f"phase one: {len(self.records.root_trials)} trials in {time.monotonic() - began:.0f} s")
+            num_in_phase_one = sum(map(self._has_phase_one, self.records.root_trials))
+            logger.info(f"phase one: {num_in_phase_one} trials in {time.monotonic() - began:.0f} s")
         return True
 
     def _promote(self) -> None:
-        """End every trial that is not among the best of phase one, and expand those that are.
+        """End every trial that is not among the best of its method's phase one, and expand those that are.
 
         A promoted trial becomes as many as there are settings of stage two to try, where that is more than one.
         """
-        config, records = self.sweep.config, self.records
-        two_phase = self.sweep.two_phase
-        assert two_phase is not None
-        ranking = stage_one_ranking(records, config.metric)
+        for method, sweep in self.sweep.methods.items() or [("", self.sweep)]:
+            if sweep.two_phase is not None:
+                trials = [trial for trial in self.records.root_trials if self.sweep.method_sweep(trial.values) is sweep]
+                self._promote_the_best(sweep.two_phase, trials, f" of {method}" if method else "")
+
+    def _promote_the_best(self, two_phase: TwoPhase, trials: Sequence[TrialRecord], where: str) -> None:
+        records, metric = self.records, self.sweep.config.metric
+        ranking = stage_one_ranking(records, metric, trials)
         for rank, name in enumerate(ranking, start=1):
             if name in records.outcomes:
                 continue
-            place = f"rank {rank} of {len(ranking)} by {config.metric} after stage one"
+            place = f"rank {rank} of {len(ranking)}{where} by {metric} after stage one"
             if rank > two_phase.promoted:
                 self.callback.end(name, TrialState.NOT_PROMOTED, f"{place}; the best {two_phase.promoted} continue")
             elif two_phase.settings > 1:
-                parent = records.trial(name)
-                children = self.sweep.expand_promoted(name, parent.values)
+                children = self.sweep.expand_promoted(name, records.trial(name).values)
                 for child in children:
                     if child.name not in records:  # a killed sweep may have drawn some
                         self.callback.draw(record_of(child, parent=name))
                 names = ", ".join(child.name for child in children)
                 self.callback.end(name, TrialState.PROMOTED, f"{place}; continues as {names}")
+
+    def _has_phase_one(self, trial: TrialRecord) -> bool:
+        return self.sweep.method_sweep(trial.values).two_phase is not None
 
     def _is_cut_short(self, request: TuneRequest) -> bool:
         """Whether Tune has ended before its trials: by Ctrl-C, say."""

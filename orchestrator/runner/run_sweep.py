@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from rich.console import Console
+from tailsweep.orchestrator.config.methods import METHOD
 from tailsweep.orchestrator.config.search_space import Trial
 from tailsweep.orchestrator.config.sweep import Sweep, to_yaml
 from tailsweep.orchestrator.config.two_phase import most_epochs
@@ -29,12 +30,10 @@ from tailsweep.orchestrator.planning.environment import (
     write_environment,
 )
 from tailsweep.orchestrator.planning.plan import SweepPlan, format_class_table, plan_resumed_sweep, plan_sweep
-from tailsweep.orchestrator.planning.ray_session import ray_session, result_of
-from tailsweep.orchestrator.planning.resources import placement
+from tailsweep.orchestrator.planning.ray_session import ray_session
 from tailsweep.orchestrator.preflight.doctor import require_ready
 from tailsweep.orchestrator.preflight.needs import folder_of_runs, needs_of
 from tailsweep.orchestrator.runner.callback import SweepCallback, epochs_of, settled
-from tailsweep.orchestrator.runner.export import BestTrial, export_best
 from tailsweep.orchestrator.runner.phases import SweepRunner
 from tailsweep.orchestrator.runner.resume import Wanted, reopen
 from tailsweep.orchestrator.runner.tune_run import TuneRunner
@@ -51,15 +50,12 @@ from tailsweep.orchestrator.runs.grants import restated, sign
 from tailsweep.orchestrator.runs.lock import run_lock
 from tailsweep.orchestrator.runs.records import write_trials
 from tailsweep.orchestrator.runs.report import write_report
-from tailsweep.orchestrator.runs.tables import is_exported, read_test_metrics, select_best, write_tables
+from tailsweep.orchestrator.runs.tables import is_exported, read_test_metrics, result_rows, select_best, write_tables
 from tailsweep.orchestrator.runs.trials import Records, Row, TrialState
 from tailsweep.orchestrator.search.asha import Rungs, StageASHA
 from tailsweep.trainables import report_keys
-from tailsweep.trainables.config.trial import TrialConfig
-from tailsweep.trainables.data.tokenized import fetch_prepared
-from tailsweep.trainables.errors import InputError, StorageError
+from tailsweep.trainables.errors import StorageError
 from tailsweep.trainables.report_keys import Stage
-from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.storage.filesystem import join_location
 from tailsweep.trainables.training.checkpoint import checkpoint_name
 
@@ -285,60 +281,23 @@ class StartedSweep:
         """Make ``best/`` if it is not there, and the sweep's own W&B run."""
         if not self.export:
             return
-        exported = is_exported(self.run, best)
+        rows = result_rows(self.records, self.config.metric)
+        exported = is_exported(self.run, rows, self.config.metric)
         if not exported:
-            self._export(best["trial"])
+            from tailsweep.orchestrator.runner.select_model import ModelSelection  # scikit-learn takes a second
+
+            ModelSelection(self.run, self.plan.sweep, self.records, self.environment).export(rows)
         if not exported or (self.logs_again and run_id(tracker.sweep, "sweep") not in uploaded):
             metrics = read_test_metrics(self.run) or {}
             test = {key: value for key, value in metrics.items() if key.startswith(f"{report_keys.TEST}/")}
-            tracker.finish_sweep(flatten(self.config.model_dump(mode="json")), {"chosen": best["trial"], **test})
-
-    def _export(self, trial: str) -> None:
-        """Make ``best/`` in a task with a worker's resources: the driver's node may have no accelerator."""
-        asked = placement(self.plan.sweep, report_keys.STAGE_TWO)
-        best = best_trial(self.run, self.plan.sweep, self.records, self.environment, trial)
-        best["baselines"] = self._baselines(best)
-        task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(export_best)
-        for step in result_of(task.remote(best)):
-            logger.info(step)
-
-    def _baselines(self, best: BestTrial) -> dict[str, dict[str, float | None]]:
-        """Return the scores of the baselines. They read the texts, which this process has read at its start."""
-        if not self.config.baselines:
-            return {}
-        from tailsweep.trainables.baselines import score_baselines  # scikit-learn takes a second
-
-        trial_config = TrialConfig.model_validate(best["config"])
-        data = fetch_prepared(best["data"], default_cache_dir())
-        try:
-            return score_baselines(self.config.baselines, trial_config, data, self.config.metric)
-        except InputError as error:  # too many texts, or they are no longer where they were
-            logger.info(f"no baselines: {error}")
-            return {}
+            chosen = metrics.get("model", best["trial"])
+            tracker.finish_sweep(flatten(self.config.model_dump(mode="json")), {"chosen": chosen, **test})
 
     def _say_how_to_sync(self) -> None:
         is_local = self.run.local is not None
         folder = WANDB_FOLDER if is_local else self.run.uri(WANDB_FOLDER)
         copied = "" if is_local else "copy it to a folder here, and "
         logger.info(f"W&B      {self.run.uri(WANDB_FOLDER)}; to upload: {copied}{sync_command(folder)}")
-
-
-def best_trial(run: RunDirectory, sweep: Sweep, records: Records, environment: Environment, trial: str) -> BestTrial:
-    """Return a completed trial as :func:`export_best` takes it."""
-    best = records.judged(trial, sweep.config.metric)
-    assert best is not None, "a completed trial has reported"
-    trial_config = records.trial(trial).config
-    return BestTrial(
-        location=run.location,
-        trial=trial,
-        config=trial_config,
-        best=dict(best),
-        data=environment.data_source(run, environment.inputs_of(trial_config).data),
-        postprocess=sweep.config.postprocess.model_dump(),
-        metric=sweep.config.metric,
-        onnx=sweep.config.export.onnx,
-        baselines={},
-    )
 
 
 def _scheduler(sweep: Sweep, records: Records) -> StageASHA | None:
@@ -352,7 +311,8 @@ def _scheduler(sweep: Sweep, records: Records) -> StageASHA | None:
     for stage, asha in ((report_keys.STAGE_ONE, config.asha), (report_keys.STAGE_TWO, config.stage_two_search.asha)):
         max_epochs = max(trial_config[stage]["epochs"] for trial_config in trial_configs)
         if stage == report_keys.STAGE_TWO and sweep.two_phase is not None and sweep.two_phase.settings > 1:
-            max_epochs = most_epochs(config, stage)  # of trials that are drawn when phase one is over
+            # Of trials that are drawn when phase one is over:
+            max_epochs = max(most_epochs(each.config, stage) for each in sweep.methods.values() or (sweep,))
         if asha is not None and asha.grace_fraction is not None:
             clocks[stage] = partial(_epochs_of, records, stage)
             rungs[stage] = Rungs(
@@ -362,13 +322,21 @@ def _scheduler(sweep: Sweep, records: Records) -> StageASHA | None:
             rungs[stage] = Rungs(asha.grace_epochs, max_epochs, asha.reduction_factor, asha.brackets, seed=config.seed)
     if not rungs:
         return None
-    scheduler = StageASHA(rungs, config.metric, clocks)
+    # What stage one has reached says nothing of methods with another one, or with none.
+    groups: dict[str, Callable[[str], str]] = {}
+    if sweep.methods:
+        groups[report_keys.STAGE_ONE] = partial(_method_of, records)
+    scheduler = StageASHA(rungs, config.metric, clocks, groups)
     scheduler.replay(records.history)
     return scheduler
 
 
 def _epochs_of(records: Records, stage: str, trial: str) -> float:
     return float(records.trial(trial).config[stage]["epochs"])
+
+
+def _method_of(records: Records, trial: str) -> str:
+    return str(records.trial(trial).values[METHOD])
 
 
 def drop_spent_checkpoints(run: RunDirectory, records: Records, metric: str) -> None:

@@ -39,6 +39,7 @@ HISTORY_FILE = "history.parquet"
 REPORT_FILE = "report.html"
 BEST_FOLDER = "best"
 METRICS_FILE = "best/metrics.json"
+PREDICTIONS_FILE = "predictions/validation.parquet"  # of the models that the best was chosen among
 WANDB_FOLDER = "wandb"
 LOG_FILE = "log.jsonl"  # the messages of the sweep, one JSON object per line
 CHECKPOINTS_FOLDER = "state/checkpoints"  # one folder per trial, written by its Ray Train run
@@ -280,10 +281,12 @@ class RunDirectory:
         return sorted(info.base_name for info in infos if not info.base_name.endswith((".tmp", ".partial")))
 
     def sizes(self, relative: str) -> dict[str, int]:
-        """Return the bytes of each file directly in a folder by its name; none if there is no such folder."""
-        selector = pafs.FileSelector(self._at(relative), allow_not_found=True)
+        """Return the bytes of each file below a folder by its path from there; none if there is no such folder."""
+        folder = self._at(relative)
+        selector = pafs.FileSelector(folder, allow_not_found=True, recursive=True)
         infos = self._fetch(lambda: self.filesystem.get_file_info(selector), relative)
-        return {info.base_name: info.size for info in infos if info.type == pafs.FileType.File}
+        files = (info for info in infos if info.type == pafs.FileType.File)
+        return {info.path.removeprefix(f"{folder}/"): info.size for info in files}
 
     def modified(self, relative: str) -> float | None:
         """Return when a file was last written, in seconds since the epoch by the clock of storage; None: unknown."""

@@ -51,7 +51,7 @@ def grants_of(settings: Mapping[str, object], run: RunDirectory) -> list[Grant]:
     """
     grants = []
     for field, value in leaves(settings):
-        name = re.sub(r"^methods\.[^.]+\.", "", field)  # of a comparison, whose methods have settings of their own
+        name = re.sub(r"^methods?\.[^.]+\.", "", field)  # of methods with settings of their own
         if name == "model.trust_remote_code" and True in _values(value):
             grants.append(Grant(field, value, "it runs the Python code that a model brings along"))
         elif name == "features.dir" and value is not None:

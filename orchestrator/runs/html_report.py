@@ -1,12 +1,22 @@
 """A run's records as one self-contained HTML page: no script, no network, every number from the run's own files."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from tailsweep.orchestrator.runs.tables import ranking
-from tailsweep.orchestrator.runs.text import baseline_rows, beaten_by, format_cell
+from tailsweep.orchestrator.runs.tables import chosen_trials, ranking
+from tailsweep.orchestrator.runs.text import (
+    METHOD_HEADER,
+    SELECTION_HEADER,
+    baseline_rows,
+    beaten_by,
+    describe_choice,
+    format_cell,
+    method_rows,
+    selection_remark,
+    selection_rows,
+)
 from tailsweep.orchestrator.runs.trials import Records, Row, TrialState
 from tailsweep.trainables import report_keys
 
@@ -48,7 +58,7 @@ def render_page(
         metric: The key the trials are ranked by.
         test_metrics: ``best/metrics.json``; None if nothing has been chosen yet.
     """
-    chosen = test_metrics["trial"] if test_metrics else None
+    chosen = chosen_trials(test_metrics)
     swept = list(dict.fromkeys(key for trial in records.trials for key in trial.values))
     parts = [f"<h1>{escape(name)}</h1>"]
     if any(trial.config["data"]["train"].startswith("demo://") for trial in records.trials):
@@ -56,11 +66,14 @@ def render_page(
     if test_metrics is None:
         parts.append("<p>No trial has been chosen.</p>")
     else:
-        where = f"{test_metrics['stage']} epoch {report_keys.shown_epochs(test_metrics['epoch'])}"
         parts.append(
-            f"<p>Chosen by {escape(metric)}: <b>{escape(str(chosen))}</b>, {escape(where)}. The test rows were scored "
+            f"<p>Chosen by {escape(metric)}: <b>{escape(describe_choice(test_metrics))}</b>. The test rows were scored "
             "once, for this model only.</p>"
         )
+        if test_metrics.get("selection"):
+            parts.append(_table(SELECTION_HEADER, selection_rows(test_metrics)))
+            if (remark := selection_remark(test_metrics)) is not None:
+                parts.append(f'<p class="note">{escape(remark)}</p>')
         parts.append(_table(["score", "test", ""], _score_rows(test_metrics)))
         parts.append(_table(["class", "train rows", "test rows", "F1"], _class_rows(test_metrics)))
         if test_metrics.get("baselines"):
@@ -68,6 +81,8 @@ def render_page(
             parts.append(_table(["baseline", "validation", "test", "seconds"], baselines))
             if (warning := beaten_by(test_metrics, metric)) is not None:
                 parts.append(f'<p class="note">{escape(warning)}</p>')
+    if methods := method_rows(records, rows, metric):
+        parts.append(f"<h2>Methods</h2>\n{_table(METHOD_HEADER, methods)}")
     parts.append(f"<h2>The course of every trial</h2>\n{draw_curves(records, rows, metric, chosen)}")
     header = ["trial", "state", "epochs", metric.split("/", 1)[1], *swept, "seconds", "reason"]
     ranked = [
@@ -111,7 +126,7 @@ class _Plot:
         return round(TOP + height, 1)
 
 
-def draw_curves(records: Records, rows: Sequence[Row], metric: str, chosen: str | None) -> str:
+def draw_curves(records: Records, rows: Sequence[Row], metric: str, chosen: Collection[str]) -> str:
     """Draw an SVG of ``metric`` over the epochs of stage one, then of stage two: a line per trial, its end marked."""
     epochs: dict[str, int] = {
         stage: max((c.config[stage]["epochs"] for c in records.trials), default=0) for stage in report_keys.STAGES
@@ -132,7 +147,7 @@ def draw_curves(records: Records, rows: Sequence[Row], metric: str, chosen: str 
     drawn = _axes(plot, metric)
     states: dict[str, str] = {row["trial"]: row["state"] for row in rows}
     # The best trial last, over the others.
-    for name in sorted(states, key=lambda name: (name == chosen, states[name] == TrialState.COMPLETED)):
+    for name in sorted(states, key=lambda name: (name in chosen, states[name] == TrialState.COMPLETED)):
         state = states[name]
         history = records.history_of(name)
         if not history:
@@ -141,7 +156,7 @@ def draw_curves(records: Records, rows: Sequence[Row], metric: str, chosen: str 
             (plot.x(report[report_keys.STAGE], report[report_keys.EPOCH]), plot.y(report[metric]))
             for report in _few(history)
         ]
-        kind = "chosen" if name == chosen else state
+        kind = "chosen" if name in chosen else state
         color, width = COLORS[kind], 3 if kind == "chosen" else 1.6
         line = " ".join(f"{across},{down}" for across, down in points)
         title = escape(f"{name}, {state}: {history[-1][metric]:.4f}")

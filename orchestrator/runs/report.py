@@ -4,9 +4,9 @@ import logging
 from collections.abc import Sequence
 
 from tailsweep.orchestrator.config.distributions import key_of
-from tailsweep.orchestrator.config.edges import edge_notes
 from tailsweep.orchestrator.config.sweep import Sweep
 from tailsweep.orchestrator.runs.directory import REPORT_FILE, RunDirectory, open_run
+from tailsweep.orchestrator.runs.edges import edge_notes
 from tailsweep.orchestrator.runs.html_report import render_page
 from tailsweep.orchestrator.runs.records import check_settings, read_records, read_sweep
 from tailsweep.orchestrator.runs.tables import read_test_metrics, result_rows, select_best, write_tables
@@ -50,13 +50,14 @@ def hints(sweep: Sweep, records: Records, rows: Sequence[Row]) -> list[str]:
     best = select_best(rows, metric)
     if best is None:
         return []
-    distributions = sweep.config.trial_distributions
+    values = records.trial(best["trial"]).values
+    distributions = sweep.method_sweep(values).config.trial_distributions
     several = {
         field: distribution
         for field, distribution in distributions.items()
         if len({key_of(trial.values.get(field)) for trial in records.trials}) > 1
     }
-    lines = list(edge_notes(records.trial(best["trial"]).values, several))
+    lines = list(edge_notes(values, several))
     reports = records.history_of(best["trial"])
     last = [row[metric] for row in reports if row[STAGE] == reports[-1][STAGE]]
     if len(last) > 1 and last[-1] == max(last) and last[-1] - last[-2] >= RISING:

@@ -105,19 +105,42 @@ def read_test_metrics(run: RunDirectory) -> Row | None:
     return read
 
 
-def is_exported(run: RunDirectory, best: Row) -> bool:
-    """Return whether ``best/`` is whole and is of the sweep's best trial, of which `best` is the row."""
+def choice_basis(rows: Sequence[Row], metric: str) -> list[object]:
+    """Return what the choice of a model rests on: the best trial and its checkpoint, and how many are completed."""
+    best = ranking(rows, metric)[0]
+    completed = sum(row["state"] == TrialState.COMPLETED for row in rows)
+    return [best["trial"], best["best_stage"], best["best_epoch"], completed]
+
+
+def is_exported(run: RunDirectory, rows: Sequence[Row], metric: str) -> bool:
+    """Return whether ``best/`` is whole and was chosen among the trials that there are.
+
+    Args:
+        run: the run directory.
+        rows: of its trials, as :func:`result_rows` returns them.
+        metric: the score that trials are ranked by.
+    """
     try:
         metrics = read_test_metrics(run)
     except RunDirectoryError:
         return False
     if metrics is None:
         return False
-    chosen = (best["trial"], best["best_stage"], best["best_epoch"])
+    basis = choice_basis(rows, metric)
+    # Versions without a choice made the best trial's model, and wrote nothing else down.
+    earlier = [metrics["trial"], metrics["stage"], metrics["epoch"], basis[-1]]
     sizes = run.sizes(BEST_FOLDER)
-    return chosen == (metrics["trial"], metrics["stage"], metrics["epoch"]) and all(
+    return metrics.get("choice_basis", earlier) == basis and all(
         sizes.get(name) == size for name, size in metrics.get("files", {}).items()
     )
+
+
+def chosen_trials(metrics: Row | None) -> list[str]:
+    """Return the trials whose models are, or are part of, the model of ``best/metrics.json``."""
+    if metrics is None:
+        return []
+    members = metrics.get("members", [{"kind": "trial", "name": metrics["trial"]}])
+    return [member["name"] for member in members if member["kind"] == "trial"]
 
 
 def _write_parquet(run: RunDirectory, name: str, rows: Sequence[Row]) -> None:

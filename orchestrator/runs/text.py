@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from tailsweep.orchestrator.config.errors import printable
+from tailsweep.orchestrator.config.methods import METHOD
 from tailsweep.orchestrator.runs.directory import (
     BEST_FOLDER,
     HISTORY_FILE,
@@ -30,6 +31,9 @@ def describe_run(
     """
     swept = list(dict.fromkeys(name for trial in records.trials for name in trial.values))
     lines = [format_ranking(rows, metric, swept, limit=20), *failures(rows), ""]
+    if methods := method_rows(records, rows, metric):
+        table = [list(METHOD_HEADER), *([format_cell(cell) for cell in row] for row in methods)]
+        lines += [aligned(table), ""]
     metrics = read_test_metrics(run)
     chosen = select_best(rows, metric)
     if metrics is None and chosen is not None:
@@ -37,10 +41,11 @@ def describe_run(
     elif metrics is None:
         lines.append("no trial has been chosen, so there is no model")
     else:
-        where = f"{metrics['stage']} epoch {report_keys.shown_epochs(metrics['epoch'])}"
-        lines.append(f"chosen by {metric}: {metrics['trial']}, {where}")
+        lines.append(f"chosen by {metric}: {describe_choice(metrics)}")
         if any(trial.config["data"]["train"].startswith("demo://") for trial in records.trials):
             lines.append("its rows are synthetic: these numbers show that the sweep works, not what a method is worth")
+        if metrics.get("selection"):
+            lines += ["", *format_selection(metrics)]
         lines += ["", format_test_metrics(metrics)]
         if metrics.get("baselines"):
             lines += ["", *format_baselines(metrics, metric)]
@@ -91,6 +96,59 @@ def format_test_metrics(metrics: Row) -> str:
     return aligned(scores) + "\n\n" + aligned(classes)
 
 
+def describe_choice(metrics: Row) -> str:
+    """Return what the model of ``best/metrics.json`` is: a trial and its epoch, a baseline, or an ensemble."""
+    members = metrics.get("members", [{"kind": "trial"}])  # versions without a choice wrote none
+    if [member["kind"] for member in members] == ["trial"]:
+        return f"{metrics['trial']}, {metrics['stage']} epoch {report_keys.shown_epochs(metrics['epoch'])}"
+    if len(members) == 1:
+        return f"{metrics['model']}, a linear classifier"
+    parts = ", ".join(f"{member['weight']:.2f} {_member_name(member)}" for member in members)
+    return f"{metrics['model']}: {parts}"
+
+
+def _member_name(member: Row) -> str:
+    name = str(member["name"])
+    return f"{name} stage one" if member.get("stage") == report_keys.STAGE_ONE else name
+
+
+SELECTION_HEADER = ("kind", "out of fold", "difference", "standard error", "", "models")
+
+
+def selection_rows(metrics: Row) -> list[list[object]]:
+    """Return of each kind of model that was compared its score, the difference to the chosen one, and what it is."""
+    return [
+        [
+            judged["kind"] if judged["kind"] == "ensemble" else f"best {judged['kind']}",
+            judged["score"],
+            None if judged["chosen"] else judged["difference"],
+            None if judged["chosen"] else judged["standard_error"],
+            "chosen" if judged["chosen"] else "",
+            ", ".join(judged["weights"]),
+        ]
+        for judged in metrics["selection"]
+    ]
+
+
+def selection_remark(metrics: Row) -> str | None:
+    """Return which kinds cannot be told apart from the chosen one by the validation examples; None if all can."""
+    close = [
+        judged["kind"]
+        for judged in metrics["selection"]
+        if not judged["chosen"] and abs(judged["difference"]) <= judged["standard_error"]
+    ]
+    if not close:
+        return None
+    return f"not told apart from the chosen one by the validation examples: the best {' and the best '.join(close)}"
+
+
+def format_selection(metrics: Row) -> list[str]:
+    """Return the kinds of model that were compared, from ``best/metrics.json``."""
+    table = [list(SELECTION_HEADER), *([format_cell(cell) for cell in row] for row in selection_rows(metrics))]
+    remark = selection_remark(metrics)
+    return [aligned(table), *([remark] if remark is not None else [])]
+
+
 def format_baselines(metrics: Row, metric: str) -> list[str]:
     """Return the scores of the baselines of ``best/metrics.json``, and a line if the model is no better."""
     table = [["baseline", "validation", "test", "seconds"]]
@@ -111,6 +169,8 @@ def baseline_rows(metrics: Row, metric: str) -> list[tuple[str, float | None, fl
 
 def beaten_by(metrics: Row, metric: str) -> str | None:
     """Return a sentence on the baseline that is at least as good as the model by the validation examples."""
+    if metrics.get("selection"):  # the baselines were among the models that were compared, or left out on purpose
+        return None
     (_, own, *_), *baselines = baseline_rows(metrics, metric)
     name, score, _, seconds = max(baselines, key=lambda row: row[1] or 0)
     if own is None or score is None or seconds is None or score < own:
@@ -119,6 +179,38 @@ def beaten_by(metrics: Row, metric: str) -> str | None:
         f"{name}, a linear classifier of {seconds:.0f} s, is at least as good by the validation examples: use it, or "
         "give the sweep more trials, more epochs or longer texts (data.max_length)"
     )
+
+
+METHOD_HEADER = ("method", "best", "validation", "completed", "trials", "training seconds")
+
+
+def method_rows(records: Records, rows: Sequence[Row], metric: str) -> list[list[object]]:
+    """Return of each method its best trial and score, and what it took; none of a sweep of one method.
+
+    Args:
+        records: of the run.
+        rows: of the trials, as ``tables.result_rows`` returns them.
+        metric: the score.
+    """
+    table = []
+    seconds: dict[object, float] = {}  # a stage one that several trials continue counts once
+    for report in records.history:
+        method = records.trial(report["trial"]).values.get(METHOD)
+        seconds[method] = seconds.get(method, 0.0) + report[report_keys.SECONDS]
+    for method in dict.fromkeys(row[METHOD] for row in rows if METHOD in row):
+        own = [row for row in rows if row[METHOD] == method]
+        best = select_best(own, metric)
+        table.append(
+            [
+                method,
+                best["trial"] if best is not None else None,
+                best[metric] if best is not None else None,
+                sum(row["state"] == TrialState.COMPLETED for row in own),
+                len(own),
+                round(seconds.get(method, 0.0)),
+            ]
+        )
+    return table
 
 
 def failures(rows: Sequence[Row]) -> list[str]:

@@ -9,6 +9,7 @@ loses its rungs when a sweep is resumed, draws brackets from numpy's global gene
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,12 @@ class Rungs:
             self.milestones.append(list(itertools.takewhile(lambda epoch: _reaches(max_epochs, epoch), epochs)))
         self._recorded: dict[tuple[int, int], dict[str, float]] = {}  # (bracket, rung) -> trial -> score
 
+    def without_reports(self) -> "Rungs":
+        """Return the same rungs, in which nothing is recorded."""
+        same = copy(self)
+        same._recorded = {}
+        return same
+
     def report(self, trial: str, epoch: float, score: float) -> Decision:
         """Record a report in the highest rung it has reached, and decide. A rung records each trial once."""
         assert math.isfinite(score), "a trial with a score that is no number fails before it reports"
@@ -96,14 +103,22 @@ class StageASHA(FIFOScheduler):  # type: ignore[misc]
         rungs: By stage; each records the reports of its own stage alone.
         metric: The key of the score.
         clocks: For a stage whose rungs are shares of it: a function of a trial's name that returns its own epochs.
+        groups: For a stage in which trials are compared within groups alone: a function of a trial's name that returns
+            its group.
     """
 
     def __init__(
-        self, rungs: Mapping[str, Rungs], metric: str, clocks: Mapping[str, Callable[[str], float]] | None = None
+        self,
+        rungs: Mapping[str, Rungs],
+        metric: str,
+        clocks: Mapping[str, Callable[[str], float]] | None = None,
+        groups: Mapping[str, Callable[[str], str]] | None = None,
     ) -> None:
         super().__init__()
         self.rungs = dict(rungs)
         self._clocks = dict(clocks or {})
+        self._groups = dict(groups or {})
+        self._grouped: dict[tuple[str, str], Rungs] = {}
         self._metric = metric
         self.decisions: dict[str, Decision] = {}  # per trial, of the last rung it reached
 
@@ -125,7 +140,7 @@ class StageASHA(FIFOScheduler):  # type: ignore[misc]
 
     def add_report(self, trial: str, report: Row) -> Decision | None:
         """Return the decision on one report; None where its stage has no rungs."""
-        rungs = self.rungs.get(report[report_keys.STAGE])
+        rungs = self.rungs_of(report[report_keys.STAGE], trial)
         if rungs is None:
             return None
         clock = self._clocks.get(report[report_keys.STAGE])
@@ -134,6 +149,13 @@ class StageASHA(FIFOScheduler):  # type: ignore[misc]
         if decision.rung is not None:
             self.decisions[trial] = decision
         return decision
+
+    def rungs_of(self, stage: str, trial: str) -> Rungs | None:
+        """Return the rungs that record a trial's reports of a stage; None where it has none."""
+        rungs, group = self.rungs.get(stage), self._groups.get(stage)
+        if rungs is None or group is None:
+            return rungs
+        return self._grouped.setdefault((stage, group(trial)), rungs.without_reports())
 
     def replay(self, history: Iterable[Row]) -> None:
         """Record a sweep's history again, in its order: the rungs are then as they were, decisions included."""

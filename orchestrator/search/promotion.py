@@ -1,17 +1,19 @@
 """Promotion from phase one: the trials that have finished stage one, ranked by their last score in it."""
 
-from tailsweep.orchestrator.runs.trials import Records, Row, TrialState, is_over
+from collections.abc import Iterable
+
+from tailsweep.orchestrator.runs.trials import Records, Row, TrialRecord, TrialState, is_over
 from tailsweep.trainables import report_keys
 
 
-def stage_one_ranking(records: Records, metric: str) -> list[str]:
-    """Return the trials whose stage one is over, best first; ties go to the lower trial number.
+def stage_one_ranking(records: Records, metric: str, trials: Iterable[TrialRecord]) -> list[str]:
+    """Return those of the trials whose stage one is over, best first; ties go to the lower trial number.
 
     By the last report of stage one, since that is the model that continues. The order follows from the history
     alone, so that it is the same before and after a restart.
     """
     scores: dict[str, float] = {}
-    for trial in records.root_trials:
+    for trial in trials:
         outcome = records.outcomes.get(trial.name)
         last = stage_one_end(records, trial.name, metric)
         if last is not None and (outcome is None or outcome.state != TrialState.PRUNED):

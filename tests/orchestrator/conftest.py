@@ -96,6 +96,8 @@ def small_sweep(
                 "batch_size": 4,
             },
             "stage_two": {"learning_rate": 3e-3, "epochs": 2, "batch_size": 4},
+            # A trial becomes the model: linear classifiers are better than tiny random encoders.
+            "selection": {"baselines": False, "stage_one": False, "max_members": 1},
             **fields,
         }
         path = tmp_path_factory.mktemp("sweep") / "small.yaml"

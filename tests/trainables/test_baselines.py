@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.svm import LinearSVC
 from tailsweep.trainables import baselines
-from tailsweep.trainables.baselines import STRENGTHS, _embeddings, fit_baseline, score_baselines
+from tailsweep.trainables.baselines import STRENGTHS, _embeddings, baseline_scores, fit_baseline, fit_baselines
 from tailsweep.trainables.config.baselines import BASELINES
 from tailsweep.trainables.config.data import DataConfig
 from tailsweep.trainables.config.trial import ModelConfig, TrialConfig
@@ -90,7 +90,7 @@ def test_the_support_vector_machine_reads_pieces_of_words(
 
 def test_scores_are_those_of_the_predictions(config: DataConfig, model: ModelConfig, data: PreparedData) -> None:
     trial = TrialConfig.model_validate({"data": config, "model": model, "stage_one": {"epochs": 0}, "stage_two": {}})
-    scored = score_baselines(("tfidf", "svm_balanced"), trial, data, METRIC)
+    scored = baseline_scores(fit_baselines(("tfidf", "svm_balanced"), trial, data, METRIC), data, METRIC)
     assert list(scored) == ["tfidf", "svm_balanced"]
     for name, row in scored.items():
         fitted = fit_baseline(name, config, model, data, METRIC)
@@ -108,10 +108,10 @@ def test_texts_that_changed_and_texts_for_minutes_are_refused(
     trial = {"model": model, "stage_one": {"epochs": 0}, "stage_two": {}}
     other = TrialConfig.model_validate(trial | {"data": config.model_copy(update={"train": str(changed)})})
     with pytest.raises(DataError, match="other rows than the sweep began with"):
-        score_baselines(("tfidf",), other, data, METRIC)
+        fit_baselines(("tfidf",), other, data, METRIC)
     monkeypatch.setattr(baselines, "MOST_CHARACTERS", 100)
     with pytest.raises(DataError, match="above the 100 for seconds"):
-        score_baselines(("tfidf",), TrialConfig.model_validate(trial | {"data": config}), data, METRIC)
+        fit_baselines(("tfidf",), TrialConfig.model_validate(trial | {"data": config}), data, METRIC)
 
 
 def test_embeddings_are_the_mean_of_the_frozen_encoder_s_last_states(model: ModelConfig, data: PreparedData) -> None:

@@ -31,6 +31,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 CALLS_POOLER = {"squeezebert"}  # model types that call their pooler without looking whether there is one
 
+CLASSIFIER_FILE = "classifier.json"  # of a folder that holds no transformer, or several (see text_classifiers.py)
 CODE = Path(pooled_classifier.__file__)  # which a folder of a PooledClassifier has a copy of
 
 
@@ -243,6 +244,11 @@ def load_classifier(folder: str | Path) -> tuple[nn.Module, transformers.PreTrai
         ``model, tokenizer = load_classifier("runs/demo/best")``
     """
     folder = Path(folder)
+    if (folder / CLASSIFIER_FILE).is_file():
+        raise ModelError(
+            f'"{folder}" is no folder of one transformer: {CLASSIFIER_FILE} says what it holds; open it with '
+            "tailsweep.trainables.text_classifiers.open_text_classifier, or use `tailsweep predict`"
+        )
     if not (folder / "config.json").is_file():
         raise ModelError(
             f'"{folder}" is not a model folder: it has no config.json; give the folder best/ of a run directory, or '

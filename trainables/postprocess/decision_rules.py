@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from tailsweep.trainables.postprocess.resampling import resampled_rows, stratified_folds
 from tailsweep.trainables.postprocess.thresholds import (
     Floats,
     Score,
@@ -55,7 +56,7 @@ def choose_rule(logits: Floats, labels: NDArray[np.int64], class_counts: NDArray
     predicted: dict[Rule, list[NDArray[np.int64]]] = {rule: [] for rule in fits}
     rng = np.random.default_rng(0)
     for _ in range(REPEATS):
-        folds = _folds(labels, rng)
+        folds = stratified_folds(labels, FOLDS, rng)
         for rule, fit in fits.items():
             out_of_fold = plain.copy()
             for fold in range(FOLDS):
@@ -73,7 +74,7 @@ def choose_rule(logits: Floats, labels: NDArray[np.int64], class_counts: NDArray
     best = max(scores, key=lambda rule: scores[rule])  # the first, and simplest, of equals
     if best == "none":
         return RuleChoice("none", scores, 0.0)
-    resampled = [rng.integers(len(labels), size=len(labels)) for _ in range(RESAMPLES)]
+    resampled = [resampled_rows(labels, rng) for _ in range(RESAMPLES)]
     errors = {
         rule: float(np.std([scored(rows, predicted[rule][0]) - scored(rows, plain) for rows in resampled]))
         for rule in fits
@@ -81,14 +82,3 @@ def choose_rule(logits: Floats, labels: NDArray[np.int64], class_counts: NDArray
     enough = scores[best] - errors[best]
     chosen: Rule = next((rule for rule in scores if scores[rule] >= enough), best)
     return RuleChoice(chosen, scores, errors[best])
-
-
-def _folds(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return the fold of each row, (n,): those of a class are spread as evenly as they can be."""
-    folds = np.empty(len(labels), np.int64)
-    first = 0
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        folds[rows] = (first + np.arange(len(rows))) % FOLDS
-        first += len(rows)  # so that single rows do not all lie in the first fold
-    return folds

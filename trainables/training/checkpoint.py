@@ -2,13 +2,14 @@
 
 It holds the parameters that training has touched so far (in stage one the top only: the frozen trunk is the
 pretrained one), the optimizer's moments while its stage continues, and every report made up to then, so that a report
-lost between worker and driver can be made again. Checksums show what was cut short or altered. A trial resumes from
-the newest checkpoint that is whole.
+lost between worker and driver can be made again. One of stage two also holds what stage one ended with: that model may
+be the better one. Checksums show what was cut short or altered. A trial resumes from the newest checkpoint that is
+whole.
 """
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 PROGRESS_FILE = "progress.json"
 PARAMETERS_FILE = "parameters.safetensors"
+STAGE_ONE_FILE = "stage_one.safetensors"  # the parameters that stage one had trained when it ended
 OPTIMIZER_FILE = "optimizer.safetensors"
 CHECKSUMS_FILE = "checksums.json"  # of the others, by name
 
@@ -57,7 +59,12 @@ def checkpoint_name(stage: Stage, epoch: float) -> str:
 
 
 def save_checkpoint(
-    folder: Path, progress: Progress, model: nn.Module, trained: set[str], optimizer: torch.optim.Optimizer | None
+    folder: Path,
+    progress: Progress,
+    model: nn.Module,
+    trained: set[str],
+    optimizer: torch.optim.Optimizer | None,
+    stage_one_end: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint into an existing, empty folder.
 
@@ -65,9 +72,11 @@ def save_checkpoint(
         trained: names of the parameters that some stage has trained so far.
         optimizer: one that knows its parameters' names; not always the model's (see ``sparse_embeddings.py``).
             None at a stage's end, since the next stage starts with a fresh one.
+        stage_one_end: of stage two, the parameters that stage one ended with.
     """
-    parameters = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if name in trained}
-    save_file(parameters, folder / PARAMETERS_FILE)
+    save_file(copy_parameters(model, trained), folder / PARAMETERS_FILE)
+    if stage_one_end is not None:
+        save_file(dict(stage_one_end), folder / STAGE_ONE_FILE)
     if optimizer is not None:
         state = {
             f"{key}/{name}": value.detach().cpu().contiguous()
@@ -131,9 +140,20 @@ def load_progress(folder: Path) -> Progress:
     return Progress(Stage(read["stage"]), read["epoch"], tuple(read["reports"]))
 
 
-def load_parameters(folder: Path, model: nn.Module) -> None:
+def copy_parameters(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
+    """Return the parameters of these names, in the memory of the host."""
+    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if name in names}
+
+
+def load_stage_one_end(folder: Path) -> dict[str, Tensor] | None:
+    """Return the parameters that stage one ended with, from a checkpoint of stage two; None if it has none."""
+    file = folder / STAGE_ONE_FILE
+    return load_file(file) if file.is_file() else None
+
+
+def load_parameters(folder: Path, model: nn.Module, file: str = PARAMETERS_FILE) -> None:
     """Put the checkpoint's parameters into a model built with the same configuration and seed."""
-    parameters: dict[str, Tensor] = load_file(folder / PARAMETERS_FILE)
+    parameters: dict[str, Tensor] = load_file(folder / file)
     own = dict(model.named_parameters())
     unknown = parameters.keys() - own.keys()
     assert not unknown, f"checkpoint {folder} is of another model: {sorted(unknown)[:3]}"

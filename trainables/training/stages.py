@@ -12,6 +12,7 @@ these and the span of the epoch. So a trial that resumes from a checkpoint is th
 import math
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,9 +30,11 @@ from tailsweep.trainables.models.layers import set_train_mode, set_trainable
 from tailsweep.trainables.report_keys import STAGES, Stage
 from tailsweep.trainables.training.checkpoint import (
     Progress,
+    copy_parameters,
     load_optimizer,
     load_parameters,
     load_progress,
+    load_stage_one_end,
     save_checkpoint,
 )
 from tailsweep.trainables.training.early_stopping import stage_is_over
@@ -70,6 +73,7 @@ class StageRun:
     runtime: Runtime
     seed: int  # the trial's
     metric: str = report_keys.DEFAULT_METRIC  # key of the score that ``patience`` waits for
+    stage_one_end: Mapping[str, Tensor] | None = None  # of stage two, the parameters that stage one ended with
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,15 +101,19 @@ def run_two_stages(run: TrialRun, model: nn.Module, start: Path | None = None) -
     config, data, runtime = run.config, run.data, run.runtime
     progress = Progress()
     model = runtime.place(model)
+    stage_one_end: Mapping[str, Tensor] | None = None
     if start is not None:
         progress = load_progress(start)
         load_parameters(start, model)
+        stage_one_end = load_stage_one_end(start)
         for report in progress.reports:
             runtime.report(report, None)
     trained: set[str] = set()  # names of the parameters that some stage has trained so far
     for stage, stage_config in ((Stage.ONE, config.stage_one), (Stage.TWO, config.stage_two)):
         if stage_config.epochs == 0:
             continue
+        if stage == Stage.TWO and progress.stage == Stage.ONE and trained:
+            stage_one_end = {name: p.clone() for name, p in copy_parameters(model, trained).items()}
         set_trainable(model, stage_config.trainable)
         trained |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         if STAGES.index(stage) < STAGES.index(progress.stage):
@@ -118,7 +126,8 @@ def run_two_stages(run: TrialRun, model: nn.Module, start: Path | None = None) -
             execution = cached_execution(model, run.features, data, runtime.device, stage_config.precision)
         else:
             execution = live_execution(model, data, runtime.device, stage_config.precision)
-        stage_run = StageRun(stage_config, data, model, execution, runtime, config.seed, run.metric)
+        end = stage_one_end if stage == Stage.TWO else None
+        stage_run = StageRun(stage_config, data, model, execution, runtime, config.seed, run.metric, end)
         progress = run_stage(stage_run, progress, trained, start)
 
 
@@ -182,7 +191,7 @@ def run_stage(run: StageRun, progress: Progress, trained: set[str], start: Path 
         report[report_keys.SECONDS] = time.perf_counter() - began
         progress = replace(progress, epoch=span.done, reports=(*progress.reports, report))
         over = _is_over(config, progress, run.metric)  # on every worker alike: scores are of counts summed over them
-        _report_with_checkpoint(report, progress, model, trained, None if over else optimizer, runtime)
+        _report_with_checkpoint(run, progress, trained, None if over else optimizer)
         if over:
             break
     return progress
@@ -264,21 +273,18 @@ def _labels(labels: np.ndarray, batch: np.ndarray, device: torch.device) -> Tens
 
 
 def _report_with_checkpoint(
-    report: Report,
-    progress: Progress,
-    model: nn.Module,
-    trained: set[str],
-    optimizer: torch.optim.Optimizer | None,
-    runtime: Runtime,
+    run: StageRun, progress: Progress, trained: set[str], optimizer: torch.optim.Optimizer | None
 ) -> None:
-    if runtime.rank != 0:
-        runtime.report(report, None)
+    """Publish the last report of the progress, from the first worker with a checkpoint."""
+    report = progress.reports[-1]
+    if run.runtime.rank != 0:
+        run.runtime.report(report, None)
         return
     with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
         folder = Path(temporary) / progress.name
         folder.mkdir()
-        save_checkpoint(folder, progress, model, trained, optimizer)
-        runtime.report(report, folder)
+        save_checkpoint(folder, progress, run.model, trained, optimizer, run.stage_one_end)
+        run.runtime.report(report, folder)
 
 
 def _check_finite(report: Report, where: str, config: StageConfig) -> None:

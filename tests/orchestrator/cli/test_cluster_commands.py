@@ -84,7 +84,7 @@ def test_ray_job_submit_runs_the_demo(head: str, token: Path, tmp_path: Path):
     wait_until(is_over)
     status, printed = job
     assert status == 0, printed
-    assert "chosen by validation/macro_f1: t000" in str(printed)
+    assert "chosen by validation/macro_f1: " in str(printed)
     metrics = json.loads((tmp_path / "job/best/metrics.json").read_text())
     assert metrics["labels"] == ["absorption", "distribution", "excretion", "metabolism", "other"]
 

@@ -28,7 +28,7 @@ from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.distributed.settings import Placement
 from tailsweep.trainables.models.classifier import build_classifier
 from tailsweep.trainables.models.layers import set_trainable
-from tailsweep.trainables.training.checkpoint import Progress, save_checkpoint
+from tailsweep.trainables.training.checkpoint import STAGE_ONE_FILE, Progress, copy_parameters, save_checkpoint
 from tailsweep.trainables.training.optimizer import adamw
 
 GB = 10**9
@@ -80,6 +80,7 @@ def test_a_forecast_is_of_the_numbers_that_a_checkpoint_holds(tiny_model: Callab
     model = build_classifier(trial_config.model, ("a", "b"), seed=0)
     sizes = checkpoint_bytes(model, trial_config)
     written = {}
+    stage_one_end = None
     for stage in ("stage_one", "stage_two"):
         set_trainable(model, getattr(trial_config, stage).trainable)
         optimizer = adamw(model, getattr(trial_config, stage))
@@ -89,14 +90,16 @@ def test_a_forecast_is_of_the_numbers_that_a_checkpoint_holds(tiny_model: Callab
         optimizer.step()
         folder = tmp_path / stage
         folder.mkdir()
-        save_checkpoint(folder, Progress(stage, 0.5), model, trained, optimizer)
+        save_checkpoint(folder, Progress(stage, 0.5), model, trained, optimizer, stage_one_end)
+        stage_one_end = copy_parameters(model, trained)
         tensors = [tensor for file in folder.glob("*.safetensors") for tensor in load_file(file).values()]
         written[stage] = sum(tensor.nbytes for tensor in tensors if tensor.ndim)  # without the steps' counts
     parameters = sum(parameter.nbytes for parameter in model.parameters())
     assert written["stage_one"] < parameters < written["stage_two"]
+    stage_one_bytes = sum(tensor.nbytes for tensor in load_file(tmp_path / "stage_two" / STAGE_ONE_FILE).values())
     assert sizes == CheckpointBytes(
         stage_one=2 * written["stage_one"],
-        completed=written["stage_two"] + parameters,
+        completed=written["stage_two"] + parameters + stage_one_bytes,
         running=3 * written["stage_two"],
         model=parameters,
     )
@@ -104,11 +107,10 @@ def test_a_forecast_is_of_the_numbers_that_a_checkpoint_holds(tiny_model: Callab
 
 def test_a_two_phases_forecast_counts_stage_two_of_the_promoted_only(small_sweep: Callable[..., Path]):
     sizes = CheckpointBytes(stage_one=10, completed=1000, running=2000, model=300)
-    single_phase = load_sweep(small_sweep()).two_phase
-    two_phase = load_sweep(small_sweep(promote=2)).two_phase
-    assert forecast(single_phase, 20, {"t": 1}, {"f": 2}, sizes).storage_most == 3 + 20 * 1000 + 2000 + 300
-    assert forecast(two_phase, 20, {"t": 1}, {"f": 2}, sizes).storage_most == 3 + 20 * 10 + 2 * 1000 + 2000 + 300
-    assert forecast(single_phase, 20, {"t": 1}, {"f": 2}, sizes).storage_least == 3 + 2000 + 300
+    in_phase_two = load_sweep(small_sweep(promote=2)).num_in_phase_two
+    assert forecast(None, 20, {"t": 1}, {"f": 2}, sizes).storage_most == 3 + 20 * 1000 + 2000 + 300
+    assert forecast(in_phase_two, 20, {"t": 1}, {"f": 2}, sizes).storage_most == 3 + 20 * 10 + 2 * 1000 + 2000 + 300
+    assert forecast(None, 20, {"t": 1}, {"f": 2}, sizes).storage_least == 3 + 2000 + 300
 
 
 def test_what_a_sweep_prepared_is_not_lacking_here(

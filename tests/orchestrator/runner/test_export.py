@@ -16,12 +16,15 @@ from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from tailsweep.orchestrator.config.schema import FeaturesConfig
 from tailsweep.orchestrator.planning import preparation
-from tailsweep.orchestrator.runner.export import BestTrial, export_best
+from tailsweep.orchestrator.runner.export import ExportRequest, export_model
+from tailsweep.orchestrator.runner.trained_models import ModelRequest, TrialModel
 from tailsweep.orchestrator.runs.directory import RunDirectory
 from tailsweep.trainables import report_keys
+from tailsweep.trainables.baselines import fit_baseline
 from tailsweep.trainables.config.data import DataSource
 from tailsweep.trainables.config.postprocess import PostprocessConfig
 from tailsweep.trainables.config.trial import TrialConfig
+from tailsweep.trainables.data.splits import load_splits
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.execution.backends import live_execution
 from tailsweep.trainables.models.classifier import build_classifier, load_classifier
@@ -29,6 +32,7 @@ from tailsweep.trainables.postprocess.calibration import expected_calibration_er
 from tailsweep.trainables.postprocess.last_layer import last_layer, layer_inputs
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
+from tailsweep.trainables.text_classifiers import open_text_classifier
 from tailsweep.trainables.training.checkpoint import Progress, save_checkpoint
 from torch import nn
 
@@ -39,6 +43,18 @@ DECISION_AND_TEMPERATURE = {"decision": {"kind": "thresholds"}, "temperature": T
 MLP = {"pooling": "mean", "kind": "mlp", "hidden": 5}
 
 
+def settings(tiny_model: TinyModel, rows_csv: Path, head: Any) -> TrialConfig:
+    """Return the settings of the trial whose model is exported."""
+    return TrialConfig.model_validate(
+        {
+            "data": {"train": str(rows_csv), "validation": 0.2, "test": 0.2, "max_length": 30},
+            "model": {"name": str(tiny_model("bert")), "head": head},
+            "stage_one": {"epochs": 0},
+            "stage_two": {},
+        }
+    )
+
+
 @pytest.fixture(scope="module")
 def exported(
     tiny_model: TinyModel, rows_csv: Path, tmp_path_factory: pytest.TempPathFactory
@@ -46,14 +62,7 @@ def exported(
     """``exported(head, finish)``: the folder ``best/`` of a sweep of one trial."""
 
     def export(head: Any, postprocess: dict[str, Any], onnx: bool = False) -> tuple[Path, PreparedData, list[str]]:
-        trial_config = TrialConfig.model_validate(
-            {
-                "data": {"train": str(rows_csv), "validation": 0.2, "test": 0.2, "max_length": 30},
-                "model": {"name": str(tiny_model("bert")), "head": head},
-                "stage_one": {"epochs": 0},
-                "stage_two": {},
-            }
-        )
+        trial_config = settings(tiny_model, rows_csv, head)
         data = prepare(trial_config.data, trial_config.model.name, default_cache_dir())
         run = tmp_path_factory.mktemp("run")
         checkpoint = run / "state/checkpoints/t000/stage_two_epoch_001"
@@ -63,19 +72,19 @@ def exported(
         trained = {name for name, _ in model.named_parameters()}
         save_checkpoint(checkpoint, Progress(report_keys.STAGE_TWO, 1), model, trained, None)
         dump = PostprocessConfig.model_validate(postprocess).model_dump()
-        said = export_best(
-            BestTrial(
-                location=str(run),
-                trial="t000",
-                config=trial_config.model_dump(mode="json"),
-                best=BEST,
-                data=DataSource(key=data.key, published=str(data.folder), digest=data.digest),
-                postprocess=dump,
-                metric="validation/macro_f1",
-                onnx=onnx,
-                baselines={},
-            )
+        config = trial_config.model_dump(mode="json")
+        member = TrialModel(
+            trial="t000", config=config, report=BEST, checkpoint="stage_two_epoch_001", is_stage_one_end=False
         )
+        request = ModelRequest(
+            location=str(run),
+            data=DataSource(key=data.key, published=str(data.folder), digest=data.digest),
+            metric="validation/macro_f1",
+            postprocess=dump,
+            members=[member],
+            weights=[1.0],
+        )
+        said = export_model(ExportRequest(model=request, name="t000", best=member, onnx=onnx, validation={}, record={}))
         return run / "best", data, said
 
     return export
@@ -217,3 +226,38 @@ def test_the_metrics_are_written_last(exported: Callable[..., Any], monkeypatch:
     best, _, _ = exported("native", {})
     assert "model.safetensors" in there[0]
     assert {path.name for path in best.iterdir()} - set(there[0]) == {"metrics.json"}
+
+
+def test_an_ensemble_is_a_folder_of_folders_with_the_mean_of_their_probabilities(
+    exported: Callable[..., Any], texts: list[str], tiny_model: TinyModel, rows_csv: Path
+) -> None:
+    """Its members are the trained model, postprocessed on its own, and a linear classifier."""
+    best, data, _ = exported("native", {"temperature": True})
+    run = best.parent
+    (checkpoint,) = (run / "state/checkpoints/t000").iterdir()
+    trial_config = settings(tiny_model, rows_csv, "native")
+    config = trial_config.model_dump(mode="json")
+    member = TrialModel(trial="t000", config=config, report=BEST, checkpoint=checkpoint.name, is_stage_one_end=False)
+    linear = fit_baseline("svm_balanced", trial_config.data, trial_config.model, data, "validation/macro_f1")
+    request = ModelRequest(
+        location=str(run),
+        data=DataSource(key=data.key, published=str(data.folder), digest=data.digest),
+        metric="validation/macro_f1",
+        postprocess=PostprocessConfig(temperature=True).model_dump(),
+        members=[linear, member],
+        weights=[0.25, 0.75],
+    )
+    said = export_model(
+        ExportRequest(model=request, name="ensemble of 2", best=member, onnx=False, validation={}, record={})
+    )
+    assert [line.split(":")[0] for line in said] == ["t000"]
+    assert not (best / "model.safetensors").exists(), "nothing of an earlier model is left"
+    whole = open_text_classifier(best).probabilities(texts)
+    parts = [open_text_classifier(best / "members" / number).probabilities(texts) for number in ("1", "2")]
+    np.testing.assert_allclose(whole, 0.25 * parts[0] + 0.75 * parts[1], atol=1e-12)
+    metrics = json.loads((best / "metrics.json").read_text())
+    test = load_splits(trial_config.data).test
+    predicted = open_text_classifier(best).probabilities(list(test["text"])).argmax(axis=1)
+    assert metrics["test/accuracy"] == pytest.approx((predicted == np.array(test["label"])).mean())
+    assert [(entry["kind"], entry["weight"]) for entry in metrics["members"]] == [("baseline", 0.25), ("trial", 0.75)]
+    assert "| 2 | t000 | stage two | 0.750 |" in (best / "README.md").read_text()

@@ -31,7 +31,7 @@ def records() -> Records:
 
 
 def test_the_curves_have_a_line_per_trial_with_reports_and_a_point_per_report():
-    drawn = _parse(draw_curves(records(), result_rows(records(), METRIC), METRIC, "t000"))
+    drawn = _parse(draw_curves(records(), result_rows(records(), METRIC), METRIC, ["t000"]))
     lines = [line.get("points").split() for line in drawn.findall(".//{*}polyline")]
     assert sorted(map(len, lines)) == [1, 3]
     assert len(drawn.findall(".//{*}circle")) == 4
@@ -46,7 +46,7 @@ def test_a_report_lies_in_the_middle_of_the_span_that_it_ends():
     """Two epochs of stage one, evaluated twice each, and one of stage two: 788 / 3 across each, from 56."""
     halves = [_report("t000", "stage_one", epoch, 0.2) for epoch in (0.5, 1, 1.5, 2)]
     reports = Records(records().trials, [*halves, _report("t000", "stage_two", 1, 0.6)])
-    drawn = _parse(draw_curves(reports, result_rows(reports, METRIC), METRIC, None))
+    drawn = _parse(draw_curves(reports, result_rows(reports, METRIC), METRIC, []))
     (line,) = drawn.findall(".//{*}polyline")
     across = [float(point.split(",")[0]) for point in line.get("points").split()]
     epoch = 788 / 3
@@ -91,7 +91,7 @@ def test_a_long_training_is_drawn_with_few_ticks_and_points():
     trial_config = {"data": {"train": "x"}, "stage_one": {"epochs": 10**6}, "stage_two": {"epochs": 7}}
     history = [_report("t000", "stage_one", epoch, 0.5) for epoch in range(1, 5001)]
     many = Records([TrialRecord("t000", {}, trial_config)], history)
-    drawn = draw_curves(many, result_rows(many, METRIC), METRIC, None)
+    drawn = draw_curves(many, result_rows(many, METRIC), METRIC, [])
     assert len(drawn) < 100_000
     named = [text.text for text in _parse(drawn).findall(".//{*}text")]
     assert {"100000", "1000000", "1", "7"} <= set(named)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
-from tailsweep.trainables.postprocess.decision_rules import FOLDS, RuleChoice, _folds, choose_rule
+from tailsweep.trainables.postprocess.decision_rules import RuleChoice, choose_rule
 from tailsweep.trainables.training import metrics
 
 COUNTS = np.array([900, 80, 20])
@@ -54,15 +54,6 @@ def test_scores_out_of_fold_are_lower_than_those_of_the_fit() -> None:
     choice = chosen(logits, labels)
     assert choice.rule == "none" or choice.scores[choice.rule] > choice.scores["none"] + choice.standard_error
     assert choice.scores["none"] == pytest.approx(f1_score(labels, logits.argmax(1), average="macro"))
-
-
-def test_folds_share_out_each_class_and_single_rows() -> None:
-    labels = np.array([0] * 12 + [1] * 7 + [2, 3, 4])
-    folds = _folds(labels, np.random.default_rng(0))
-    for label in (0, 1):
-        sizes = np.bincount(folds[labels == label], minlength=FOLDS)
-        assert sizes.max() - sizes.min() <= 1
-    assert len(set(folds[-3:])) == 3
 
 
 def test_a_class_with_one_row_and_one_without_rows_are_no_hindrance() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from tailsweep.orchestrator.config.distributions import Distribution
-from tailsweep.orchestrator.config.edges import edge_notes
+from tailsweep.orchestrator.runs.edges import edge_notes
 
 
 @pytest.mark.parametrize(
