@@ -34,14 +34,14 @@ def _as_mapping(method: object) -> object:
     return method
 
 
-def _known(method: str | Mapping[str, Tree]) -> str | Mapping[str, Tree]:
+def _known(method: str | Mapping[str, Tree]) -> object:
     names = [method] if isinstance(method, str) else list(method)
     if not names:
         raise ValueError("is empty, but must name a method, several, or auto")
     for name in names:
         if name not in METHODS:
             raise ValueError(f"is {show(name)}, but must be a method{did_you_mean(name, METHODS)}")
-    return method if isinstance(method, str) else FrozenTree(method)  # type: ignore[return-value]
+    return method if isinstance(method, str) else FrozenTree(method)
 
 
 def _plain(method: str | Mapping[str, Tree]) -> str | Tree:

@@ -109,7 +109,7 @@ class ModelSelection:
         if baselines:
             record["baselines"] = baseline_scores(baselines, data, self.metric)
         weights = {best: 1.0}
-        if len(models) > 1 and len(data.validation) >= LEAST_ROWS:
+        if self._is_a_choice(models) and len(data.validation) >= LEAST_ROWS:
             logits = self._validation_logits(best, models)
             judged = self._judge(models, logits, data)
             weights = dict(next(kind for kind in judged if kind.chosen).weights)
@@ -145,6 +145,15 @@ class ModelSelection:
         except InputError as error:  # too many texts, or they are no longer where they were
             logger.info(f"no baselines: {error}")
             return []
+
+    def _is_a_choice(self, models: dict[str, TrialModel | Baseline]) -> bool:
+        """Return whether there is more to choose from than the trials, which the ranking has in their order."""
+        more = any(isinstance(model, Baseline) or model["is_stage_one_end"] for model in models.values())
+        return more or (len(models) > 1 and self._max_members > 1)
+
+    @property
+    def _max_members(self) -> int:
+        return 1 if self.config.export.onnx else self.config.selection.max_members
 
     def _choosable(self, baselines: Sequence[Baseline]) -> Sequence[Baseline]:
         """Return the baselines that may become the model."""
@@ -219,8 +228,7 @@ class ModelSelection:
         ]
         self._write_predictions(contenders, data)
         labels = np.array(data.validation.labels)
-        asked = self.config.selection
-        preference = Preference(1 if self.config.export.onnx else asked.max_members, asked.prefer == "simplicity")
+        preference = Preference(self._max_members, self.config.selection.prefer == "simplicity")
         return choose(contenders, labels, score, preference, self.config.seed)
 
     def _write_predictions(self, contenders: Sequence[Contender], data: PreparedData) -> None:

@@ -4,8 +4,7 @@ What ``postprocess`` asks for is done to each trial's model when it is opened, b
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -65,19 +64,14 @@ class OpenModel:
         return split_logits(live_execution(self.model, data, self.device, "fp32"), split)
 
 
-@contextmanager
-def _checkpoint(run: RunDirectory, member: TrialModel) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
-        folder = Path(temporary) / "checkpoint"
-        run.download(f"{CHECKPOINTS_FOLDER}/{member['trial']}/{member['checkpoint']}", folder)
-        yield folder
-
-
 def open_trial_model(request: ModelRequest, member: TrialModel, data: PreparedData) -> OpenModel:
     """Return a trial's model as the request wants it."""
     config = TrialConfig.model_validate(member["config"])
     model = build_classifier(config.model, data.label_names, config.seed)
-    with _checkpoint(RunDirectory(request["location"]), member) as folder:
+    with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
+        folder = Path(temporary) / "checkpoint"
+        checkpoint = f"{CHECKPOINTS_FOLDER}/{member['trial']}/{member['checkpoint']}"
+        RunDirectory(request["location"]).download(checkpoint, folder)
         load_parameters(folder, model, STAGE_ONE_FILE if member["is_stage_one_end"] else PARAMETERS_FILE)
     runtime = SingleProcess()
     model = runtime.place(model)

@@ -12,6 +12,7 @@ Plain arrays in and out; M models, n rows, C classes.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -136,12 +137,11 @@ class _Judge:
         simple: tuple[Kind, ...] = ("baseline", "trial")
         for kind in simple:
             numbers = [number for number, own in enumerate(kinds) if own == kind]
-            if not numbers:
-                continue
-            fits[kind] = lambda rows, numbers=numbers: self._mean_of_best(numbers, 1, rows)  # type: ignore[misc]
+            if numbers:
+                fits[kind] = partial(self._mean_of_best, numbers, 1)
         size = min(preference.max_members, -(-len(kinds) // 2))
         if size > 1:
-            fits["ensemble"] = lambda rows: self._mean_of_best(range(len(kinds)), size, rows)
+            fits["ensemble"] = partial(self._mean_of_best, range(len(kinds)), size)
         return fits
 
     def _mean_of_best(self, numbers: Sequence[int], size: int, rows: NDArray[np.int64]) -> Floats:
