@@ -11,7 +11,7 @@ A baseline that reads texts may become the model of a sweep, alone or in an ense
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.baselines import TextBaseline
 from tailsweep.trainables.config.data import DataConfig
 from tailsweep.trainables.config.trial import HeadConfig, ModelConfig, TrialConfig
-from tailsweep.trainables.data.splits import load_splits
+from tailsweep.trainables.data.splits import Splits, load_splits
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.errors import DataError
 from tailsweep.trainables.execution.backends import live_execution, split_logits
@@ -36,6 +36,7 @@ from tailsweep.trainables.models.classifier import build_classifier
 from tailsweep.trainables.postprocess.calibration import fitted_temperature
 from tailsweep.trainables.training.metrics import Confusion
 from tailsweep.trainables.training.runtime import SingleProcess
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of LogisticRegression: the inverse of the regularisation's strength
@@ -121,26 +122,22 @@ def fit_baseline(name: str, config: DataConfig, model: ModelConfig, data: Prepar
     """
     began = time.monotonic()
     reads_texts = not name.startswith("embeddings")
-    inputs = _texts(config) if reads_texts else _embeddings(model, data)
+    inputs = _texts(load_splits(config)) if reads_texts else _embeddings(model, data)
     preprocessor = _vectorizer(name.startswith("svm")) if reads_texts else StandardScaler()
     train = preprocessor.fit_transform(inputs(report_keys.TRAIN))
     validation = preprocessor.transform(inputs(report_keys.VALIDATION))
-    weight = "balanced" if name.endswith("_balanced") else None
-    kind = LinearSVC if name.startswith("svm") else LogisticRegression
     names, labels = np.array(data.label_names), data.rows_of(report_keys.TRAIN).labels
     best: tuple[float, float, Any] | None = None  # score, strength, classifier
     for strength in STRENGTHS:
-        classifier = kind(C=strength, class_weight=weight, max_iter=MAX_ITERATIONS, random_state=0)
-        with warnings.catch_warnings():  # what has not converged is judged by the validation examples all the same
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            classifier.fit(train, names[labels])
+        classifier = _fit_classifier(name, strength, train, names[labels])
         score = _score(metric, decision_logits(classifier, validation, data.label_names).argmax(axis=1), data)
         if best is None or score > best[0]:
             best = score, strength, classifier
     assert best is not None
     score, strength, classifier = best
     validation_logits = decision_logits(classifier, validation, data.label_names)
-    temperature = fitted_temperature(validation_logits, data.validation.labels) if kind is LinearSVC else 1.0
+    has_margins = isinstance(classifier, LinearSVC)
+    temperature = fitted_temperature(validation_logits, data.validation.labels) if has_margins else 1.0
     test_logits = decision_logits(classifier, preprocessor.transform(inputs(report_keys.TEST)), data.label_names)
     return Baseline(
         name,
@@ -152,6 +149,40 @@ def fit_baseline(name: str, config: DataConfig, model: ModelConfig, data: Prepar
         make_pipeline(preprocessor, classifier) if reads_texts else None,
         round(time.monotonic() - began, 1),
     )
+
+
+def refit_baseline(fitted: Baseline, config: DataConfig) -> Baseline:
+    """Fit a baseline that reads texts to other examples, as strongly regularised and with its temperature.
+
+    Args:
+        fitted: The baseline; its validation score stays.
+        config: The examples.
+    """
+    splits = load_splits(config)
+    inputs = _texts(splits)
+    preprocessor = _vectorizer(fitted.name.startswith("svm"))
+    train = preprocessor.fit_transform(inputs(report_keys.TRAIN))
+    names = np.array(splits.label_names)
+    classifier = _fit_classifier(fitted.name, fitted.strength, train, names[np.array(splits.train["label"])])
+    pipeline = make_pipeline(preprocessor, classifier)
+    validation, test = (
+        decision_logits(pipeline, inputs(split), splits.label_names) / fitted.temperature
+        for split in (report_keys.VALIDATION, report_keys.TEST)
+    )
+    return replace(fitted, pipeline=pipeline, validation_logits=validation, test_logits=test)
+
+
+def _fit_classifier(name: str, strength: float, inputs: Any, labels: NDArray[np.str_]) -> Any:
+    """Fit the classifier of a baseline to inputs and the names of their classes, (n,)."""
+    kind = LinearSVC if name.startswith("svm") else LogisticRegression
+    weight = "balanced" if name.endswith("_balanced") else None
+    classifier = kind(C=strength, class_weight=weight, max_iter=MAX_ITERATIONS, random_state=0)
+    # One thread: the vectors are too short for more, which cost seven times the CPU time, and ten times the wall time
+    # where the cores are busy.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the validation examples judge it all the same
+        classifier.fit(inputs, labels)
+    return classifier
 
 
 def decision_logits(classifier: Any, inputs: Any, label_names: Sequence[str]) -> NDArray[np.float64]:
@@ -182,9 +213,8 @@ def _vectorizer(with_pieces: bool) -> Any:
     return make_union(words, pieces) if with_pieces else words
 
 
-def _texts(config: DataConfig) -> Callable[[str], list[str]]:
+def _texts(splits: Splits) -> Callable[[str], list[str]]:
     """Return the texts of each split."""
-    splits = load_splits(config)
 
     def texts(split: str) -> list[str]:
         part = getattr(splits, split)

@@ -74,6 +74,8 @@ def prepare(
     rows_fingerprint = _rows_fingerprint(splits)
     # The notes are kept in the entry, so they are part of what it is known by.
     identity = [FORMAT_VERSION, rows_fingerprint, tokenizer_fingerprint, max_length, notes]
+    if config.resplit is not None:
+        identity.append(config.resplit.model_dump())
     if config.audit != AuditConfig():  # an entry has passed the audit that it was made under
         identity.append(config.audit.model_dump())
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
@@ -104,16 +106,23 @@ def prepare(
                 **synthetic_meta,
             }
             parts = _tokenized_splits(splits, synthetic, originals, tokenizer, max_length)
-            table, audit_notes = audit_examples(
-                splits, {name: parts[name][0] for name in SPLITS}, max_length, config.audit
-            )
-            meta["audit"] = table
+            audit_notes = _audit(splits, parts, max_length, config, meta)
             with replace_folder(folder) as partial:
                 if synthetic is not None:
                     _write_synthetic(partial / SYNTHETIC_FILE, synthetic, splits.label_names)
                     meta["synthetic_sha256"] = file_sha256(partial / SYNTHETIC_FILE)
                 _write_entry(partial, parts, meta, [*notes, *audit_notes])
     return open_prepared(folder)
+
+
+def _audit(
+    splits: Splits, parts: Mapping[str, TokenizedSplit], max_length: int, config: DataConfig, meta: dict[str, object]
+) -> list[str]:
+    """Add the table of the classes to ``meta``; return notes on what is wrong with the examples."""
+    if config.resplit is not None:  # as they were split, they have passed; and validation is in train on purpose
+        return []
+    meta["audit"], notes = audit_examples(splits, {name: parts[name][0] for name in SPLITS}, max_length, config.audit)
+    return notes
 
 
 def _positions(path: str, trust_remote_code: bool) -> int:

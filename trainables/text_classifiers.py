@@ -2,14 +2,15 @@
 
 A folder holds one of three kinds. A transformer is a standard folder of ``transformers``. A linear classifier is a
 scikit-learn pipeline in skops' format, which holds no pickle. An ensemble averages the probabilities of members, each
-a folder of one of the first two kinds with a tokenizer of its own. ``classifier.json`` describes the last two.
+a folder of one of the first two kinds with a tokenizer of its own. ``classifier.json`` describes the last two; it may
+have a shift of the classes' log-probabilities, which a transformer has in the bias of its last layer.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
 import sklearn
@@ -70,6 +71,7 @@ class LinearClassifier:
     pipeline: Pipeline
     temperature: float
     class_names: Sequence[str]
+    shift: Sequence[float] | None = None  # (C,), of log-probabilities; None: none
 
     @classmethod
     def open(cls, folder: Path, described: "_Linear") -> Self:
@@ -94,14 +96,14 @@ class LinearClassifier:
             )
         if not is_linear:
             raise ModelError(f'the model in "{folder}" cannot be opened: {PIPELINE_FILE} has other classes than it')
-        return cls(pipeline, described.temperature, described.classes)
+        return cls(pipeline, described.temperature, described.classes, described.shift)
 
     def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> NDArray[np.float64]:
         """Return the class probabilities (n, C)."""
         inputs = list(texts) if pairs is None else list(map(join_pair, texts, pairs))
         logits = decision_logits(self.pipeline, inputs, self.class_names) / self.temperature
         probabilities: NDArray[np.float64] = softmax(logits, axis=1)
-        return probabilities
+        return shifted(probabilities, self.shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +113,7 @@ class EnsembleClassifier:
     members: Sequence[TextClassifier]
     weights: Sequence[float]  # sum to 1
     class_names: Sequence[str]
+    shift: Sequence[float] | None = None  # (C,), of the logarithm of that mean; None: none
 
     @classmethod
     def open(cls, folder: Path, described: "_Ensemble") -> Self:
@@ -128,17 +131,28 @@ class EnsembleClassifier:
                 raise ModelError(f'the model in "{folder}" cannot be opened: its member {number} is an ensemble, too')
             if list(member.class_names) != described.classes:
                 raise ModelError(f'the model in "{folder}" cannot be opened: its member {number} has other classes')
-        return cls(members, described.weights, described.classes)
+        return cls(members, described.weights, described.classes, described.shift)
 
     def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> NDArray[np.float64]:
         """Return the class probabilities (n, C)."""
-        return mean_probabilities([member.probabilities(texts, pairs) for member in self.members], self.weights)
+        mean = mean_probabilities([member.probabilities(texts, pairs) for member in self.members], self.weights)
+        return shifted(mean, self.shift)
 
 
 def mean_probabilities(probabilities: Sequence[NDArray[np.float64]], weights: Sequence[float]) -> NDArray[np.float64]:
     """Return the weighted mean of probabilities (n, C); the weights sum to 1."""
     mean: NDArray[np.float64] = np.tensordot(np.asarray(weights), np.stack(probabilities), axes=1)
     return mean
+
+
+def shifted(probabilities: NDArray[np.float64], shift: Sequence[float] | None) -> NDArray[np.float64]:
+    """Return probabilities (n, C) with a shift (C,) of their logarithms."""
+    if shift is None:
+        return probabilities
+    with np.errstate(divide="ignore"):  # a probability of 0 stays one
+        logits = np.log(probabilities) + shift
+    changed: NDArray[np.float64] = softmax(logits, axis=1)
+    return changed
 
 
 def open_text_classifier(folder: str | Path) -> TextClassifier:
@@ -164,28 +178,44 @@ def open_text_classifier(folder: str | Path) -> TextClassifier:
         raise ModelError(f'the model in "{folder}" cannot be opened: {describe_error(error)}') from error
 
 
-def save_baseline(baseline: Baseline, folder: Path, label_names: Sequence[str]) -> None:
+def save_baseline(
+    baseline: Baseline, folder: Path, label_names: Sequence[str], shift: NDArray[np.float64] | None = None
+) -> None:
     """Write a baseline that reads texts to a folder."""
     assert baseline.pipeline is not None, f"{baseline.name} reads no texts"
     skops.io.dump(baseline.pipeline, folder / PIPELINE_FILE, compression=COMPRESSED)
-    written_with = f"scikit-learn {sklearn.__version__}"
-    _describe(folder, _Linear(classes=list(label_names), temperature=baseline.temperature, written_with=written_with))
+    described = _Linear(
+        classes=list(label_names),
+        temperature=baseline.temperature,
+        written_with=f"scikit-learn {sklearn.__version__}",
+        shift=None if shift is None else shift.tolist(),
+    )
+    _describe(folder, described)
 
 
-def write_ensemble(folder: Path, weights: Sequence[float], label_names: Sequence[str]) -> None:
+def write_ensemble(
+    folder: Path, weights: Sequence[float], label_names: Sequence[str], shift: NDArray[np.float64] | None = None
+) -> None:
     """Complete a folder whose members lie in ``members/1``, ``members/2`` and so on."""
-    _describe(folder, _Ensemble(classes=list(label_names), weights=list(weights)))
+    own_shift = None if shift is None else shift.tolist()
+    _describe(folder, _Ensemble(classes=list(label_names), weights=list(weights), shift=own_shift))
+
+
+# Of each class's log-probability, one after the other.
+Shift = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]] | None, Field(exclude_if=lambda shift: not shift)]
 
 
 class _Linear(Section):
     classes: list[str]
     temperature: float = Field(ge=1 / MOST, le=MOST)
     written_with: str
+    shift: Shift = None
 
 
 class _Ensemble(Section):
     classes: list[str]
     weights: list[float] = Field(min_length=2)  # of members/1, members/2, ...
+    shift: Shift = None
 
 
 def _describe(folder: Path, description: _Linear | _Ensemble) -> None:
@@ -210,4 +240,6 @@ def _read_description(folder: Path) -> _Linear | _Ensemble:
     weights = described.weights if isinstance(described, _Ensemble) else [1.0]
     if not np.isclose(sum(weights), 1) or min(weights) < 0:
         raise ModelError(f"{folder / CLASSIFIER_FILE}: the weights must be at least 0 and sum to 1")
+    if described.shift is not None and len(described.shift) != len(described.classes):
+        raise ModelError(f"{folder / CLASSIFIER_FILE}: shift must have a number for each of the classes")
     return described

@@ -36,7 +36,7 @@ from tailsweep.orchestrator.planning.resources import placement
 from tailsweep.orchestrator.preflight.doctor import require_ready
 from tailsweep.orchestrator.preflight.needs import Needs, folder_of_runs, needs_of
 from tailsweep.orchestrator.runner.resume import Wanted
-from tailsweep.orchestrator.runner.run_sweep import RunOptions, resume_sweep, run_sweep
+from tailsweep.orchestrator.runner.run_sweep import Interrupted, RunOptions, finish_sweep, resume_sweep
 from tailsweep.orchestrator.runner.select_model import ModelSelection, trial_model
 from tailsweep.orchestrator.runner.trained_models import predict_split
 from tailsweep.orchestrator.runs import front
@@ -48,7 +48,7 @@ from tailsweep.orchestrator.runs.directory import (
 )
 from tailsweep.orchestrator.runs.grants import refuse_grants, restated, sign
 from tailsweep.orchestrator.runs.lock import run_lock
-from tailsweep.orchestrator.runs.records import read_records, read_sweep
+from tailsweep.orchestrator.runs.records import read_records
 from tailsweep.orchestrator.runs.tables import result_rows, select_best
 from tailsweep.orchestrator.runs.trials import Records, TrialRecord, TrialState
 from tailsweep.trainables import report_keys
@@ -60,10 +60,6 @@ from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.storage.filesystem import join_location
 
 logger = logging.getLogger(__name__)
-
-
-class Interrupted(Exception):
-    """The interruption of a sweep of the comparison before its end."""
 
 
 def run_comparison(comparison: Comparison, address: str | None, console: Console) -> int:
@@ -177,13 +173,13 @@ def _run_method(
 ) -> Sweep | None:
     """Search, retrain and predict; returns the retraining, or None if there is nothing to retrain."""
     search = comparison.search(method, fold)
-    searched = _finish_sweep(search, None, console)
+    searched = finish_sweep(search, None, console)
     chosen = select_best(result_rows(searched, search.config.metric), search.config.metric)
     if chosen is None:
         logger.info(f"{fold_name(method, fold)}: no trial was completed, so there is nothing to compare")
         return None
     sweep, trials = _retraining(comparison, search, fold, searched.trial(chosen["trial"]))
-    retrained = _finish_sweep(sweep, trials, console)
+    retrained = finish_sweep(sweep, trials, console)
     _predict(records, sweep, retrained, fold_name(method, fold))
     return sweep
 
@@ -216,27 +212,6 @@ def _retraining(
     return Sweep.resolved(config, fold_name(SEEDS, fold), len(seeds)), trials
 
 
-def _finish_sweep(sweep: Sweep, trials: Sequence[Trial] | None, console: Console) -> Records:
-    run = RunDirectory(join_location(sweep.config.storage, sweep.name))
-    if not run.has_begun:
-        run.delete_folder("")  # of a sweep that was interrupted before it began
-        run_sweep(sweep, console, RunOptions(export=False, checked=True, announced=False), trials)
-    elif not _is_finished(run):
-        resume_sweep(
-            run.location, console, RunOptions(export=False, checked=True, announced=False, wanted=Wanted(sweep))
-        )
-    if not _is_finished(run):
-        raise Interrupted(f"{run.location} is not finished")
-    return read_records(run)
-
-
-def _is_finished(run: RunDirectory) -> bool:
-    if not run.has_begun:  # it was interrupted before
-        return False
-    records = read_records(run)
-    return records.finished and len(records.root_trials) == read_sweep(run).num_trials
-
-
 def _export(run: RunDirectory, method: str, sweep: Sweep | None, console: Console) -> None:
     """Export the model of the best method, of one seed or several, in the folder of its retraining."""
     retraining = sweep_directory(run, method, SEEDS, None)
@@ -256,7 +231,7 @@ def _predict(records: ComparisonRecords, sweep: Sweep, retrained: Records, name:
         if retrained.outcomes[trial.name].state != TrialState.COMPLETED or records.has_predictions(file):
             continue
         model = trial_model(retrained, sweep.config.metric, trial.name)
-        request = selection.request(trial.name, [model], [1.0])
+        request = selection.request(model, trial.name)
         asked_for[task.remote(request, report_keys.TEST)] = (file, request["data"])
     for reference, (file, data) in asked_for.items():
         predicted = result_of(reference).argmax(axis=1)

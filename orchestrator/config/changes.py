@@ -10,8 +10,8 @@ from tailsweep.orchestrator.config.errors import show
 from tailsweep.orchestrator.config.sweep import Sweep, SweepConfigError
 from tailsweep.orchestrator.config.tree import Tree
 
-# These say where and how trials run, and not what they train: fields and sections.
-ADOPTED = ("max_concurrent", "retries", "max_consecutive_failures", "resources", "wandb", "features.dir")
+# These say where and how trials run, and what is chosen among them, and not what they train: fields and sections.
+ADOPTED = ("max_concurrent", "retries", "max_consecutive_failures", "resources", "wandb", "features.dir", "selection")
 PLACE = ("name", "storage")  # the run directory is where it was found
 EXTENDING = ("num_trials", "max_wallclock_seconds")
 
@@ -44,7 +44,8 @@ class ChangedSweep:
 def change_sweep(recorded: Sweep, wanted: Sweep, source: str) -> ChangedSweep:
     """Return the sweep to continue with, where ``wanted`` is what the user asks for now.
 
-    Settings of where and how trials run are adopted. More trials or more seconds extend the sweep.
+    Settings of where and how trials run, and of the choice among them, are adopted. More trials or more seconds extend
+    the sweep.
 
     Args:
         recorded: the sweep as it began.

@@ -128,9 +128,23 @@ class SelectionConfig(Section):
     # Of an ensemble, the mean of the best trials and baselines: its cost in use is that of all its members. 1: no
     # ensemble; `best/` is then one model.
     max_members: int = Field(8, ge=1, le=50)
+    # auto: logit adjustment (Menon et al. 2021), where it gains more than one standard error on examples left out of
+    # its fit; none: none. With a classifier or a decision under `postprocess` there is none, either.
+    decision: Literal["auto", "none"] = Field("auto", exclude_if=lambda value: value == "auto")
+    # Whether the chosen model is trained again on training and validation examples together, with the same settings.
+    refit: bool = Field(False, exclude_if=lambda value: not value)
+    # The best half of the models, at most max_members, is trained again on all of so many stratified folds of training
+    # and validation examples but one, which each predicts: with few validation examples, a choice by many more. The
+    # chosen model is then trained on all of them, as by refit.
+    folds: int | None = Field(None, ge=2, le=20, exclude_if=lambda value: value is None)
     # accuracy: an ensemble, unless something simpler is better by more than one standard error of the difference.
     # simplicity: a baseline, else one trial, unless something else is.
     prefer: Literal["accuracy", "simplicity"] = "accuracy"
+
+    @property
+    def trains_again(self) -> bool:
+        """Whether the chosen model is trained on training and validation examples."""
+        return self.refit or self.folds is not None
 
 
 class ExportConfig(Section):

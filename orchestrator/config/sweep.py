@@ -56,6 +56,7 @@ from tailsweep.orchestrator.config.validation import (
     export_issues,
     notes,
     search_issues,
+    selection_issues,
     stage_two_search_issues,
     two_phase_issues,
     whole_trial_issues,
@@ -335,7 +336,8 @@ def sweep_of(tree: Tree, source: str, malformed: Sequence[ConfigIssue] = ()) -> 
     filled = {section: _filled(_mapping(tree, section), _dumps(trial_configs, section)) for section in SECTIONS}
     config = SweepConfig.model_validate(tree | filled)
     distributions = config.trial_distributions
-    issues = export_issues(config) + count_issues(config) + asha_issues(config, trial_configs)
+    issues = export_issues(config) + selection_issues(config) + count_issues(config)
+    issues += asha_issues(config, trial_configs)
     _raise_any(issues + search_issues(config, distributions), source)
     sweep = Sweep.resolved(config, config.name or _default_name("sweep"), config.num_trials or _default_count(config))
     _raise_any(stage_two_search_issues(sweep.config), source)

@@ -21,6 +21,7 @@ from tailsweep.orchestrator.config.search_space import MAX_TRIALS, point_values,
 from tailsweep.orchestrator.config.tree import thaw
 from tailsweep.orchestrator.config.two_phase import drawn_distributions, drawn_tree, two_phase, why_at_a_stretch
 from tailsweep.trainables.config.losses import LDAM, LossConfig
+from tailsweep.trainables.config.postprocess import PostprocessConfig
 from tailsweep.trainables.config.presets import METHODS
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.report_keys import EPOCH_DECIMALS, STAGE_ONE, STAGE_TWO, STAGES, shown_epochs
@@ -227,6 +228,16 @@ def export_issues(config: SweepConfig) -> list[ConfigIssue]:
         return []
     rule = f"is true, but {', '.join(missing)} is not installed: pip install 'tailsweep[onnx]', or say false"
     return [ConfigIssue(("export", "onnx"), rule)]
+
+
+def selection_issues(config: SweepConfig) -> list[ConfigIssue]:
+    """Check that nothing is fitted to validation examples that a model is trained on again."""
+    selection = config.selection
+    if not selection.trains_again or config.postprocess == PostprocessConfig():
+        return []
+    field = "refit" if selection.folds is None else "folds"
+    rule = "but postprocess is fitted to the validation examples, which a refit trains on: leave one of both out"
+    return [ConfigIssue(("selection", field), f"is {show(getattr(selection, field))}, {rule}")]
 
 
 def whole_trial_issues(config: SweepConfig) -> list[ConfigIssue]:

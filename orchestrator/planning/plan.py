@@ -125,9 +125,11 @@ def _in_phase_two(sweep: Sweep) -> int | None:
 
 
 def _with_members(sweep: Sweep, sizes: CheckpointBytes) -> CheckpointBytes:
-    """Return the sizes where the exported model may be an ensemble, with a folder for each member."""
-    members = min(sweep.config.selection.max_members, sweep.num_in_phase_two)
-    return replace(sizes, model=sizes.model * members)
+    """Return the sizes where the exported model may be an ensemble, with a folder and a refit for each member."""
+    selection = sweep.config.selection
+    members = min(selection.max_members, sweep.num_in_phase_two)
+    refitted = members * sizes.completed * ((selection.folds or 0) + 1) if selection.trains_again else 0
+    return replace(sizes, model=sizes.model * members + refitted)
 
 
 def _trial_configs(sweep: Sweep, trials: Sequence[TrialRecord]) -> tuple[Mapping[str, Any], ...]:

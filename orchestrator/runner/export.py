@@ -19,12 +19,14 @@ from tailsweep.orchestrator.runner.trained_models import (
     ModelRequest,
     OpenModel,
     TrialModel,
+    class_shift,
     mean_logits,
     open_trial_model,
 )
 from tailsweep.orchestrator.runs.directory import BEST_FOLDER, METRICS_FILE, RunDirectory
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.baselines import Baseline
+from tailsweep.trainables.config.postprocess import PostHocLogitAdjustment
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData, fetch_prepared
 from tailsweep.trainables.models.classifier import CODE, save_classifier
@@ -43,6 +45,7 @@ ONNX_ROWS, ONNX_BATCHES = 100, 10  # test examples that the ONNX file is checked
 class ExportRequest(TypedDict):
     """A model that is to be written; plain values, since it travels."""
 
+    run: str  # the run directory that it is written to
     model: ModelRequest
     name: str  # of the model, as the selection calls it
     best: TrialModel  # the best trial's, which the model may or may not be
@@ -60,7 +63,7 @@ def export_model(request: ExportRequest) -> list[str]:
         What was done to the model after training, and what was written next to it, a line for each.
     """
     model = request["model"]
-    run = RunDirectory(model["location"])
+    run = RunDirectory(request["run"])
     data = fetch_prepared(model["data"], default_cache_dir())
     members, weights = model["members"], model["weights"]
     with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
@@ -71,10 +74,13 @@ def export_model(request: ExportRequest) -> list[str]:
             own_folder = folder if len(members) == 1 else folder / MEMBERS_FOLDER / str(number)
             own_folder.mkdir(parents=True, exist_ok=True)
             written.append(_write_member(request, member, data, own_folder))
+        logits = mean_logits([part.logits for part in written], weights)
         if len(members) > 1:
-            write_ensemble(folder, weights, data.label_names)
+            shift = class_shift(model["tau"], data)
+            write_ensemble(folder, weights, data.label_names, shift)
+            logits = logits if shift is None else logits + shift
         records = [part.record | {"weight": weight} for part, weight in zip(written, weights, strict=True)]
-        metrics = _metrics(request, records, mean_logits([part.logits for part in written], weights), data)
+        metrics = _metrics(request, records, logits, data)
         described = request["best"] if isinstance(members[0], Baseline) else members[0]
         card = model_card(
             run.name,
@@ -124,6 +130,8 @@ def _metrics(
         "validation": request["validation"],
         **request["record"],
     }
+    if tau := request["model"]["tau"]:
+        metrics["decision"] = {"kind": "logit_adjustment", "tau": tau}
     for key in ("postprocess", "onnx"):
         if is_trial and key in first:
             metrics[key] = first.pop(key)
@@ -141,18 +149,24 @@ class _Written:
 
 
 def _write_member(request: ExportRequest, member: TrialModel | Baseline, data: PreparedData, folder: Path) -> _Written:
-    """Write the folder of a member."""
+    """Write the folder of a member; that of the only one with the decision that was fitted to it."""
+    model = request["model"]
+    tau = model["tau"] if len(model["members"]) == 1 else 0.0
     if isinstance(member, Baseline):
-        save_baseline(member, folder, data.label_names)
+        shift = class_shift(tau, data)
+        save_baseline(member, folder, data.label_names, shift)
         record = {"kind": "baseline", "name": member.name, "strength": member.strength}
-        return _Written(member.test_logits, record, [])
-    opened = open_trial_model(request["model"], member, data)
+        return _Written(member.test_logits if shift is None else member.test_logits + shift, record, [])
+    if tau:
+        decision = PostHocLogitAdjustment(kind="logit_adjustment", tau=tau).model_dump()
+        model = model | {"postprocess": model["postprocess"] | {"decision": decision}}
+    opened = open_trial_model(model, member, data)
     logits = opened.logits(data, report_keys.TEST).double().numpy()
     _save_classifier(opened, data, folder)
     report = member["report"]
     record = {
         "kind": "trial",
-        "name": member["trial"],
+        "name": member["name"],
         "stage": report[report_keys.STAGE],
         "epoch": report[report_keys.EPOCH],
     }

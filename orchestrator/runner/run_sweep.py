@@ -48,7 +48,7 @@ from tailsweep.orchestrator.runs.directory import (
 )
 from tailsweep.orchestrator.runs.grants import restated, sign
 from tailsweep.orchestrator.runs.lock import run_lock
-from tailsweep.orchestrator.runs.records import write_trials
+from tailsweep.orchestrator.runs.records import read_records, read_sweep, write_trials
 from tailsweep.orchestrator.runs.report import write_report
 from tailsweep.orchestrator.runs.tables import is_exported, read_test_metrics, result_rows, select_best, write_tables
 from tailsweep.orchestrator.runs.trials import Records, Row, TrialState
@@ -117,6 +117,40 @@ def run_sweep(sweep: Sweep, console: Console, options: RunOptions, trials: Seque
                     front.tell(run=run.location, resume=resume_command(run, sweep))
                 records = Records(list(plan.trials))
                 return StartedSweep(run, plan, environment, records, console, options.export).finish()
+
+
+class Interrupted(Exception):
+    """The interruption of a sweep of a larger run before its end."""
+
+
+def finish_sweep(sweep: Sweep, trials: Sequence[Trial] | None, console: Console) -> Records:
+    """Run a sweep that is a part of a larger run, or what is left of it; nothing is exported.
+
+    Args:
+        sweep: the sweep.
+        trials: in place of those that it draws.
+        console: shows progress and results.
+
+    Raises:
+        Interrupted: it has not come to its end.
+    """
+    run = RunDirectory(join_location(sweep.config.storage, sweep.name))
+    options = RunOptions(export=False, checked=True, announced=False)
+    if not run.has_begun:
+        run.delete_folder("")  # of a sweep that was interrupted before it began
+        run_sweep(sweep, console, options, trials)
+    elif not _is_finished(run):
+        resume_sweep(run.location, console, replace(options, wanted=Wanted(sweep)))
+    if not _is_finished(run):
+        raise Interrupted(f"{run.location} is not finished")
+    return read_records(run)
+
+
+def _is_finished(run: RunDirectory) -> bool:
+    if not run.has_begun:  # it was interrupted before
+        return False
+    records = read_records(run)
+    return records.finished and len(records.root_trials) == read_sweep(run).num_trials
 
 
 def resume_command(run: RunDirectory, sweep: Sweep) -> str:
@@ -212,7 +246,7 @@ class StartedSweep:
         """
         try:
             return self._run_and_write()
-        except (StorageError, KeyboardInterrupt) as error:
+        except (Interrupted, StorageError, KeyboardInterrupt) as error:
             logger.warning(f"{str(error) or 'interrupted'}; to continue: {self.resume_command}")
             return 1
 
@@ -282,11 +316,22 @@ class StartedSweep:
         if not self.export:
             return
         rows = result_rows(self.records, self.config.metric)
-        exported = is_exported(self.run, rows, self.config.metric)
+        exported = is_exported(self.run, rows, self.config)
         if not exported:
             from tailsweep.orchestrator.runner.select_model import ModelSelection  # scikit-learn takes a second
 
-            ModelSelection(self.run, self.plan.sweep, self.records, self.environment).export(rows)
+            selection = ModelSelection(self.run, self.plan.sweep, self.records, self.environment)
+            if not self.config.selection.trains_again:
+                selection.export(selection.choose(rows))
+            else:
+                from tailsweep.orchestrator.runner.cross_validation import CrossValidation
+                from tailsweep.orchestrator.runner.refit import refit
+
+                run_trials = partial(finish_sweep, console=self.console)
+                folds = CrossValidation(self.run, self.plan.sweep, run_trials)
+                by_folds = folds.predict if self.config.selection.folds is not None else None
+                model = selection.choose(rows, by_folds)
+                selection.export(refit(self.run, self.plan.sweep, model, run_trials))
         if not exported or (self.logs_again and run_id(tracker.sweep, "sweep") not in uploaded):
             metrics = read_test_metrics(self.run) or {}
             test = {key: value for key, value in metrics.items() if key.startswith(f"{report_keys.TEST}/")}

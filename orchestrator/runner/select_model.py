@@ -2,8 +2,9 @@
 
 import io
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,18 @@ from tailsweep.orchestrator.planning.ray_session import result_of
 from tailsweep.orchestrator.planning.resources import placement
 from tailsweep.orchestrator.runner.export import ExportRequest, export_model
 from tailsweep.orchestrator.runner.trained_models import ModelRequest, TrialModel, mean_logits, predict_split
-from tailsweep.orchestrator.runs.directory import CHECKPOINTS_FOLDER, PREDICTIONS_FILE, RunDirectory
+from tailsweep.orchestrator.runs.directory import CHECKPOINTS_FOLDER, FOLDS_FILE, PREDICTIONS_FILE, RunDirectory
 from tailsweep.orchestrator.runs.tables import choice_basis, ranking
 from tailsweep.orchestrator.runs.trials import Records, Row, TrialState
 from tailsweep.orchestrator.selection.choice import Contender, JudgedKind, Preference, choose
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.baselines import Baseline, baseline_scores, fit_baselines
+from tailsweep.trainables.config.data import DataSource
 from tailsweep.trainables.config.postprocess import PostprocessConfig
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData, fetch_prepared
-from tailsweep.trainables.errors import InputError
+from tailsweep.trainables.errors import InputError, ModelError
+from tailsweep.trainables.postprocess.thresholds import adjustment, confusion_counts
 from tailsweep.trainables.report_keys import Stage
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training import metrics
@@ -48,12 +51,49 @@ def trial_model(records: Records, metric: str, name: str) -> TrialModel:
     assert report is not None, "a completed trial has reported"
     checkpoint = checkpoint_name(Stage(report[report_keys.STAGE]), report[report_keys.EPOCH])
     return TrialModel(
+        name=name,
         trial=name,
         config=records.trial(name).config,
         report=dict(report),
         checkpoint=checkpoint,
         is_stage_one_end=False,
     )
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the checkpoints of trials lie, and the examples."""
+
+    location: str  # a run directory
+    data: DataSource
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenModel:
+    """What a sweep ends with."""
+
+    name: str
+    source: ModelSource
+    members: Sequence[TrialModel | Baseline]
+    weights: Sequence[float]  # of their probabilities; they sum to 1
+    tau: float  # of the logit adjustment of their mean; 0: none
+    scores: Mapping[str, float | None]  # on the validation examples
+    best: TrialModel  # the best trial's, which the model may or may not be
+    record: Mapping[str, Any]  # what else metrics.json says: the selection, the baselines
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What models say of examples that they were not trained on."""
+
+    logits: Mapping[str, NDArray[np.float64]]  # (n, C), by name
+    labels: NDArray[np.int64]  # (n,)
+    class_counts: NDArray[np.int64]  # (C,), training examples of each class
+    file: str  # of the run directory, that they are written to
+
+
+# What takes the place of the validation examples: models by name, the best trial's, and the examples -> predictions.
+CrossValidate = Callable[[Mapping[str, TrialModel | Baseline], TrialModel, PreparedData], Predictions]
 
 
 class ModelSelection:
@@ -75,66 +115,99 @@ class ModelSelection:
         asked = placement(sweep, report_keys.STAGE_TWO)
         self.resources = {"num_cpus": asked.cpus_per_worker, "num_gpus": asked.gpus_per_worker}
 
-    def request(self, best: str, members: Sequence[TrialModel | Baseline], weights: Sequence[float]) -> ModelRequest:
-        """Return a model, or a mean of several, as tasks take it.
-
-        Args:
-            best: the trial whose examples they are for.
-            members: the models.
-            weights: of their probabilities.
-        """
+    def source(self, best: str) -> ModelSource:
+        """Return where the models of trials with the same examples as ``best`` lie, and these examples."""
         data = self.environment.inputs_of(self.records.trial(best).config).data
+        return ModelSource(self.run.location, self.environment.data_source(self.run, data))
+
+    def request(self, model: TrialModel | Baseline, best: str) -> ModelRequest:
+        """Return a model as tasks take it, for the examples of the trial ``best``."""
+        source = self.source(best)
         return ModelRequest(
-            location=self.run.location,
-            data=self.environment.data_source(self.run, data),
+            location=source.location,
+            data=source.data,
             metric=self.metric,
             postprocess=self.config.postprocess.model_dump(),
-            members=list(members),
-            weights=list(weights),
+            members=[model],
+            weights=[1.0],
+            tau=0.0,
         )
 
-    def export(self, rows: Sequence[Row]) -> None:
-        """Choose the model and make ``best/`` of it, in tasks with a worker's resources.
+    def export(self, chosen: ChosenModel) -> None:
+        """Make ``best/`` of the chosen model, in a task with a worker's resources."""
+        request = ExportRequest(
+            run=self.run.location,
+            model=ModelRequest(
+                location=chosen.source.location,
+                data=chosen.source.data,
+                metric=self.metric,
+                postprocess=self.config.postprocess.model_dump(),
+                members=list(chosen.members),
+                weights=list(chosen.weights),
+                tau=chosen.tau,
+            ),
+            name=chosen.name,
+            best=chosen.best,
+            onnx=self.config.export.onnx,
+            validation=dict(chosen.scores),
+            record=dict(chosen.record),
+        )
+        task = ray.remote(**self.resources)(export_model)
+        try:
+            steps = result_of(task.remote(request))
+        except ModelError as error:  # its last layer is not one that a decision can be written into
+            only = chosen.members[0]
+            if not chosen.tau or len(chosen.members) > 1 or isinstance(only, Baseline):
+                raise
+            logger.info(f"no logit adjustment: {error}")
+            self.export(replace(chosen, tau=0.0, scores=_reported(only)))
+        else:
+            for step in steps:
+                logger.info(step)
+
+    def choose(self, rows: Sequence[Row], cross_validate: CrossValidate | None = None) -> ChosenModel:
+        """Choose the model.
 
         Args:
             rows: of the trials, the best of which is completed.
+            cross_validate: judges the best half of the models by more examples than those of validation; None: these.
         """
         best = ranking(rows, self.metric)[0]["trial"]
         trial_config = TrialConfig.model_validate(self.records.trial(best).config)
-        data = fetch_prepared(self.request(best, [], [])["data"], default_cache_dir())
+        data = fetch_prepared(self.source(best).data, default_cache_dir())
         baselines = self._baselines(trial_config, data)
         models: dict[str, TrialModel | Baseline] = {model.name: model for model in self._choosable(baselines)}
         models |= self._trial_models(rows, best)
-        record: dict[str, Any] = {"choice_basis": choice_basis(rows, self.metric)}
+        record: dict[str, Any] = {"choice_basis": choice_basis(rows, self.config)}
         if baselines:
             record["baselines"] = baseline_scores(baselines, data, self.metric)
-        weights = {best: 1.0}
+        weights, tau = {best: 1.0}, 0.0
+        scores = _reported(trial_model(self.records, self.metric, best))
         if self._is_a_choice(models) and len(data.validation) >= LEAST_ROWS:
-            logits = self._validation_logits(best, models)
-            judged = self._judge(models, logits, data)
-            weights = dict(next(kind for kind in judged if kind.chosen).weights)
+            predictions = self._validation_predictions(best, models, data)
+            if cross_validate is not None:
+                finalists = self._finalists(models, predictions)
+                try:
+                    predictions = cross_validate(finalists, trial_model(self.records, self.metric, best), data)
+                except InputError as error:
+                    logger.warning(f"no folds: {error}; the choice is by the validation examples")
+            judged = self._judge(models, predictions, data.label_names)
+            chosen = next(kind for kind in judged if kind.chosen)
+            weights, tau = dict(chosen.weights), chosen.tau
+            scores = self._scores(chosen, models, predictions, data)
             record["selection"] = [asdict(kind) for kind in judged]
         members = [models[name] for name in weights]
-        (name, member), *others = zip(weights, members, strict=True)
-        if others:
-            name = f"ensemble of {len(members)}"
-            scores = self._scores([logits[name] for name in weights], list(weights.values()), data)
-        elif isinstance(member, Baseline):
-            scores = self._scores([member.validation_logits], [1.0], data)
-        else:
-            prefix = f"{report_keys.VALIDATION}/"
-            scores = {key: value for key, value in member["report"].items() if key.startswith(prefix)}
-        request = ExportRequest(
-            model=self.request(best, members, list(weights.values())),
+        name = f"ensemble of {len(members)}" if len(members) > 1 else next(iter(weights))
+        return ChosenModel(
             name=name,
+            source=self.source(best),
+            members=members,
+            weights=list(weights.values()),
+            tau=tau,
+            scores=scores,
             best=trial_model(self.records, self.metric, best),
-            onnx=self.config.export.onnx,
-            validation=scores,
             record=record,
         )
-        task = ray.remote(**self.resources)(export_model)
-        for step in result_of(task.remote(request)):
-            logger.info(step)
 
     def _baselines(self, trial_config: TrialConfig, data: PreparedData) -> list[Baseline]:
         """Fit the baselines, in this process: they read the texts, which it has read at its start."""
@@ -147,9 +220,15 @@ class ModelSelection:
             return []
 
     def _is_a_choice(self, models: dict[str, TrialModel | Baseline]) -> bool:
-        """Return whether there is more to choose from than the trials, which the ranking has in their order."""
+        """Return whether there is more to choose than among the trials, which the ranking has in their order."""
         more = any(isinstance(model, Baseline) or model["is_stage_one_end"] for model in models.values())
-        return more or (len(models) > 1 and self._max_members > 1)
+        return more or self._may_adjust or (len(models) > 1 and self._max_members > 1)
+
+    @property
+    def _may_adjust(self) -> bool:
+        """Whether a decision may be fitted to the model, which is not to be changed otherwise."""
+        postprocess = self.config.postprocess
+        return self.config.selection.decision == "auto" and postprocess.classifier is None is postprocess.decision
 
     @property
     def _max_members(self) -> int:
@@ -186,6 +265,7 @@ class ModelSelection:
         if not reports or not self.run.exists(file):
             return None
         return TrialModel(
+            name=model["name"],
             trial=model["trial"],
             config=model["config"],
             report=dict(reports[-1]),
@@ -193,60 +273,92 @@ class ModelSelection:
             is_stage_one_end=True,
         )
 
-    def _validation_logits(self, best: str, models: dict[str, TrialModel | Baseline]) -> dict[str, NDArray[np.float64]]:
-        """Return the logits (n, C) of every model as trained: what is done afterwards is fitted to these rows."""
+    def _validation_predictions(
+        self, best: str, models: Mapping[str, TrialModel | Baseline], data: PreparedData
+    ) -> Predictions:
+        """Return what every model says as trained: what is done afterwards is fitted to these examples."""
         task = ray.remote(**self.resources)(predict_split)
         plain = PostprocessConfig().model_dump()
         asked = {
-            name: task.remote(self.request(best, [model], [1.0]) | {"postprocess": plain}, report_keys.VALIDATION)
+            name: task.remote(self.request(model, best) | {"postprocess": plain}, report_keys.VALIDATION)
             for name, model in models.items()
             if not isinstance(model, Baseline)
         }
         predicted = {name: result_of(reference) for name, reference in asked.items()}
         own = {name: model.validation_logits for name, model in models.items() if isinstance(model, Baseline)}
-        return {name: (own | predicted)[name] for name in models}
+        logits = {name: (own | predicted)[name] for name in models}
+        return Predictions(logits, np.array(data.validation.labels), data.class_counts, PREDICTIONS_FILE)
+
+    def _finalists(
+        self, models: Mapping[str, TrialModel | Baseline], predictions: Predictions
+    ) -> dict[str, TrialModel | Baseline]:
+        """Return the best half of the models by the validation examples, at most as many as an ensemble may have."""
+
+        def score(name: str) -> float:
+            counts = confusion_counts(predictions.labels, predictions.logits[name].argmax(axis=1), num_classes)
+            return self._score(counts, predictions.class_counts)
+
+        num_classes = len(predictions.class_counts)
+        size = max(1, min(self.config.selection.max_members, -(-len(models) // 2)))
+        best = sorted(models, key=score, reverse=True)[:size]
+        return {name: model for name, model in models.items() if name in best}
+
+    def _score(self, counts: NDArray[np.int64], class_counts: NDArray[np.int64]) -> float:
+        value = metrics.score(self.metric.removeprefix(f"{report_keys.VALIDATION}/"), counts, class_counts)
+        return 0.0 if value is None else value  # None: none of its classes is among the rows
 
     def _judge(
-        self,
-        models: dict[str, TrialModel | Baseline],
-        logits: dict[str, NDArray[np.float64]],
-        data: PreparedData,
+        self, models: Mapping[str, TrialModel | Baseline], predictions: Predictions, label_names: Sequence[str]
     ) -> list[JudgedKind]:
-        name = self.metric.removeprefix(f"{report_keys.VALIDATION}/")
-
-        def score(counts: NDArray[np.int64]) -> float:
-            value = metrics.score(name, counts, data.class_counts)
-            return 0.0 if value is None else value  # None: none of its classes is among the rows
-
         contenders = [
             Contender(
                 name,
-                "baseline" if isinstance(model, Baseline) else "trial",
-                np.exp(log_softmax(logits[name], axis=1)),
+                "baseline" if isinstance(models[name], Baseline) else "trial",
+                np.exp(log_softmax(logits, axis=1)),
             )
-            for name, model in models.items()
+            for name, logits in predictions.logits.items()
         ]
-        self._write_predictions(contenders, data)
-        labels = np.array(data.validation.labels)
-        preference = Preference(self._max_members, self.config.selection.prefer == "simplicity")
-        return choose(contenders, labels, score, preference, self.config.seed)
+        self._write_predictions(contenders, predictions, label_names)
+        selection = self.config.selection
+        is_half = predictions.file == FOLDS_FILE  # already
+        preference = Preference(self._max_members, not is_half, selection.prefer == "simplicity", self._may_adjust)
+        score = partial(self._score, class_counts=predictions.class_counts)
+        return choose(contenders, predictions.labels, predictions.class_counts, score, preference, self.config.seed)
 
-    def _write_predictions(self, contenders: Sequence[Contender], data: PreparedData) -> None:
+    def _write_predictions(
+        self, contenders: Sequence[Contender], predictions: Predictions, label_names: Sequence[str]
+    ) -> None:
         """Write the probabilities of every model that was compared, with the true classes."""
-        names = pa.array(data.label_names)
-        columns: dict[str, pa.Array] = {"label": names.take(pa.array(np.array(data.validation.labels)))}
+        names = pa.array(label_names)
+        columns: dict[str, pa.Array] = {"label": names.take(pa.array(predictions.labels))}
         for contender in contenders:
             values = pa.array(contender.probabilities.astype(np.float32).ravel())
-            columns[contender.name] = pa.FixedSizeListArray.from_arrays(values, len(data.label_names))
+            columns[contender.name] = pa.FixedSizeListArray.from_arrays(values, len(label_names))
         sink = io.BytesIO()
         pq.write_table(pa.table(columns), sink)
-        self.run.write_bytes(PREDICTIONS_FILE, sink.getvalue())
+        self.run.write_bytes(predictions.file, sink.getvalue())
 
     def _scores(
-        self, logits: list[NDArray[np.float64]], weights: list[float], data: PreparedData
+        self,
+        chosen: JudgedKind,
+        models: Mapping[str, TrialModel | Baseline],
+        predictions: Predictions,
+        data: PreparedData,
     ) -> dict[str, float | None]:
+        """Return the scores of the chosen model: of a trial's as it was trained, those it reported."""
+        (name, *others) = chosen.weights
+        only = models[name]
+        if predictions.file == PREDICTIONS_FILE and not (others or chosen.tau or isinstance(only, Baseline)):
+            return _reported(only)
+        mean = mean_logits([predictions.logits[name] for name in chosen.weights], list(chosen.weights.values()))
+        if chosen.tau:
+            mean = mean + adjustment(predictions.class_counts, chosen.tau)
         confusion = Confusion(len(data.label_names))
-        confusion.update(
-            torch.from_numpy(mean_logits(logits, weights)), torch.from_numpy(np.array(data.validation.labels))
-        )
+        confusion.update(torch.from_numpy(mean), torch.from_numpy(predictions.labels))
         return confusion.scores(data.class_counts, data.label_names)
+
+
+def _reported(model: TrialModel) -> dict[str, float | None]:
+    """Return the validation scores that a trial reported of its model."""
+    prefix = f"{report_keys.VALIDATION}/"
+    return {key: value for key, value in model["report"].items() if key.startswith(prefix)}

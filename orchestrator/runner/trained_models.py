@@ -23,6 +23,7 @@ from tailsweep.trainables.data.tokenized import PreparedData, fetch_prepared
 from tailsweep.trainables.execution.backends import live_execution, split_logits
 from tailsweep.trainables.models.classifier import build_classifier
 from tailsweep.trainables.postprocess.pipeline import Postprocessed, postprocess_classifier
+from tailsweep.trainables.postprocess.thresholds import adjustment
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training.checkpoint import PARAMETERS_FILE, STAGE_ONE_FILE, load_parameters
 from tailsweep.trainables.training.runtime import SingleProcess
@@ -32,6 +33,7 @@ from torch import nn
 class TrialModel(TypedDict):
     """A model that a trial has trained; plain values, since it travels."""
 
+    name: str  # of the trial, as reports have it; that which is chosen may have been trained again as another
     trial: str
     config: dict[str, Any]  # TrialConfig, dumped
     report: Mapping[str, Any]  # what it is judged by
@@ -48,6 +50,7 @@ class ModelRequest(TypedDict):
     postprocess: dict[str, Any]  # the sweep's PostprocessConfig, dumped
     members: list[TrialModel | Baseline]
     weights: list[float]  # of the members' probabilities; they sum to 1
+    tau: float  # of the logit adjustment of their mean; 0: none
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +97,14 @@ def member_logits(member: TrialModel | Baseline, request: ModelRequest, split: s
 
 def predict_split(request: ModelRequest, split: str) -> NDArray[np.float64]:
     """Return logits (n, C) of the validation or test examples. Runs as a Ray task, as every export does."""
-    return mean_logits([member_logits(member, request, split) for member in request["members"]], request["weights"])
+    logits = mean_logits([member_logits(member, request, split) for member in request["members"]], request["weights"])
+    shift = class_shift(request["tau"], fetch_prepared(request["data"], default_cache_dir()))
+    return logits if shift is None else logits + shift
+
+
+def class_shift(tau: float, data: PreparedData) -> NDArray[np.float64] | None:
+    """Return what logit adjustment adds to the logits of the classes, (C,); None if that is nothing."""
+    return adjustment(data.class_counts, tau) if tau else None
 
 
 def mean_logits(logits: list[NDArray[np.float64]], weights: list[float]) -> NDArray[np.float64]:

@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 SWEEP_FILE = "sweep.yaml"
 COMPARISON_FILE = "comparison.yaml"  # of a comparison, whose sweeps have run directories below its own
+REFIT_FOLDER = "refit"  # the run directory of the sweep that trains the chosen model again
+FOLDS_FOLDER = "folds"  # that of the sweep that trains the best models on all folds but one each
 METHODS_FOLDER = "methods"  # of a comparison, with those run directories
 ENVIRONMENT_FILE = "environment.json"
 TRIALS_TABLE = "trials.parquet"
@@ -40,6 +42,7 @@ REPORT_FILE = "report.html"
 BEST_FOLDER = "best"
 METRICS_FILE = "best/metrics.json"
 PREDICTIONS_FILE = "predictions/validation.parquet"  # of the models that the best was chosen among
+FOLDS_FILE = "predictions/folds.parquet"  # the same out of fold, of training and validation examples
 WANDB_FOLDER = "wandb"
 LOG_FILE = "log.jsonl"  # the messages of the sweep, one JSON object per line
 CHECKPOINTS_FOLDER = "state/checkpoints"  # one folder per trial, written by its Ray Train run

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tailsweep.orchestrator.config.schema import SweepConfig
 from tailsweep.orchestrator.runs.directory import (
     BEST_FOLDER,
     HISTORY_FILE,
@@ -105,20 +106,24 @@ def read_test_metrics(run: RunDirectory) -> Row | None:
     return read
 
 
-def choice_basis(rows: Sequence[Row], metric: str) -> list[object]:
-    """Return what the choice of a model rests on: the best trial and its checkpoint, and how many are completed."""
-    best = ranking(rows, metric)[0]
+def choice_basis(rows: Sequence[Row], config: SweepConfig) -> list[object]:
+    """Return what the choice of a model rests on: the best trial and its checkpoint, and how many are completed.
+
+    And how it is chosen, where that is not as it is by default.
+    """
+    best = ranking(rows, config.metric)[0]
     completed = sum(row["state"] == TrialState.COMPLETED for row in rows)
-    return [best["trial"], best["best_stage"], best["best_epoch"], completed]
+    selection = config.model_dump(mode="json", include={"selection"})  # empty by default
+    return [best["trial"], best["best_stage"], best["best_epoch"], completed, *selection.values()]
 
 
-def is_exported(run: RunDirectory, rows: Sequence[Row], metric: str) -> bool:
+def is_exported(run: RunDirectory, rows: Sequence[Row], config: SweepConfig) -> bool:
     """Return whether ``best/`` is whole and was chosen among the trials that there are.
 
     Args:
         run: the run directory.
         rows: of its trials, as :func:`result_rows` returns them.
-        metric: the score that trials are ranked by.
+        config: of the sweep.
     """
     try:
         metrics = read_test_metrics(run)
@@ -126,9 +131,9 @@ def is_exported(run: RunDirectory, rows: Sequence[Row], metric: str) -> bool:
         return False
     if metrics is None:
         return False
-    basis = choice_basis(rows, metric)
+    basis = choice_basis(rows, config)
     # Versions without a choice made the best trial's model, and wrote nothing else down.
-    earlier = [metrics["trial"], metrics["stage"], metrics["epoch"], basis[-1]]
+    earlier = [metrics["trial"], metrics["stage"], metrics["epoch"], *basis[3:]]
     sizes = run.sizes(BEST_FOLDER)
     return metrics.get("choice_basis", earlier) == basis and all(
         sizes.get(name) == size for name, size in metrics.get("files", {}).items()

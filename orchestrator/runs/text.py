@@ -100,11 +100,17 @@ def describe_choice(metrics: Row) -> str:
     """Return what the model of ``best/metrics.json`` is: a trial and its epoch, a baseline, or an ensemble."""
     members = metrics.get("members", [{"kind": "trial"}])  # versions without a choice wrote none
     if [member["kind"] for member in members] == ["trial"]:
-        return f"{metrics['trial']}, {metrics['stage']} epoch {report_keys.shown_epochs(metrics['epoch'])}"
-    if len(members) == 1:
-        return f"{metrics['model']}, a linear classifier"
-    parts = ", ".join(f"{member['weight']:.2f} {_member_name(member)}" for member in members)
-    return f"{metrics['model']}: {parts}"
+        model = f"{metrics['trial']}, {metrics['stage']} epoch {report_keys.shown_epochs(metrics['epoch'])}"
+    elif len(members) == 1:
+        model = f"{metrics['model']}, a linear classifier"
+    else:
+        parts = ", ".join(f"{member['weight']:.2f} {_member_name(member)}" for member in members)
+        model = f"{metrics['model']}: {parts}"
+    if (decision := metrics.get("decision")) is not None:
+        model += f"; logits adjusted by tau {decision['tau']:g}"
+    if (refit := metrics.get("refit")) is not None:
+        model += f"; trained again on {refit['examples']:,} training and validation examples"
+    return model
 
 
 def _member_name(member: Row) -> str:
@@ -119,7 +125,7 @@ def selection_rows(metrics: Row) -> list[list[object]]:
     """Return of each kind of model that was compared its score, the difference to the chosen one, and what it is."""
     return [
         [
-            judged["kind"] if judged["kind"] == "ensemble" else f"best {judged['kind']}",
+            _kind_of_model(judged),
             judged["score"],
             None if judged["chosen"] else judged["difference"],
             None if judged["chosen"] else judged["standard_error"],
@@ -128,6 +134,12 @@ def selection_rows(metrics: Row) -> list[list[object]]:
         ]
         for judged in metrics["selection"]
     ]
+
+
+def _kind_of_model(judged: Row) -> str:
+    kind = judged["kind"] if judged["kind"] == "ensemble" else f"best {judged['kind']}"
+    tau = judged.get("tau")  # earlier versions adjusted none
+    return f"{kind}, logits adjusted by tau {tau:g}" if tau else kind
 
 
 def selection_remark(metrics: Row) -> str | None:

@@ -251,6 +251,34 @@ def test_a_member_with_a_weight_of_zero_has_no_part(linear: Path, fit: Fit, tmp_
 
 
 @pytest.mark.parametrize("kind", ["linear", "ensemble"])
+def test_a_shift_is_added_to_the_logarithms_of_the_probabilities(kind: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(kind)
+    before = open_text_classifier(folder).probabilities(TEXTS)
+    describe(folder, {"shift": [0.0, 1.0, -2.5]})
+    after = open_text_classifier(folder).probabilities(TEXTS)
+    expected = before * np.exp([0.0, 1.0, -2.5])
+    np.testing.assert_allclose(after, expected / expected.sum(axis=1, keepdims=True), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shift", "reason"),
+    [
+        ([1.0], "shift must have a number for each of the classes"),
+        ([], "shift must have a number for each of the classes"),
+        ([1.0, float("nan"), 0.0], "shift"),
+        ([1.0, float("inf"), 0.0], "shift"),
+        ("none", "shift"),
+        ([None, 0, 0], "shift"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["linear", "ensemble"])
+def test_a_shift_that_is_none_is_refused(kind: str, shift: object, reason: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(kind)
+    describe(folder, {"shift": shift})
+    assert reason in refused(folder)
+
+
+@pytest.mark.parametrize("kind", ["linear", "ensemble"])
 def test_what_is_no_transformer_is_not_opened_as_one(kind: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(kind)
     with pytest.raises(ModelError, match="open_text_classifier") as raised:

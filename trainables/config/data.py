@@ -225,6 +225,25 @@ class AuditConfig(Section):
     max_leaked_fraction: float = Field(0.2, ge=0, le=1)  # share of validation or test that is in train, too
 
 
+class Resplit(Section):
+    """Training and validation examples are put together, after everything else: all of them are to train with.
+
+    The validation examples stay what they are, so that no score on them says how good a model is. With ``index`` and
+    ``of``, one of as many stratified folds of all these examples is validation, and the others are to train with.
+    """
+
+    index: NonNegativeInt | None = None
+    of: int | None = Field(None, ge=2)
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "Resplit":
+        if (self.index is None) != (self.of is None):
+            raise ValueError("index and of go together: give both, or neither")
+        if self.index is not None and self.of is not None and self.index >= self.of:
+            raise ValueError(f"index is {self.index}, but must be below of ({self.of}): folds are numbered from 0")
+        return self
+
+
 class DataConfig(Section):
     """Where the rows come from and how they are read.
 
@@ -246,6 +265,8 @@ class DataConfig(Section):
     max_length: int = Field(128, ge=3)  # tokens kept of a row, special tokens included
     imbalance: ImbalanceConfig | None = None  # made of the training rows only
     augmentation: AugmentationConfig | None = None  # how the rows of stages with sampling: augmented are made
+    # For models that are trained again after the choice, see selection.refit.
+    resplit: Resplit | None = Field(None, exclude_if=lambda value: value is None)
     split_seed: int = 42  # which rows are split off; apart from the trial's seed, so that seeds share their splits
     max_dropped_fraction: float = Field(
         0.05, ge=0, lt=1

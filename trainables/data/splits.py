@@ -12,12 +12,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+from numpy.typing import NDArray
 from tailsweep.trainables.config.data import DataConfig, Fold, ImbalanceConfig
 from tailsweep.trainables.data.audit import audit_labels
 from tailsweep.trainables.data.imbalance import ImbalanceError, imbalance_rows
 from tailsweep.trainables.data.rows import Rows, listed, row_columns, usable_rows, wanted_columns
 from tailsweep.trainables.data.sources import DEMO, DEMO_NOTE, Role, read_source
 from tailsweep.trainables.errors import DataError
+from tailsweep.trainables.resampling import stratified_folds
 
 __all__ = ["DataError", "Splits", "load_splits"]
 
@@ -75,6 +77,10 @@ def load_splits(config: DataConfig) -> Splits:
         rows["train"] = _imbalanced(rows["train"], config.imbalance)
     index = {name: i for i, name in enumerate(names)}
     splits = {role: _dataset(part, index) for role, part in rows.items()}
+    if config.resplit is not None:
+        both = datasets.concatenate_datasets([splits["train"], splits["validation"]])
+        train, validation = resplit_rows(np.array(both["label"]), len(splits["train"]), config)
+        splits |= {"train": both.select(train), "validation": both.select(validation)}
     return Splits(
         splits["train"],
         splits["validation"],
@@ -91,6 +97,26 @@ def _read(config: DataConfig, role: Role, source: str, notes: list[str]) -> Rows
     if source == DEMO:
         notes.append(DEMO_NOTE)
     return usable_rows(rows, role, source, row_columns(config), config, notes)[0]
+
+
+def resplit_rows(
+    labels: NDArray[np.int64], num_train: int, config: DataConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the numbers of the rows that ``config.resplit`` gives train, and of those that it gives validation.
+
+    Args:
+        labels: Of the rows of train and then those of validation.
+        num_train: How many of these are train's.
+        config: Its ``resplit`` is not None. A class with fewer rows than folds stays in train as a whole.
+    """
+    assert config.resplit is not None
+    everything = np.arange(len(labels))
+    if config.resplit.of is None:
+        return everything, everything[num_train:]
+    folds = stratified_folds(labels, config.resplit.of, np.random.default_rng(config.split_seed))
+    rare = np.bincount(labels)[labels] < config.resplit.of
+    is_validation = (folds == config.resplit.index) & ~rare
+    return everything[~is_validation], everything[is_validation]
 
 
 def _fold(train: Rows, fold: Fold, seed: int, notes: list[str]) -> dict[Role, Rows]:

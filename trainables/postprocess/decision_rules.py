@@ -12,15 +12,16 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tailsweep.trainables.postprocess.resampling import resampled_rows, stratified_folds
 from tailsweep.trainables.postprocess.thresholds import (
     Floats,
     Score,
     adjustment,
     chosen_tau,
+    confusion_counts,
     counts_of,
     fitted_thresholds,
 )
+from tailsweep.trainables.resampling import resampled_rows, stratified_folds
 
 Rule = Literal["none", "logit_adjustment", "thresholds"]  # the simplest first
 FOLDS, REPEATS = 5, 2
@@ -65,8 +66,7 @@ def choose_rule(logits: Floats, labels: NDArray[np.int64], class_counts: NDArray
             predicted[rule].append(out_of_fold)
 
     def scored(taken: NDArray[np.int64], predictions: NDArray[np.int64]) -> float:
-        flat = np.bincount(labels[taken] * num_classes + predictions[taken], minlength=num_classes**2)
-        return score(flat.astype(np.int64).reshape(num_classes, num_classes))
+        return score(confusion_counts(labels[taken], predictions[taken], num_classes))
 
     everything = np.arange(len(labels))
     scores: dict[Rule, float] = {"none": score(counts_of(logits, labels))}

@@ -28,7 +28,7 @@ MIN_GAP = 1e-5  # between logits that a threshold may part: the shift has to sur
 def counts_of(logits: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Rows by [true, predicted], (C, C)."""
     num_classes = logits.shape[1]
-    return _counts(labels, logits.argmax(axis=1), num_classes)
+    return confusion_counts(labels, logits.argmax(axis=1), num_classes)
 
 
 def chosen_tau(
@@ -110,13 +110,13 @@ def _best_shift(
     sizes = np.concatenate([[0], 1 + np.flatnonzero(np.diff(needed) > MIN_GAP), [len(needed)]])
     if len(sizes) > MAX_CUTS:
         sizes = sizes[np.linspace(0, len(sizes) - 1, MAX_CUTS).round().astype(np.int64)]
-    counts = _counts(true, rivals, num_classes)
+    counts = confusion_counts(true, rivals, num_classes)
     best_place = (best, 0.0, float(shift[label]))  # score, minus the distance to no change, shift
     done = 0
     for size in sizes.tolist():
         part = slice(done, size)
-        counts += _counts(true[part], np.full(size - done, label), num_classes)
-        counts -= _counts(true[part], rivals[part], num_classes)
+        counts += confusion_counts(true[part], np.full(size - done, label), num_classes)
+        counts -= confusion_counts(true[part], rivals[part], num_classes)
         done = size
         reached = _rounded(score(counts))
         if reached > best:
@@ -139,6 +139,7 @@ def _rounded(score: float) -> float:
     return round(score, 12)
 
 
-def _counts(true: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
+def confusion_counts(true: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
+    """Rows by [true, predicted], (C, C)."""
     flat = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
     return flat.astype(np.int64).reshape(num_classes, num_classes)

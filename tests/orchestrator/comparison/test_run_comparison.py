@@ -18,6 +18,7 @@ from support.wandb_files import read_runs
 from tailsweep.orchestrator.cli.main import main
 from tailsweep.orchestrator.comparison import run_comparison
 from tailsweep.orchestrator.comparison.results import read_comparison
+from tailsweep.orchestrator.runner import run_sweep
 from tailsweep.orchestrator.runs.directory import RunDirectory
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray_phases")]
@@ -142,9 +143,9 @@ def test_a_search_that_is_interrupted_before_it_begins_is_not_finished(
 ) -> None:
     comparison = read_comparison(RunDirectory(str(shutil.copytree(compared, tmp_path / "mine"))))
     shutil.rmtree(tmp_path / "mine/methods")
-    monkeypatch.setattr(run_comparison, "run_sweep", lambda *_, **__: 1)
-    with pytest.raises(run_comparison.Interrupted, match="methods/vanilla/search is not finished"):
-        run_comparison._finish_sweep(comparison.search("vanilla", None), None, Console())
+    monkeypatch.setattr(run_sweep, "run_sweep", lambda *_, **__: 1)
+    with pytest.raises(run_sweep.Interrupted, match="methods/vanilla/search is not finished"):
+        run_sweep.finish_sweep(comparison.search("vanilla", None), None, Console())
 
 
 def test_wandb_has_one_group_per_method(compared: Path) -> None:

@@ -66,6 +66,7 @@ def test_every_refused_setting_is_named_at_once(load: Callable[..., Sweep]) -> N
         "retries=0",
         "max_consecutive_failures=9",
         "wandb.mode=disabled",
+        "selection={prefer: simplicity}",
         "wandb.tags=[a]",
         "resources.stage_two.workers=2",
         "features.dir=/tmp/elsewhere",

@@ -32,7 +32,7 @@ from tailsweep.trainables.postprocess.calibration import expected_calibration_er
 from tailsweep.trainables.postprocess.last_layer import last_layer, layer_inputs
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
-from tailsweep.trainables.text_classifiers import open_text_classifier
+from tailsweep.trainables.text_classifiers import open_text_classifier, save_baseline
 from tailsweep.trainables.training.checkpoint import Progress, save_checkpoint
 from torch import nn
 
@@ -61,7 +61,9 @@ def exported(
 ) -> Callable[..., tuple[Path, PreparedData, list[str]]]:
     """``exported(head, finish)``: the folder ``best/`` of a sweep of one trial."""
 
-    def export(head: Any, postprocess: dict[str, Any], onnx: bool = False) -> tuple[Path, PreparedData, list[str]]:
+    def export(
+        head: Any, postprocess: dict[str, Any], onnx: bool = False, tau: float = 0.0
+    ) -> tuple[Path, PreparedData, list[str]]:
         trial_config = settings(tiny_model, rows_csv, head)
         data = prepare(trial_config.data, trial_config.model.name, default_cache_dir())
         run = tmp_path_factory.mktemp("run")
@@ -74,7 +76,12 @@ def exported(
         dump = PostprocessConfig.model_validate(postprocess).model_dump()
         config = trial_config.model_dump(mode="json")
         member = TrialModel(
-            trial="t000", config=config, report=BEST, checkpoint="stage_two_epoch_001", is_stage_one_end=False
+            name="t000",
+            trial="t000",
+            config=config,
+            report=BEST,
+            checkpoint="stage_two_epoch_001",
+            is_stage_one_end=False,
         )
         request = ModelRequest(
             location=str(run),
@@ -83,11 +90,16 @@ def exported(
             postprocess=dump,
             members=[member],
             weights=[1.0],
+            tau=tau,
         )
-        said = export_model(ExportRequest(model=request, name="t000", best=member, onnx=onnx, validation={}, record={}))
+        said = export_model(export_request(request, "t000", member, onnx))
         return run / "best", data, said
 
     return export
+
+
+def export_request(model: ModelRequest, name: str, best: TrialModel, onnx: bool = False) -> ExportRequest:
+    return ExportRequest(run=model["location"], model=model, name=name, best=best, onnx=onnx, validation={}, record={})
 
 
 def _teach(model: nn.Module, data: PreparedData) -> None:
@@ -228,8 +240,48 @@ def test_the_metrics_are_written_last(exported: Callable[..., Any], monkeypatch:
     assert {path.name for path in best.iterdir()} - set(there[0]) == {"metrics.json"}
 
 
+@pytest.mark.parametrize("kind", ["transformer", "linear"])
+def test_one_model_s_logits_are_adjusted_by_the_shares_of_the_classes(
+    kind: str, exported: Callable[..., Any], texts: list[str], tiny_model: TinyModel, rows_csv: Path
+) -> None:
+    plain, data, _ = exported("native", {})
+    if kind == "transformer":
+        adjusted, _, (step,) = exported("native", {}, tau=0.75)
+        assert "logit_adjustment" in step
+    else:
+        trial_config = settings(tiny_model, rows_csv, "native")
+        linear = fit_baseline("tfidf", trial_config.data, trial_config.model, data, "validation/macro_f1")
+        adjusted = plain
+        (plain := plain.parent / "plain").mkdir()
+        save_baseline(linear, plain, data.label_names)
+        request = ModelRequest(
+            location=str(adjusted.parent),
+            data=DataSource(key=data.key, published=str(data.folder), digest=data.digest),
+            metric="validation/macro_f1",
+            postprocess=PostprocessConfig().model_dump(),
+            members=[linear],
+            weights=[1.0],
+            tau=0.75,
+        )
+        export_model(export_request(request, "tfidf", trial_member(trial_config)))
+    before, after = (open_text_classifier(folder).probabilities(texts) for folder in (plain, adjusted))
+    expected = before / (data.class_counts / data.class_counts.sum()) ** 0.75
+    np.testing.assert_allclose(after, expected / expected.sum(axis=1, keepdims=True), atol=1e-5)
+    metrics = json.loads((adjusted / "metrics.json").read_text())
+    assert metrics["decision"] == {"kind": "logit_adjustment", "tau": 0.75}
+    test = load_splits(settings(tiny_model, rows_csv, "native").data).test
+    predicted = open_text_classifier(adjusted).probabilities(list(test["text"])).argmax(axis=1)
+    assert metrics["test/accuracy"] == pytest.approx((predicted == np.array(test["label"])).mean())
+
+
+def trial_member(trial_config: TrialConfig) -> TrialModel:
+    config = trial_config.model_dump(mode="json")
+    return TrialModel(name="t000", trial="t000", config=config, report=BEST, checkpoint="none", is_stage_one_end=False)
+
+
+@pytest.mark.parametrize("tau", [0.0, 1.5])
 def test_an_ensemble_is_a_folder_of_folders_with_the_mean_of_their_probabilities(
-    exported: Callable[..., Any], texts: list[str], tiny_model: TinyModel, rows_csv: Path
+    tau: float, exported: Callable[..., Any], texts: list[str], tiny_model: TinyModel, rows_csv: Path
 ) -> None:
     """Its members are the trained model, postprocessed on its own, and a linear classifier."""
     best, data, _ = exported("native", {"temperature": True})
@@ -237,7 +289,9 @@ def test_an_ensemble_is_a_folder_of_folders_with_the_mean_of_their_probabilities
     (checkpoint,) = (run / "state/checkpoints/t000").iterdir()
     trial_config = settings(tiny_model, rows_csv, "native")
     config = trial_config.model_dump(mode="json")
-    member = TrialModel(trial="t000", config=config, report=BEST, checkpoint=checkpoint.name, is_stage_one_end=False)
+    member = TrialModel(
+        name="t007", trial="t000", config=config, report=BEST, checkpoint=checkpoint.name, is_stage_one_end=False
+    )
     linear = fit_baseline("svm_balanced", trial_config.data, trial_config.model, data, "validation/macro_f1")
     request = ModelRequest(
         location=str(run),
@@ -246,18 +300,19 @@ def test_an_ensemble_is_a_folder_of_folders_with_the_mean_of_their_probabilities
         postprocess=PostprocessConfig(temperature=True).model_dump(),
         members=[linear, member],
         weights=[0.25, 0.75],
+        tau=tau,
     )
-    said = export_model(
-        ExportRequest(model=request, name="ensemble of 2", best=member, onnx=False, validation={}, record={})
-    )
-    assert [line.split(":")[0] for line in said] == ["t000"]
+    said = export_model(export_request(request, "ensemble of 2", member))
+    assert [line.split(":")[0] for line in said] == ["t007"]
     assert not (best / "model.safetensors").exists(), "nothing of an earlier model is left"
     whole = open_text_classifier(best).probabilities(texts)
     parts = [open_text_classifier(best / "members" / number).probabilities(texts) for number in ("1", "2")]
-    np.testing.assert_allclose(whole, 0.25 * parts[0] + 0.75 * parts[1], atol=1e-12)
+    adjusted = (0.25 * parts[0] + 0.75 * parts[1]) / (data.class_counts / data.class_counts.sum()) ** tau
+    np.testing.assert_allclose(whole, adjusted / adjusted.sum(axis=1, keepdims=True), atol=1e-12)
     metrics = json.loads((best / "metrics.json").read_text())
     test = load_splits(trial_config.data).test
     predicted = open_text_classifier(best).probabilities(list(test["text"])).argmax(axis=1)
     assert metrics["test/accuracy"] == pytest.approx((predicted == np.array(test["label"])).mean())
     assert [(entry["kind"], entry["weight"]) for entry in metrics["members"]] == [("baseline", 0.25), ("trial", 0.75)]
-    assert "| 2 | t000 | stage two | 0.750 |" in (best / "README.md").read_text()
+    assert metrics.get("decision") == ({"kind": "logit_adjustment", "tau": tau} if tau else None)
+    assert "| 2 | t007 | stage two | 0.750 |" in (best / "README.md").read_text()

@@ -9,9 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from datasets import concatenate_datasets
 from sklearn.metrics import f1_score
 from tailsweep.orchestrator.cli.main import main
+from tailsweep.orchestrator.config.yaml_io import parse_yaml
+from tailsweep.orchestrator.runs.directory import RunDirectory
+from tailsweep.orchestrator.runs.records import read_records
 from tailsweep.orchestrator.runs.report import report
+from tailsweep.trainables.config.trial import TrialConfig
+from tailsweep.trainables.data.splits import load_splits
 from tailsweep.trainables.text_classifiers import open_text_classifier
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray_sweeps")]
@@ -121,3 +127,100 @@ def test_the_same_model_is_chosen_again_and_no_other_file_is_left(
     written = (several / "best/metrics.json").stat().st_mtime_ns
     assert main(["resume", str(several)]) == 0
     assert (several / "best/metrics.json").stat().st_mtime_ns == written, "what is whole is not made again"
+
+
+ALONE = ["max_members=1", "baselines=false", "stage_one=false", "decision=none"]
+
+
+def refitted(several: Path, storage: Path, *selection: str) -> Path:
+    """Return a copy of the finished sweep, resumed with another choice of its model."""
+    run = storage / "several"
+    shutil.copytree(several, run)
+    changes = [argument for setting in selection for argument in ("--set", f"selection.{setting}")]
+    assert main(["resume", str(run), *changes]) == 0
+    return run
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_refit_equals_a_trial_that_begins_with_all_of_the_examples(
+    several: Path, small_sweep: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = refitted(several, tmp_path / "refitted", "refit=true", *ALONE)
+    metrics = metrics_of(run)
+    (member,) = metrics["members"]
+    trial = read_records(RunDirectory(str(several))).trial(member["name"])
+    config = trial.config
+    splits = load_splits(TrialConfig.model_validate(config).data)
+    parts = {"both": [splits.train, splits.validation], "validation": [splits.validation], "test": [splits.test]}
+    files = {}
+    for name, part in parts.items():
+        table = concatenate_datasets(part).to_pandas()
+        table["label"] = [splits.label_names[label] for label in table["label"]]
+        files[name] = tmp_path / f"{name}.parquet"
+        table.to_parquet(files[name])
+    assert metrics["refit"] == {"examples": len(splits.train) + len(splits.validation)}
+    assert sum(metrics["train_rows"].values()) == metrics["refit"]["examples"]
+
+    data = config["data"] | {
+        "train": str(files["both"]),
+        "validation": str(files["validation"]),
+        "test": str(files["test"]),
+        "audit": {"max_leaked_fraction": 1},
+    }
+    alone = small_sweep(
+        method=trial.values["method"],
+        num_trials=1,
+        asha=None,
+        promote="all",
+        baselines=[],
+        selection={name: parse_yaml(value) for name, _, value in (each.partition("=") for each in ALONE)},
+        **{section: config[section] for section in ("model", "stage_one", "stage_two")},
+        data={name: value for name, value in data.items() if name != "fold"},
+    )
+    assert main(["run", str(alone), "--storage", str(tmp_path), "--set", "name=alone"]) == 0
+    texts = ["first text", "another", "three tablets"]
+    (again, expected) = (open_text_classifier(path / "best").probabilities(texts) for path in (run, tmp_path / "alone"))
+    assert np.allclose(again, expected, atol=1e-6)
+    assert not np.allclose(again, open_text_classifier(several / "best").probabilities(texts), atol=1e-3)
+    assert metrics["test/macro_f1"] == pytest.approx(metrics_of(tmp_path / "alone")["test/macro_f1"])
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_every_member_is_trained_again_once(several: Path, tmp_path: Path) -> None:
+    run = refitted(several, tmp_path, "refit=true", "baselines=false", "max_members=3")
+    after = metrics_of(run)
+    assert len(after["members"]) == 3, "this is a test of an ensemble"
+    assert {member["name"] for member in after["members"]} <= {"t000.1", "t000.2", "t001", "t003", "t005"} | {
+        row["trial"] for row in pq.read_table(several / "trials.parquet").to_pylist()
+    }
+    assert "trained again on" in report(str(run))
+    trained = pq.read_table(run / "refit/history.parquet").to_pylist()
+    shutil.rmtree(run / "best")
+    assert main(["resume", str(run)]) == 0
+    assert pq.read_table(run / "refit/history.parquet").to_pylist() == trained
+    assert {key: value for key, value in metrics_of(run).items() if key.startswith("test/")} == {
+        key: value for key, value in after.items() if key.startswith("test/")
+    }
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_folds_judge_the_best_half_by_every_labelled_example(several: Path, tmp_path: Path) -> None:
+    run = refitted(several, tmp_path, "folds=2", "max_members=2")
+    validation, folds = (pq.read_table(run / f"predictions/{name}.parquet") for name in ("validation", "folds"))
+    metrics, labels = metrics_of(run), folds["label"].to_pylist()
+    assert len(labels) == metrics["refit"]["examples"] > 2 * len(validation)
+    finalists = folds.column_names[1:]
+    assert len(finalists) == 2
+    trained = pq.read_table(run / "folds/trials.parquet").to_pylist() if (run / "folds").exists() else []
+    baselines = {"tfidf_balanced", "svm_balanced"} & set(finalists)
+    assert len(trained) == 2 * (2 - len(baselines))
+    (judged,) = [kind for kind in metrics["selection"] if kind["chosen"]]
+    assert set(judged["weights"]) <= set(finalists)
+    probabilities = sum(weight * np.array(folds[name].to_pylist()) for name, weight in judged["weights"].items())
+    shares = np.array([metrics["train_rows"][label] for label in metrics["labels"]]) / metrics["refit"]["examples"]
+    predicted = (np.log(probabilities) - judged["tau"] * np.log(shares)).argmax(axis=1)
+    said = [metrics["labels"][index] for index in predicted]
+    assert metrics["validation"][METRIC] == pytest.approx(f1_score(labels, said, average="macro"))
+    for name in finalists:
+        seen = validation[name].to_pylist()
+        assert seen != folds[name].to_pylist()[-len(seen) :], "it was trained again"

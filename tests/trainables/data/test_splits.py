@@ -52,6 +52,40 @@ def write(path: Path, texts: list[Any] = TEXTS, labels: list[Any] = LABELS) -> P
     return path
 
 
+def test_validation_joins_training_examples_and_stays_what_it_is(load: Callable[..., Splits], tmp_path: Path) -> None:
+    fields = {"train": write(tmp_path / "rows.csv"), "validation": 0.2, "test": 0.2}
+    before, after = load(**fields), load(**fields, resplit={})
+    assert list(after.train["text"]) == [*before.train["text"], *before.validation["text"]]
+    assert list(after.train["label"]) == [*before.train["label"], *before.validation["label"]]
+    assert list(after.validation["text"]) == list(before.validation["text"])
+    assert list(after.test["text"]) == list(before.test["text"])
+
+
+def test_each_example_but_those_of_tiny_classes_is_validation_in_one_fold(
+    load: Callable[..., Splits], tmp_path: Path
+) -> None:
+    labels = [*LABELS[:-4], "rare", "rare", "single", "single"]  # of which two and one are to train with
+    fields = {"train": write(tmp_path / "rows.csv", labels=labels), "validation": 0.2, "test": 0.2}
+    before = load(**fields)
+    folds = [load(**fields, resplit={"index": index, "of": 4}) for index in range(4)]
+    everything = sorted([*before.train["text"], *before.validation["text"]])
+    dealt = Counter(text for fold in folds for text in fold.validation["text"])
+    assert set(dealt.values()) == {1}
+    rest = {TEXTS[number] for number in range(56, 60)} & set(everything)
+    assert sorted(dealt) == sorted(set(everything) - rest)
+    for fold in folds:
+        assert sorted([*fold.train["text"], *fold.validation["text"]]) == everything
+        assert list(fold.test["text"]) == list(before.test["text"])
+        counts = Counter(fold.validation["label"])
+        assert max(counts.values()) - min(counts.values()) <= 1, "stratified"
+
+
+@pytest.mark.parametrize("resplit", [{"index": 0}, {"of": 3}, {"index": 3, "of": 3}, {"index": 0, "of": 1}])
+def test_a_fold_that_is_none_is_refused(load: Callable[..., Splits], tmp_path: Path, resplit: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="resplit"):
+        load(train=write(tmp_path / "rows.csv"), resplit=resplit)
+
+
 def pairs(splits: Splits) -> list[tuple[str, str]]:
     """(text, name of the class) of all rows, in no order."""
     parts = (splits.train, splits.validation, splits.test)

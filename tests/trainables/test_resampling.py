@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tailsweep.trainables.postprocess.resampling import resampled_rows, stratified_folds
+from tailsweep.trainables.resampling import resampled_rows, stratified_folds
 
 
 def folds_of(labels: list[int], num_folds: int = 5, seed: int = 0) -> NDArray[np.int64]:
