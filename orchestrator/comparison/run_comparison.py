@@ -23,7 +23,6 @@ from tailsweep.orchestrator.comparison.records import BaselineFit, ComparisonRec
 from tailsweep.orchestrator.comparison.report import write_comparison_report
 from tailsweep.orchestrator.comparison.results import predictions_file, read_comparison, sweep_directory
 from tailsweep.orchestrator.config.changes import leaves
-from tailsweep.orchestrator.config.schema import StageTwoSearchConfig, SweepConfig
 from tailsweep.orchestrator.config.search_space import Trial
 from tailsweep.orchestrator.config.sweep import Sweep
 from tailsweep.orchestrator.config.yaml_io import parse_yaml, split_override, write_yaml
@@ -35,6 +34,7 @@ from tailsweep.orchestrator.planning.ray_session import ray_session, result_of
 from tailsweep.orchestrator.planning.resources import placement
 from tailsweep.orchestrator.preflight.doctor import require_ready
 from tailsweep.orchestrator.preflight.needs import Needs, folder_of_runs, needs_of
+from tailsweep.orchestrator.runner.refit import sweep_of_trials
 from tailsweep.orchestrator.runner.resume import Wanted
 from tailsweep.orchestrator.runner.run_sweep import Interrupted, RunOptions, finish_sweep, resume_sweep
 from tailsweep.orchestrator.runner.select_model import ModelSelection, trial_model
@@ -194,22 +194,9 @@ def _retraining(
         Trial(number, f"t{number:03d}", {"seed": seed}, trial_config.model_copy(update={"seed": seed}))
         for number, seed in enumerate(seeds)
     ]
-    sections = trial_config.model_dump(mode="json", include={"data", "model", *report_keys.STAGES})
-    config = SweepConfig.model_validate(
-        search.config.model_dump()
-        | {
-            **sections,
-            "seed": seeds[0],
-            "search": "random",
-            "initial_points": [],
-            "max_wallclock_seconds": None,
-            "asha": None,
-            "promote": "all" if search.two_phase is None else len(seeds),
-            "stage_two_search": StageTwoSearchConfig(settings=1),
-            "baselines": [],  # the comparison has its own
-        }
-    )
-    return Sweep.resolved(config, fold_name(SEEDS, fold), len(seeds)), trials
+    promote: str | int = "all" if search.two_phase is None else len(seeds)
+    changed = {"seed": seeds[0], "promote": promote}
+    return sweep_of_trials(search, fold_name(SEEDS, fold), trials, changed), trials
 
 
 def _export(run: RunDirectory, method: str, sweep: Sweep | None, console: Console) -> None:
@@ -231,7 +218,8 @@ def _predict(records: ComparisonRecords, sweep: Sweep, retrained: Records, name:
         if retrained.outcomes[trial.name].state != TrialState.COMPLETED or records.has_predictions(file):
             continue
         model = trial_model(retrained, sweep.config.metric, trial.name)
-        request = selection.request(model, trial.name)
+        source = selection.source(trial.name)
+        request = source.request([model], sweep.config.metric, postprocess=sweep.config.postprocess)
         asked_for[task.remote(request, report_keys.TEST)] = (file, request["data"])
     for reference, (file, data) in asked_for.items():
         predicted = result_of(reference).argmax(axis=1)

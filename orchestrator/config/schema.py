@@ -129,7 +129,7 @@ class SelectionConfig(Section):
     # ensemble; `best/` is then one model.
     max_members: int = Field(8, ge=1, le=50)
     # auto: logit adjustment (Menon et al. 2021), where it gains more than one standard error on examples left out of
-    # its fit; none: none. With a classifier or a decision under `postprocess` there is none, either.
+    # its fit; none: never. With a classifier or a decision under `postprocess` it is never, either.
     decision: Literal["auto", "none"] = Field("auto", exclude_if=lambda value: value == "auto")
     # Whether the chosen model is trained again on training and validation examples together, with the same settings.
     refit: bool = Field(False, exclude_if=lambda value: not value)

@@ -278,6 +278,11 @@ def notes(
 ) -> list[str]:
     """Describe what is allowed, but may not be intended."""
     remarks = []
+    if any(trial_config.data.resplit is not None for trial_config in trial_configs):
+        remarks.append(
+            "data.resplit changes which examples are validation: where trials are trained on them too, no validation "
+            "score says how good a model is; selection.refit trains on them after the choice"
+        )
     if not distributions:
         remarks.append("no field is swept: there is one trial")
     if config.search == "grid" and (lists := _lists_of_method(config)):

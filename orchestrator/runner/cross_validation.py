@@ -16,12 +16,11 @@ from tailsweep.orchestrator.planning.ray_session import result_of
 from tailsweep.orchestrator.planning.resources import placement
 from tailsweep.orchestrator.runner.refit import RunTrials, TrainedAgain, again_config, train_again
 from tailsweep.orchestrator.runner.select_model import Predictions
-from tailsweep.orchestrator.runner.trained_models import ModelRequest, TrialModel, predict_split
+from tailsweep.orchestrator.runner.trained_models import TrialModel, predict_split
 from tailsweep.orchestrator.runs.directory import FOLDS_FILE, FOLDS_FOLDER, RunDirectory
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.baselines import Baseline, refit_baseline
 from tailsweep.trainables.config.data import Resplit
-from tailsweep.trainables.config.postprocess import PostprocessConfig
 from tailsweep.trainables.data.splits import resplit_rows
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.errors import InputError
@@ -44,13 +43,13 @@ def possible_folds(labels: NDArray[np.int64], asked: int, label_names: Sequence[
     """
     counts = np.bincount(labels, minlength=len(label_names))
     if single := [name for name, count in zip(label_names, counts, strict=True) if count == 1]:
-        logger.warning(f"{', '.join(single)}: of one example, which all models are trained on; no fold has it")
+        logger.warning(f"{', '.join(single)}: one example each, which every model is trained on; no fold has it")
     if counts.max() < 2:
-        raise InputError("no class has the two examples that folds need")
+        raise InputError("no class has two examples, but a class needs them to be in a fold")
     fewest = int(counts[counts > 1].min())
     if fewest < asked:
         rarest = label_names[int(np.flatnonzero(counts == fewest)[0])]
-        logger.warning(f"selection.folds is {asked}, but {rarest} has {fewest} examples: {fewest} folds")
+        logger.warning(f"selection.folds is {asked}, but {rarest} has {fewest} examples: there are {fewest} folds")
     return min(asked, fewest)
 
 
@@ -103,21 +102,10 @@ class CrossValidation:
         """Return by name what the model without each fold says of it."""
         asked = placement(self.sweep, report_keys.STAGE_TWO)
         task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(predict_split)
-        plain = PostprocessConfig().model_dump()
+        metric = self.sweep.config.metric
         references = {
             name: [
-                task.remote(
-                    ModelRequest(
-                        location=trained.source.location,
-                        data=trained.source.data,
-                        metric=self.sweep.config.metric,
-                        postprocess=plain,
-                        members=[trained.model],
-                        weights=[1.0],
-                        tau=0.0,
-                    ),
-                    report_keys.VALIDATION,
-                )
+                task.remote(trained.source.request([trained.model], metric), report_keys.VALIDATION)
                 for trained in models
             ]
             for name, models in again.items()

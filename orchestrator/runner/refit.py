@@ -17,8 +17,8 @@ from tailsweep.orchestrator.config.search_space import Trial
 from tailsweep.orchestrator.config.sweep import Sweep
 from tailsweep.orchestrator.planning.environment import read_environment
 from tailsweep.orchestrator.planning.preparation import prepare_trials
-from tailsweep.orchestrator.runner.select_model import ChosenModel, ModelSource, trial_model
-from tailsweep.orchestrator.runner.trained_models import TrialModel
+from tailsweep.orchestrator.runner.select_model import ChosenModel, trial_model
+from tailsweep.orchestrator.runner.trained_models import ModelSource, TrialModel
 from tailsweep.orchestrator.runs.directory import DATA_FOLDER, REFIT_FOLDER, RunDirectory
 from tailsweep.orchestrator.runs.records import read_records
 from tailsweep.orchestrator.runs.trials import Records, TrialState
@@ -108,8 +108,13 @@ def train_again(
     configs = [trial.config.model_dump(mode="json") for trial in trials]
     if own_run.has_begun and [trial.config for trial in read_records(own_run).trials] != configs:
         own_run.delete_folder("")  # of another choice: the sweep has had more trials since
-    own_sweep = _own_sweep(run, sweep, folder, trials)
-    records = run_trials(own_sweep, trials)
+    group = f"{sweep.config.wandb.group or sweep.name}-{folder}"
+    changed = {
+        "storage": run.location,
+        "selection": SelectionConfig(),
+        "wandb": sweep.config.wandb.model_copy(update={"group": group}),
+    }
+    records = run_trials(sweep_of_trials(sweep, folder, trials, changed), trials)
     for trial in trials:
         if records.outcomes[trial.name].state != TrialState.COMPLETED:
             raise InputError(f"{trial.name} of {own_run.location} failed: {records.outcomes[trial.name].reason}")
@@ -140,29 +145,33 @@ def again_config(model: TrialModel, resplit: Resplit) -> TrialConfig:
     return config.model_copy(update={"data": data, **stages})
 
 
-def _own_sweep(run: RunDirectory, sweep: Sweep, folder: str, trials: Sequence[Trial]) -> Sweep:
-    """Return a sweep of given trials, without pruning, promotion and export."""
+def sweep_of_trials(sweep: Sweep, name: str, trials: Sequence[Trial], changed: Mapping[str, object]) -> Sweep:
+    """Return a sweep of given trials, which prunes none of them and has no baselines.
+
+    Args:
+        sweep: whose settings it has otherwise.
+        name: of the new sweep.
+        trials: at least one.
+        changed: what else it has for itself, by field.
+    """
     first = trials[0].config
     sections = first.model_dump(mode="json", include={"data", "model", *report_keys.STAGES})
-    shared = sweep.config.model_dump()
     config = SweepConfig.model_validate(
-        shared
+        sweep.config.model_dump()
         | {
             **sections,
             "method": sweep.config.method if isinstance(sweep.config.method, str) else next(iter(sweep.methods)),
-            "storage": run.location,
             "search": "random",
             "initial_points": [],
             "max_wallclock_seconds": None,
             "asha": None,
             "promote": "all",
             "stage_two_search": StageTwoSearchConfig(settings=1),
-            "selection": SelectionConfig(),
             "baselines": [],
-            "wandb": shared["wandb"] | {"group": f"{sweep.config.wandb.group or sweep.name}-{folder}"},
+            **changed,
         }
     )
-    return Sweep.resolved(config, folder, len(trials))
+    return Sweep.resolved(config, name, len(trials))
 
 
 def _without_training(run: RunDirectory, sweep: Sweep, config: TrialConfig) -> ModelSource:

@@ -19,15 +19,13 @@ from tailsweep.orchestrator.planning.environment import Environment
 from tailsweep.orchestrator.planning.ray_session import result_of
 from tailsweep.orchestrator.planning.resources import placement
 from tailsweep.orchestrator.runner.export import ExportRequest, export_model
-from tailsweep.orchestrator.runner.trained_models import ModelRequest, TrialModel, mean_logits, predict_split
+from tailsweep.orchestrator.runner.trained_models import ModelSource, TrialModel, mean_logits, predict_split
 from tailsweep.orchestrator.runs.directory import CHECKPOINTS_FOLDER, FOLDS_FILE, PREDICTIONS_FILE, RunDirectory
 from tailsweep.orchestrator.runs.tables import choice_basis, ranking
 from tailsweep.orchestrator.runs.trials import Records, Row, TrialState
-from tailsweep.orchestrator.selection.choice import Contender, JudgedKind, Preference, choose
+from tailsweep.orchestrator.selection.choice import Contender, Examples, JudgedKind, Preference, choose
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.baselines import Baseline, baseline_scores, fit_baselines
-from tailsweep.trainables.config.data import DataSource
-from tailsweep.trainables.config.postprocess import PostprocessConfig
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData, fetch_prepared
 from tailsweep.trainables.errors import InputError, ModelError
@@ -58,14 +56,6 @@ def trial_model(records: Records, metric: str, name: str) -> TrialModel:
         checkpoint=checkpoint,
         is_stage_one_end=False,
     )
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where the checkpoints of trials lie, and the examples."""
-
-    location: str  # a run directory
-    data: DataSource
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,31 +110,12 @@ class ModelSelection:
         data = self.environment.inputs_of(self.records.trial(best).config).data
         return ModelSource(self.run.location, self.environment.data_source(self.run, data))
 
-    def request(self, model: TrialModel | Baseline, best: str) -> ModelRequest:
-        """Return a model as tasks take it, for the examples of the trial ``best``."""
-        source = self.source(best)
-        return ModelRequest(
-            location=source.location,
-            data=source.data,
-            metric=self.metric,
-            postprocess=self.config.postprocess.model_dump(),
-            members=[model],
-            weights=[1.0],
-            tau=0.0,
-        )
-
     def export(self, chosen: ChosenModel) -> None:
         """Make ``best/`` of the chosen model, in a task with a worker's resources."""
         request = ExportRequest(
             run=self.run.location,
-            model=ModelRequest(
-                location=chosen.source.location,
-                data=chosen.source.data,
-                metric=self.metric,
-                postprocess=self.config.postprocess.model_dump(),
-                members=list(chosen.members),
-                weights=list(chosen.weights),
-                tau=chosen.tau,
+            model=chosen.source.request(
+                chosen.members, self.metric, chosen.weights, chosen.tau, self.config.postprocess
             ),
             name=chosen.name,
             best=chosen.best,
@@ -189,6 +160,7 @@ class ModelSelection:
                 finalists = self._finalists(models, predictions)
                 try:
                     predictions = cross_validate(finalists, trial_model(self.records, self.metric, best), data)
+                    record["folds"] = {"examples": len(predictions.labels)}
                 except InputError as error:
                     logger.warning(f"no folds: {error}; the choice is by the validation examples")
             judged = self._judge(models, predictions, data.label_names)
@@ -278,9 +250,9 @@ class ModelSelection:
     ) -> Predictions:
         """Return what every model says as trained: what is done afterwards is fitted to these examples."""
         task = ray.remote(**self.resources)(predict_split)
-        plain = PostprocessConfig().model_dump()
+        source = self.source(best)
         asked = {
-            name: task.remote(self.request(model, best) | {"postprocess": plain}, report_keys.VALIDATION)
+            name: task.remote(source.request([model], self.metric), report_keys.VALIDATION)
             for name, model in models.items()
             if not isinstance(model, Baseline)
         }
@@ -323,7 +295,8 @@ class ModelSelection:
         is_half = predictions.file == FOLDS_FILE  # already
         preference = Preference(self._max_members, not is_half, selection.prefer == "simplicity", self._may_adjust)
         score = partial(self._score, class_counts=predictions.class_counts)
-        return choose(contenders, predictions.labels, predictions.class_counts, score, preference, self.config.seed)
+        examples = Examples(predictions.labels, predictions.class_counts, score)
+        return choose(contenders, examples, preference, self.config.seed)
 
     def _write_predictions(
         self, contenders: Sequence[Contender], predictions: Predictions, label_names: Sequence[str]

@@ -4,7 +4,7 @@ What ``postprocess`` asks for is done to each trial's model when it is opened, b
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -51,6 +51,33 @@ class ModelRequest(TypedDict):
     members: list[TrialModel | Baseline]
     weights: list[float]  # of the members' probabilities; they sum to 1
     tau: float  # of the logit adjustment of their mean; 0: none
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the checkpoints of trials lie, and the examples."""
+
+    location: str  # a run directory
+    data: DataSource
+
+    def request(
+        self,
+        members: Sequence[TrialModel | Baseline],
+        metric: str,
+        weights: Sequence[float] = (1.0,),
+        tau: float = 0.0,
+        postprocess: PostprocessConfig | None = None,
+    ) -> ModelRequest:
+        """Return a model, or a mean of several, as tasks take it; as it was trained, unless more is asked for."""
+        return ModelRequest(
+            location=self.location,
+            data=self.data,
+            metric=metric,
+            postprocess=(postprocess or PostprocessConfig()).model_dump(),
+            members=list(members),
+            weights=list(weights),
+            tau=tau,
+        )
 
 
 @dataclass(frozen=True, eq=False)

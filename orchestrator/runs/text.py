@@ -175,7 +175,8 @@ def format_baselines(metrics: Row, metric: str) -> list[str]:
 def baseline_rows(metrics: Row, metric: str) -> list[tuple[str, float | None, float | None, float | None]]:
     """Return name, validation score, test score and seconds of the model and of each baseline."""
     test = report_keys.on_split(report_keys.TEST, metric.split("/", 1)[1])
-    rows = [("this model", metrics["validation"].get(metric), metrics.get(test), None)]
+    name = "this model, by all folds" if "folds" in metrics else "this model"
+    rows = [(name, metrics["validation"].get(metric), metrics.get(test), None)]
     return rows + [(name, row[metric], row[test], row["seconds"]) for name, row in metrics["baselines"].items()]
 
 

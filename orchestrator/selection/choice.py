@@ -46,6 +46,15 @@ class Contender:
     probabilities: Floats  # (n, C), of the validation examples
 
 
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """What models are judged by."""
+
+    labels: Labels  # (n,), in [0, C)
+    class_counts: NDArray[np.int64]  # (C,), training rows of each class, at least 1
+    score: Score  # what is to be raised
+
+
 @dataclass(frozen=True)
 class Preference:
     """What kind of model is presumed to be the right one."""
@@ -69,28 +78,19 @@ class JudgedKind:
     chosen: bool
 
 
-def choose(
-    contenders: Sequence[Contender],
-    labels: Labels,
-    class_counts: NDArray[np.int64],
-    score: Score,
-    preference: Preference,
-    seed: int,
-) -> list[JudgedKind]:
+def choose(contenders: Sequence[Contender], examples: Examples, preference: Preference, seed: int) -> list[JudgedKind]:
     """Judge each kind of model and choose one.
 
     Args:
         contenders: At least one; of equals the first of a kind is chosen.
-        labels: (n,), in [0, C).
-        class_counts: (C,), training rows of each class, at least 1.
-        score: What is to be raised.
+        examples: What they are judged by.
         preference: What is presumed.
         seed: Of folds and resamples.
 
     Returns:
         The kinds that there are, the simplest first.
     """
-    judge = _Judge(contenders, labels, class_counts, score, preference, seed)
+    judge = _Judge(contenders, examples, preference, seed)
     versions = judge.versions()
     if preference.simplest:
         best = max(versions, key=lambda version: judge.scores[version])  # the first, and simplest, of equals
@@ -135,23 +135,16 @@ class _Fitted:
 class _Judge:
     """The predictions of each kind on rows left out of its choice."""
 
-    def __init__(
-        self,
-        contenders: Sequence[Contender],
-        labels: Labels,
-        class_counts: NDArray[np.int64],
-        score: Score,
-        preference: Preference,
-        seed: int,
-    ) -> None:
+    def __init__(self, contenders: Sequence[Contender], examples: Examples, preference: Preference, seed: int) -> None:
+        labels = examples.labels
         self.names = [contender.name for contender in contenders]
         self.probabilities = np.stack([contender.probabilities for contender in contenders])  # (M, n, C)
         self.taus = TAUS if preference.adjust else TAUS[:1]
         # A shift of the logarithms of probabilities is a factor of these, (T, C): the rarest class has the largest.
-        shifts = np.stack([adjustment(class_counts, tau) for tau in self.taus])
+        shifts = np.stack([adjustment(examples.class_counts, tau) for tau in self.taus])
         self.factors = np.exp(shifts - shifts.max(axis=1, keepdims=True))
         self.predictions = np.stack([(self.probabilities * each).argmax(axis=2) for each in self.factors])  # (T, M, n)
-        self.labels, self.score = labels, score
+        self.labels, self.score = labels, examples.score
         likelihood = np.maximum(self.probabilities[:, np.arange(len(labels)), labels], LEAST)
         self.log_likelihood = np.log(likelihood)  # (M, n)
         self.fits = self._fits([contender.kind for contender in contenders], preference)

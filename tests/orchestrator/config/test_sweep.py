@@ -711,3 +711,17 @@ def test_whatever_is_written_is_a_sweep_or_a_clear_error(load: Any, document: st
         assert len(sweep.trials()) == sweep.config.num_trials
         assert load(to_yaml(sweep)) == sweep
     assert not any("pydantic" in issue or "\n" in issue for issue in issues)
+
+
+@pytest.mark.parametrize(("field", "value"), [("refit", "true"), ("folds", "3")])
+def test_nothing_is_fitted_to_examples_that_a_refit_trains_on(load: Any, field: str, value: str) -> None:
+    text = f"{{data: {{train: x}}, postprocess: {{temperature: true}}, selection: {{{field}: {value}}}}}"
+    (message,) = issues(load, text)
+    assert message.startswith(f"selection.{field}: is {value}, but postprocess is fitted to the validation examples")
+    assert load(text, "postprocess.temperature=false").config.selection.trains_again
+
+
+@pytest.mark.parametrize("resplit", ["{}", "{index: 0, of: 3}"])
+def test_validation_examples_that_are_trained_on_are_noted(load: Any, resplit: str) -> None:
+    (note,) = [note for note in load(f"data: {{train: x, resplit: {resplit}}}").notes if "resplit" in note]
+    assert "selection.refit trains on them after the choice" in note

@@ -14,10 +14,10 @@ NAMES = ("common", "rare", "rarest")
     ("counts", "asked", "expected", "said"),
     [
         ((50, 20, 5), 5, 5, ""),
-        ((50, 20, 3), 5, 3, "selection.folds is 5, but rarest has 3 examples: 3 folds"),
-        ((50, 4, 20), 5, 4, "selection.folds is 5, but rare has 4 examples: 4 folds"),
-        ((50, 20, 1), 5, 5, "rarest: of one example, which all models are trained on; no fold has it"),
-        ((50, 4, 1), 5, 4, "rarest: of one example"),
+        ((50, 20, 3), 5, 3, "selection.folds is 5, but rarest has 3 examples: there are 3 folds"),
+        ((50, 4, 20), 5, 4, "selection.folds is 5, but rare has 4 examples: there are 4 folds"),
+        ((50, 20, 1), 5, 5, "rarest: one example each, which every model is trained on; no fold has it"),
+        ((50, 4, 1), 5, 4, "rarest: one example each"),
         ((50, 2, 0), 2, 2, ""),
     ],
 )
@@ -31,5 +31,5 @@ def test_there_are_as_many_folds_as_the_rarest_class_has_examples(
 
 
 def test_classes_of_one_example_each_have_no_folds() -> None:
-    with pytest.raises(InputError, match="no class has the two examples that folds need"):
+    with pytest.raises(InputError, match="no class has two examples"):
         possible_folds(np.arange(3), 2, NAMES)

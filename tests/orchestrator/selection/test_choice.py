@@ -8,7 +8,7 @@ import pytest
 import sklearn.metrics as reference
 from numpy.typing import NDArray
 from tailsweep.orchestrator.selection import choice
-from tailsweep.orchestrator.selection.choice import FOLDS, REPEATS, Contender, JudgedKind, Preference, choose
+from tailsweep.orchestrator.selection.choice import FOLDS, REPEATS, Contender, Examples, JudgedKind, Preference, choose
 from tailsweep.trainables.resampling import stratified_folds
 from tailsweep.trainables.training import metrics
 
@@ -81,9 +81,11 @@ def choose_by(
         class_counts = train_counts
     return choose(
         contenders,
-        labels,
-        np.maximum(class_counts, 1),
-        lambda counts: metrics.score(metric, counts, class_counts) or 0.0,
+        Examples(
+            labels,
+            np.maximum(class_counts, 1),
+            lambda counts: metrics.score(metric, counts, class_counts) or 0.0,
+        ),
         preference,
         seed,
     )
