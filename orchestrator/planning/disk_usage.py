@@ -49,7 +49,8 @@ def checkpoint_bytes(model: nn.Module, trial_config: TrialConfig) -> CheckpointB
         own = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         stage_one_end = _num_bytes(model, trained)  # which each checkpoint of stage two holds as well
         trained |= own
-        with_moments.append(stage_one_end + _num_bytes(model, trained) + MOMENTS * _num_bytes(model, own))
+        per_number = MOMENTS if described.ema_decay is None else MOMENTS + 1  # the weights, next to their average
+        with_moments.append(stage_one_end + _num_bytes(model, trained) + per_number * _num_bytes(model, own))
     parameters = _num_bytes(model, trained) + stage_one_end
     return CheckpointBytes(
         stage_one=2 * with_moments[0],

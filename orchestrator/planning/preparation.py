@@ -22,9 +22,9 @@ from tailsweep.trainables.config.trial import ModelConfig, Trainable, TrialConfi
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.errors import DataError
 from tailsweep.trainables.execution.feature_plan import FeaturePlan, plan_features
+from tailsweep.trainables.execution.last_layer import last_layer
 from tailsweep.trainables.models.classifier import check_model
 from tailsweep.trainables.models.hub import resolve, weights_digest
-from tailsweep.trainables.postprocess.last_layer import last_layer
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.rehearsal import rehearse_once
 from tailsweep.trainables.storage.cache import default_cache_dir
@@ -104,8 +104,8 @@ def prepare_trials(
             data[prepared.key] = prepared
         rows = data[key_by_source[source]]
         model = models[trial_config.model.model_dump_json()]
-        if postprocess not in (None, PostprocessConfig()):
-            last_layer(model, rows.train, torch.device("cpu"))
+        for field in _fields_about_last_layer(trial_config, postprocess):
+            last_layer(model, rows.train, torch.device("cpu"), field)
         plan = _plan(trial_config, model, rows, features)
         if isinstance(plan, FeaturePlan):
             plans[plan.key] = plan
@@ -116,6 +116,17 @@ def prepare_trials(
     names = dict.fromkeys(trial_config["model"]["name"] for trial_config in trial_configs)
     weights = {name: digest for name in names if (digest := weights_digest(name)) is not None}
     return PreparedTrials(data, plans, parts, live, checkpoints, weights)
+
+
+def _fields_about_last_layer(trial_config: TrialConfig, postprocess: PostprocessConfig | None) -> list[str]:
+    """Return the fields that need a layer that gives the logits."""
+    fields = [] if postprocess in (None, PostprocessConfig()) else ["postprocess"]
+    fields += [] if trial_config.model.head_start == "random" else ["model.head_start"]
+    for stage in report_keys.STAGES:
+        described = getattr(trial_config, stage)
+        if described.epochs > 0 and described.reads_vectors is not None:
+            fields.append(f"{stage}.{described.reads_vectors}")
+    return fields
 
 
 def _rehearse(

@@ -20,8 +20,10 @@ from tailsweep.trainables.execution.sparse_embeddings import SparseEmbeddingTrai
 from tailsweep.trainables.models.layers import set_train_mode
 from tailsweep.trainables.training.losses import build_losses
 from tailsweep.trainables.training.optimizer import LinearSchedule, adamw
+from tailsweep.trainables.training.regularization import Objective
 from tailsweep.trainables.training.runtime import SingleProcess
 from tailsweep.trainables.training.stages import Optimization, StageRun, train_span
+from tailsweep.trainables.training.weight_average import WeightAverage
 from torch import nn
 
 
@@ -51,7 +53,8 @@ class Training:
         with self.words.active():
             optimizer = adamw(model, config)
         schedule = LinearSchedule(config.learning_rate, total_steps)
-        self.optimization = Optimization(execution.module, losses, optimizer, schedule)
+        average = WeightAverage(optimizer, decay=None)
+        self.optimization = Optimization(execution.module, losses, optimizer, schedule, Objective(config), average)
         self.done = 0
 
     def steps(self, batches: Sequence[NDArray[np.int64]]) -> float:

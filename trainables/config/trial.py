@@ -34,6 +34,9 @@ class ModelConfig(Section):
 
     name: str = "sentence-transformers/all-MiniLM-L6-v2"  # hub name or folder of an encoder that AutoModel loads
     head: Literal["native"] | HeadConfig = "native"  # native: the architecture's own sequence-classification head
+    # The values that the layer of the logits starts with. class_means: it takes each example to the class whose mean
+    # vector is nearest, by at most 100 training examples of each (LIFT, arXiv 2309.10019, starts so).
+    head_start: Literal["random", "class_means"] = Field("random", exclude_if=lambda value: value == "random")
     trust_remote_code: bool = False  # run the Python code that this model's folder or hub page brings along
 
 
@@ -44,6 +47,13 @@ class TopLayers(Section):
 
 
 Trainable = Literal["head", "pooler", "all"] | TopLayers  # pooler: with the head; top_layers: with both
+
+
+class ContrastiveConfig(Section):
+    """Supervised contrastive loss of the vectors that the layer of the logits reads (Khosla et al. 2020)."""
+
+    weight: float = Field(0.5, gt=0, lt=1)  # of it; the loss has the rest (lambda of Gunel et al. 2021)
+    temperature: PositiveFloat = 0.1  # of the cosines
 
 
 class StageConfig(Section):
@@ -74,6 +84,17 @@ class StageConfig(Section):
     max_grad_norm: PositiveFloat = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; the parameters stay fp32
     frozen_dropout: bool = False  # True: frozen modules stay in train mode, as in the papers' code
+    # Four regularizers, see training/regularization.py and training/weight_average.py.
+    # Decay of an exponential moving average of the weights, which is the stage's model. null: no average.
+    ema_decay: float | None = Field(None, gt=0, lt=1, exclude_if=lambda value: value is None)
+    # Each example is computed twice, with different dropout; this is the weight of the two predictions' divergence
+    # (alpha of R-Drop, Liang et al. 2021, arXiv 2106.14448). A step takes twice as long. 0: once.
+    r_drop: NonNegativeFloat = Field(0.0, exclude_if=lambda value: value == 0)
+    # Examples are mixed in pairs by a share from Beta(mixup, mixup): the vectors that the layer of the logits reads,
+    # and the losses by their labels (Zhang et al. 2018; of text vectors Sun et al. 2020, arXiv 2010.02394). null: not.
+    mixup: PositiveFloat | None = Field(None, exclude_if=lambda value: value is None)
+    # Vectors of a class are drawn together, those of different classes apart. null: not.
+    contrastive: ContrastiveConfig | None = Field(None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _accumulation_divides_batch(self) -> "StageConfig":
@@ -88,6 +109,12 @@ class StageConfig(Section):
     def keeps_best(self) -> bool:
         """Whether the stage's model is that with the best score, and not the last one."""
         return self.keep == "best" or self.patience is not None
+
+    @property
+    def reads_vectors(self) -> str | None:
+        """The name of a field that is about the vectors which the layer of the logits reads; None if none is set."""
+        set_fields = {"mixup": self.mixup, "contrastive": self.contrastive}
+        return next((name for name, value in set_fields.items() if value is not None), None)
 
     @property
     def training_split(self) -> str:

@@ -38,12 +38,18 @@ class SparseEmbeddingTraining:
         execution: computes the stage's logits.
         data: whose training rows those are.
         split: which of them the stage trains on.
+        whole: Train the whole table: more happens to the other words than that they decay.
     """
 
     def __init__(
-        self, model: nn.Module, execution: Execution, data: PreparedData, split: str = report_keys.TRAIN
+        self,
+        model: nn.Module,
+        execution: Execution,
+        data: PreparedData,
+        split: str = report_keys.TRAIN,
+        whole: bool = False,
     ) -> None:
-        self._embedding = word_embedding(model)
+        self._embedding = None if whole else word_embedding(model)
         if self._embedding is None:
             return
         self._whole = self._embedding.weight  # (W, H)

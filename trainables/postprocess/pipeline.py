@@ -33,13 +33,13 @@ from tailsweep.trainables.config.postprocess import (
 )
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.execution.backends import live_execution
+from tailsweep.trainables.execution.last_layer import last_layer, split_inputs
 from tailsweep.trainables.postprocess.calibration import (
     expected_calibration_error,
     fitted_temperature,
     negative_log_likelihood,
 )
 from tailsweep.trainables.postprocess.decision_rules import Rule, choose_rule
-from tailsweep.trainables.postprocess.last_layer import last_layer, layer_inputs
 from tailsweep.trainables.postprocess.rebalancing import (
     Layer,
     TrainingSettings,
@@ -124,7 +124,7 @@ def postprocess_classifier(
     name, linear = last_layer(model, data.train, device)
     before = {key: value.detach().cpu().clone() for key, value in linear.named_parameters()}
     execution = live_execution(model, data, device, "fp32")
-    inputs = layer_inputs(linear, execution, report_keys.VALIDATION, len(data.validation))
+    inputs = split_inputs(linear, execution, report_keys.VALIDATION, len(data.validation))
     rows = _ValidationRows(inputs, data.validation.labels, data.class_counts, metric)
     layer = Layer(*(before[key].double().numpy() for key in ("weight", "bias")))
     steps = []
@@ -144,7 +144,7 @@ def postprocess_classifier(
         )
         take(config.classifier.kind, tau_normalized(layer, tau), {"tau": tau})
     elif config.classifier is not None:
-        train_inputs = layer_inputs(linear, execution, report_keys.TRAIN, len(data.train))
+        train_inputs = split_inputs(linear, execution, report_keys.TRAIN, len(data.train))
         labels = np.array(data.train.labels)  # torch wants to own what it is given
         settings = TrainingSettings(**config.classifier.model_dump(exclude={"kind"}), seed=seed)
         if isinstance(config.classifier, LearnableWeightScaling):

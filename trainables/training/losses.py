@@ -99,7 +99,7 @@ def cross_entropy(
     logits = logits.float()
     if class_weights is not None and label_smoothing > 0:
         losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
-        return _weighted_mean(losses, labels, class_weights)
+        return weighted_mean(losses, labels, class_weights)
     weight = None if class_weights is None else class_weights.to(logits.device, torch.float32)
     # Over no rows torch's mean is NaN and its sum is 0, which a worker without rows can take backwards.
     reduction = "mean" if len(labels) > 0 else "sum"
@@ -128,7 +128,7 @@ def focal(logits: Tensor, labels: Tensor, *, gamma: float, class_weights: Tensor
     surprise = F.cross_entropy(logits.float(), labels, reduction="none")  # (B,), -log p
     # 1 - p without cancellation. Of a row that is certain it is 0, at which a power below 1 has no finite slope.
     missed = (-torch.expm1(-surprise)).clamp_min(torch.finfo(torch.float32).tiny)
-    return _weighted_mean(missed**gamma * surprise, labels, class_weights)
+    return weighted_mean(missed**gamma * surprise, labels, class_weights)
 
 
 def adjusted_cross_entropy(
@@ -143,8 +143,8 @@ def adjusted_cross_entropy(
     return cross_entropy(logits.float() + adjustments.to(logits.device), labels, label_smoothing=label_smoothing)
 
 
-def _weighted_mean(losses: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
-    """Of the rows' losses (B,), each by its class's weight; 0 for a batch without rows."""
+def weighted_mean(losses: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
+    """Return the mean of the rows' losses (B,), each by its class's weight; 0 for a batch without rows."""
     if len(losses) == 0:
         return losses.sum()
     if class_weights is None:

@@ -25,6 +25,8 @@ from tailsweep.trainables.data.sampling import class_visits, epoch_rows, num_row
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.execution.backends import Execution, cached_execution, live_execution
 from tailsweep.trainables.execution.feature_store import Features
+from tailsweep.trainables.execution.last_layer import last_layer
+from tailsweep.trainables.execution.packing import Packing
 from tailsweep.trainables.execution.sparse_embeddings import SparseEmbeddingTraining
 from tailsweep.trainables.models.layers import set_train_mode, set_trainable
 from tailsweep.trainables.report_keys import STAGES, Stage
@@ -38,10 +40,13 @@ from tailsweep.trainables.training.checkpoint import (
     save_checkpoint,
 )
 from tailsweep.trainables.training.early_stopping import stage_is_over
+from tailsweep.trainables.training.head_start import start_at_class_means
 from tailsweep.trainables.training.losses import LossSchedule, build_losses
 from tailsweep.trainables.training.metrics import Confusion
 from tailsweep.trainables.training.optimizer import LinearSchedule, adamw, set_learning_rate
+from tailsweep.trainables.training.regularization import Objective
 from tailsweep.trainables.training.runtime import Report, Runtime
+from tailsweep.trainables.training.weight_average import WeightAverage
 from torch import Tensor, nn
 
 STEPS_BETWEEN_LOSS_CHECKS = 50  # reading the loss waits for the device
@@ -84,6 +89,8 @@ class Optimization:
     losses: LossSchedule
     optimizer: torch.optim.Optimizer
     schedule: LinearSchedule
+    objective: Objective
+    average: WeightAverage
 
 
 def run_two_stages(run: TrialRun, model: nn.Module, start: Path | None = None) -> None:
@@ -126,6 +133,9 @@ def run_two_stages(run: TrialRun, model: nn.Module, start: Path | None = None) -
             execution = cached_execution(model, run.features, data, runtime.device, stage_config.precision)
         else:
             execution = live_execution(model, data, runtime.device, stage_config.precision)
+        if config.model.head_start == "class_means" and not progress.reports:
+            _, layer = last_layer(model, data.train, runtime.device, "model.head_start")
+            start_at_class_means(layer, execution, data, stage_config.training_split, config.seed)
         end = stage_one_end if stage == Stage.TWO else None
         stage_run = StageRun(stage_config, data, model, execution, runtime, config.seed, run.metric, end)
         progress = run_stage(stage_run, progress, trained, start)
@@ -153,7 +163,9 @@ def run_stage(run: StageRun, progress: Progress, trained: set[str], start: Path 
     stage_index = STAGES.index(progress.stage)
     split = config.training_split
     labels, class_counts = data.rows_of(split).labels, data.class_counts_of(split)
-    words = SparseEmbeddingTraining(model, run.execution, data, split)
+    # An average of decaying weights lags behind them, for words without a row as well.
+    lagging = config.ema_decay is not None and config.weight_decay > 0
+    words = SparseEmbeddingTraining(model, run.execution, data, split, whole=lagging)
     with words.active():  # the optimizer and the wrapper must see the parameters that the steps train
         optimizer = adamw(model, config)
         if start is not None and progress.epoch > 0:
@@ -163,7 +175,10 @@ def run_stage(run: StageRun, progress: Progress, trained: set[str], start: Path 
     visits = [class_visits(config.sampling, class_counts, epoch, config.epochs) for epoch in range(config.epochs)]
     losses = build_losses(config.loss, visits, num_steps)
     schedule = LinearSchedule(config.learning_rate, config.epochs * num_steps, config.warmup_fraction)
-    optimization = Optimization(wrapped, losses, optimizer, schedule)
+    asked = config.reads_vectors
+    layer = None if asked is None else last_layer(model, data.train, runtime.device, f"{progress.stage}.{asked}")[1]
+    average = WeightAverage(optimizer, config.ema_decay)
+    optimization = Optimization(wrapped, losses, optimizer, schedule, Objective(config, layer), average)
     rows_seed = _seed(run.seed, stage_index)
     for span in stage_spans(config.epochs, num_steps, config.evaluations_per_epoch, progress.epoch):
         began = time.perf_counter()
@@ -174,7 +189,7 @@ def run_stage(run: StageRun, progress: Progress, trained: set[str], start: Path 
         where = f"{progress.stage} epoch {report_keys.shown_epochs(span.done)}"
         set_train_mode(model, config.frozen_dropout)
         first_step = span.epoch * num_steps + span.steps.start
-        with words.active(optimizer):
+        with words.active(optimizer), average.training():
             train_loss = train_span(run, optimization, span_steps, first_step, where)
         report: dict[str, str | int | float | None] = {
             report_keys.STAGE: progress.stage.value,
@@ -231,7 +246,7 @@ def train_span(
         TrainingDiverged: the loss is not finite.
     """
     config, execution, runtime = run.config, run.execution, run.runtime
-    model, optimizer = optimization.model, optimization.optimizer
+    model, optimizer, objective = optimization.model, optimization.optimizer, optimization.objective
     parameters = [p for p in model.parameters() if p.requires_grad]
     split = config.training_split
     labels = run.data.rows_of(split).labels
@@ -250,14 +265,20 @@ def train_span(
             if len(part) == 0:  # a worker without rows still takes part in the exchange of gradients
                 part = step_rows[:1]
             with _gradients_exchanged(model, last=index + 1 == len(parts)):
-                with _autocast(runtime.device, config.precision):
-                    logits = model(*execution.inputs(split, part))
-                part_loss = loss.function(logits.float(), _labels(labels, part, runtime.device)) * share
+                inputs = execution.inputs(split, part.repeat(objective.views))
+
+                def compute(inputs: tuple[Tensor | Packing, ...] = inputs) -> Tensor:
+                    with _autocast(runtime.device, config.precision):
+                        logits: Tensor = model(*inputs)
+                    return logits
+
+                part_loss = objective(compute, _labels(labels, part, runtime.device), loss) * share
                 # Data-parallel training takes the mean of the workers' gradients; the shares want their sum.
                 (part_loss * runtime.world_size).backward()  # type: ignore[no-untyped-call]
             total += part_loss.detach()
         nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         optimizer.step()
+        optimization.average.update(first_step + number)
         optimizer.zero_grad(set_to_none=True)
         if (number + 1) % STEPS_BETWEEN_LOSS_CHECKS == 0 and not math.isfinite(total.item()):
             raise TrainingDiverged(_diverged("training loss", total.item(), f"{where}, step {number + 1}", config))

@@ -27,9 +27,9 @@ from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.splits import load_splits
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.execution.backends import live_execution
+from tailsweep.trainables.execution.last_layer import last_layer, split_inputs
 from tailsweep.trainables.models.classifier import build_classifier, load_classifier
 from tailsweep.trainables.postprocess.calibration import expected_calibration_error
-from tailsweep.trainables.postprocess.last_layer import last_layer, layer_inputs
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.text_classifiers import open_text_classifier, save_baseline
@@ -106,7 +106,7 @@ def _teach(model: nn.Module, data: PreparedData) -> None:
     """Make its last layer a logistic regression on what it is given, too sure of itself and of the first class."""
     device = torch.device("cpu")
     _, layer = last_layer(model, data.train, device)
-    inputs = layer_inputs(layer, live_execution(model, data, device, "fp32"), report_keys.TRAIN, len(data.train))
+    inputs = split_inputs(layer, live_execution(model, data, device, "fp32"), report_keys.TRAIN, len(data.train))
     regression = LogisticRegression(max_iter=500).fit(inputs, data.train.labels)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(3 * regression.coef_))
@@ -186,20 +186,32 @@ def test_by_default_nothing_is_done(exported: Callable[..., Any]) -> None:
     assert cast(Any, data).label_names == LABELS
 
 
-@pytest.mark.parametrize(("postprocess", "asked"), [({}, []), ({"temperature": True}, ["the model's last layer"])])
+@pytest.mark.parametrize(
+    ("postprocess", "model_options", "stages", "asked"),
+    [
+        ({}, {}, {}, []),
+        ({"temperature": True}, {}, {}, ["postprocess"]),
+        ({}, {"head_start": "class_means"}, {}, ["model.head_start"]),
+        ({}, {}, {"stage_two": {"mixup": 0.3}}, ["stage_two.mixup"]),
+        ({}, {}, {"stage_one": {"epochs": 1, "contrastive": {}}}, ["stage_one.contrastive"]),
+        ({}, {}, {"stage_one": {"epochs": 0, "contrastive": {}}}, []),
+    ],
+)
 def test_a_model_that_cannot_take_it_is_refused_before_the_sweep(
     postprocess: dict[str, Any],
+    model_options: dict[str, Any],
+    stages: dict[str, Any],
     asked: list[str],
     tiny_model: TinyModel,
     rows_csv: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(preparation, "last_layer", lambda *_: calls.append("the model's last layer"))
+    monkeypatch.setattr(preparation, "last_layer", lambda *arguments: calls.append(arguments[-1]))
     data = {"train": str(rows_csv), "validation": 0.2, "test": 0.2, "max_length": 30}
-    model = {"name": str(tiny_model("bert"))}
+    model = {"name": str(tiny_model("bert")), **model_options}
     trial_config = TrialConfig.model_validate(
-        {"data": data, "model": model, "stage_one": {"epochs": 0}, "stage_two": {}}
+        {"data": data, "model": model, "stage_one": {"epochs": 0}, "stage_two": {}} | stages
     )
     preparation.prepare_trials(
         [trial_config.model_dump(mode="json")],

@@ -173,6 +173,22 @@ def test_words_that_do_not_occur_decay_with_every_step_by_hand(tiny_model: TinyM
     assert moved.nonzero().flatten().tolist() == [word for word in words if word != data.pad_token_id]
 
 
+def test_an_average_of_decaying_weights_is_that_of_the_whole_table(
+    tiny_model: TinyModel, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = {}
+    for decay in (0.0, WEIGHT_DECAY):
+        config = trial(tiny_model("bert"), SKIPPED, {"epochs": 2, "ema_decay": 0.8, "weight_decay": decay})
+        model, runtime = train(config, data)
+        assert (runtime.at_wrapping == [words_of(model)]) == (decay > 0)
+        with monkeypatch.context() as patched:
+            patched.setattr(sparse_embeddings, "word_embedding", lambda model: None)
+            whole, _ = train(config, data)
+        torch.testing.assert_close(dict(model.state_dict()), dict(whole.state_dict()), atol=1e-9, rtol=0)
+        tables[decay] = table(model).weight
+    assert not torch.allclose(*tables.values())
+
+
 def test_padding_that_comes_after_all_words_has_its_place(tiny_model: TinyModel, data: PreparedData) -> None:
     """As ModernBERT's does. Where ``padding_idx`` is not moved with it, PyTorch refuses it as too large."""
     model, _, _ = set_up(tiny_model("bert"), data)

@@ -21,7 +21,7 @@ from tailsweep.trainables.config.trial import HeadConfig, ModelConfig
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.errors import ModelError
 from tailsweep.trainables.execution.backends import live_execution, split_logits
-from tailsweep.trainables.postprocess.last_layer import last_layer, layer_inputs
+from tailsweep.trainables.execution.last_layer import last_layer, split_inputs
 from tailsweep.trainables.postprocess.pipeline import BEFORE_FILE, POSTPROCESS_FILE, postprocess_classifier
 from tailsweep.trainables.postprocess.thresholds import counts_of
 from tailsweep.trainables.preparation import prepare
@@ -65,7 +65,7 @@ def knowing(folder: Path, head: Any, data: PreparedData) -> nn.Module:
     """A classifier whose last layer is a logistic regression on what it is given, three times too sure of itself."""
     model = built(folder, head, data)
     _, layer = last_layer(model, data.train, CPU)
-    inputs = layer_inputs(layer, live_execution(model, data, CPU, "fp32"), report_keys.TRAIN, len(data.train))
+    inputs = split_inputs(layer, live_execution(model, data, CPU, "fp32"), report_keys.TRAIN, len(data.train))
     regression = LogisticRegression(max_iter=500).fit(inputs, data.train.labels)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(3 * regression.coef_))
@@ -100,7 +100,7 @@ def test_the_last_layer_of_every_head_is_found(
     assert (name, layer) == (expected, model.get_submodule(expected))
     assert model.training
     before = logits_of(model, data)
-    inputs = layer_inputs(layer, live_execution(model, data, CPU, "fp32"), report_keys.VALIDATION, len(data.validation))
+    inputs = split_inputs(layer, live_execution(model, data, CPU, "fp32"), report_keys.VALIDATION, len(data.validation))
     given = F.linear(torch.from_numpy(inputs), layer.weight, layer.bias).detach().numpy()
     np.testing.assert_allclose(given, before, atol=1e-5)
     with torch.no_grad():

@@ -25,6 +25,7 @@ from tailsweep.trainables.execution.backends import live_execution
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training import stages
+from tailsweep.trainables.training.head_start import nearest_mean
 from tailsweep.trainables.training.losses import build_loss
 from tailsweep.trainables.training.optimizer import LinearSchedule
 from tailsweep.trainables.training.runtime import Report, SingleProcess
@@ -44,6 +45,7 @@ DEFERRED = LDAM | {"reweight_after": 0.6}
 every_loss = pytest.mark.parametrize("loss", [CROSS_ENTROPY, WEIGHTED, DEFERRED], ids=lambda loss: loss["name"])
 SKIPPED = {"epochs": 0}
 TOP_LAYER = {"top_layers": 1}
+REGULARIZERS = {"ema_decay": 0.9, "r_drop": 0.5, "mixup": 0.4, "contrastive": {"weight": 0.2}}
 
 
 @dataclass
@@ -362,6 +364,24 @@ def test_gradient_accumulation_changes_nothing(loss: dict[str, Any], tiny_model:
         assert actual == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("stage_one", [SKIPPED, {"trainable": "head"}], ids=["stage_two", "stage_one"])
+def test_class_means_are_where_the_last_layer_starts(
+    stage_one: dict[str, Any], tiny_model: TinyModel, data: PreparedData
+) -> None:
+    head = {"pooling": "mean", "kind": "linear"}
+    still = {"learning_rate": 1e-30}
+    config = trial(tiny_model("bert"), still | stage_one, still, head=head, head_start="class_means")
+    trained = train(config, data, dtype=torch.float64)
+    model: Any = build_classifier(config.model, data.label_names, config.seed).double().eval()
+    vectors = np.empty((TRAIN_ROWS, model.head.in_features), np.float32)
+    for row in range(TRAIN_ROWS):
+        ids, mask = map(torch.from_numpy, data.train.padded(np.array([row])))
+        vectors[row] = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state[0].mean(0).detach()
+    weights, biases = nearest_mean(vectors, data.train.labels, 3)
+    expected = {"head.weight": torch.from_numpy(weights).double(), "head.bias": torch.from_numpy(biases).double()}
+    assert_close({name: trained.final[name] for name in expected}, expected, 1e-4)
+
+
 def test_linear_schedule_by_hand_and_as_transformers_has_it() -> None:
     assert [LinearSchedule(8.0, 4)(step) for step in range(4)] == [8, 6, 4, 2]
     # A quarter of 8 steps is 2: up 0, 4; then down from 8 over the other 6.
@@ -405,6 +425,7 @@ def test_each_stage_has_a_schedule_of_its_own_over_the_rows_it_visits(
     ("stage_two_trains", "evaluations", "epochs", "early"),
     [
         ("all", (1, 1), (["001", "002"], ["001", "002"]), {}),
+        ("all", (1, 2), (["001", "002"], ["000.500", "001", "001.500", "002"]), REGULARIZERS),
         ("head", (2, 1), (["000.500", "001", "001.500", "002"], ["001", "002"]), {}),
         # Nothing moves in stage one, so that its first score is its best: it ends two evaluations later.
         ("head", (2, 1), (["000.500", "001", "001.500"], ["001", "002"]), {"learning_rate": 1e-30, "patience": 2}),
@@ -429,7 +450,8 @@ def test_a_trial_that_continues_from_any_checkpoint_is_the_same_trial(
             "gradient_accumulation": 2,
             "evaluations_per_epoch": evaluations[1],
         }
-        | {"layer_decay": 0.7, "sampling": "progressive", "weight_decay": 0.1},
+        | {"layer_decay": 0.7, "sampling": "progressive", "weight_decay": 0.1}
+        | (early if early == REGULARIZERS else {}),
     )
     whole = train(config, data, tmp_path / "whole")
     names = [
@@ -591,10 +613,10 @@ def test_two_workers_train_the_same_model_as_one(
         trial(
             tiny_model("bert", dropout=0.0),
             {"trainable": TOP_LAYER, "loss": loss, "epochs": 2, "gradient_accumulation": 2},
-            {"loss": loss, "weight_decay": 0.1, "evaluations_per_epoch": evaluations}
-            | {"layer_decay": 0.7, "patience": 1, "sampling": "sqrt"},
+            {"loss": loss, "weight_decay": 0.1, "evaluations_per_epoch": evaluations, "ema_decay": decay}
+            | {"layer_decay": 0.7, "patience": 1, "sampling": "sqrt", "r_drop": 0.0 if decay is None else 1.0},
         )
-        for loss, evaluations in ((CROSS_ENTROPY, 1), (DEFERRED, 3))
+        for loss, evaluations, decay in ((CROSS_ENTROPY, 1, 0.9), (DEFERRED, 3, None))
     ]
     train_together(2, work, configs, data.folder, tmp_path, folder=tmp_path)
     monkeypatch.setattr(

@@ -1,7 +1,8 @@
 """The linear layer that gives a classifier's logits: found by trying, and what it is given for the rows of a split.
 
-Whatever is affine in the logits can be written into this layer, so that every reader of the model applies it. No
-architecture is known here: the layer is the one of which a few real rows show that logits = W x + b.
+Whatever is affine in the logits can be written into this layer, so that every reader of the model applies it; what it
+reads is a vector of each row, whatever the architecture. None is known here: the layer is the one of which a few real
+rows show that logits = W x + b.
 
 n rows, H width of the layer's input, C classes.
 """
@@ -19,13 +20,16 @@ from tailsweep.trainables.execution.probe import TOLERANCE, difference, probe_ro
 from torch import Tensor, nn
 
 
-def last_layer(model: nn.Module, rows: TokenizedExamples, device: torch.device) -> tuple[str, nn.Linear]:
+def last_layer(
+    model: nn.Module, rows: TokenizedExamples, device: torch.device, field: str = "postprocess"
+) -> tuple[str, nn.Linear]:
     """Return the layer's name in the model, which is on ``device``, and the layer.
 
     Args:
         model: The classifier.
         rows: Examples to probe it with.
         device: The model's device.
+        field: That needs the layer, for the message.
 
     Raises:
         ModelError: No linear layer with a bias gives the logits.
@@ -56,23 +60,29 @@ def last_layer(model: nn.Module, rows: TokenizedExamples, device: torch.device) 
         if len(matches) == 1:
             problem = "has no bias"
         raise ModelError(
-            f"postprocess: the layer that gives the logits of {type(model).__name__} {problem}, so that nothing can be "
-            "written into it: leave postprocess out, or use a head of ours, model.head: {pooling: mean}"
+            f"{field}: the layer that gives the logits of {type(model).__name__} {problem}, which {field} is about: "
+            f"leave {field} out, or use a head of ours, model.head: {{pooling: mean}}"
         )
     return matches[0], linear[matches[0]]
 
 
-def layer_inputs(layer: nn.Linear, execution: Execution, split: str, num_rows: int) -> NDArray[np.float32]:
+def split_inputs(layer: nn.Linear, execution: Execution, split: str, num_rows: int) -> NDArray[np.float32]:
     """Return the layer's inputs for every row of a split, in eval mode: (n, H)."""
     inputs = np.empty((num_rows, layer.in_features), np.float32)
+    for batch in execution.evaluation_batches(split):
+        inputs[batch] = layer_inputs(layer, execution, split, batch)
+    return inputs
+
+
+def layer_inputs(layer: nn.Linear, execution: Execution, split: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the layer's inputs for some rows of a split, in eval mode: (n, H)."""
     taken: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, arguments: taken.append(arguments[0]))
     try:
         execution.module.eval()
         with torch.inference_mode():
-            for batch in execution.evaluation_batches(split):
-                execution.module(*execution.inputs(split, batch))
-                inputs[batch] = taken.pop().float().cpu().numpy()
+            execution.module(*execution.inputs(split, rows))
     finally:
         hook.remove()
-    return inputs
+    vectors: NDArray[np.float32] = taken.pop().float().cpu().numpy()
+    return vectors
