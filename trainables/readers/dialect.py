@@ -323,7 +323,7 @@ def _are_literal(reading: tuple[Dialect, list[Record]], lines: Sequence[Record],
     quote = dialect.quote
     assert quote is not None
     if len(records) != len(lines):
-        return _are_records(records, lines, wanted)
+        return _are_records(records, lines, quote, wanted)
     if dialect.backslash:
         return False
     columns = list(zip(*(record.fields for record in lines[1:]), strict=True))
@@ -338,9 +338,16 @@ def _are_literal(reading: tuple[Dialect, list[Record]], lines: Sequence[Record],
     return bool(quoted) and by_tabs
 
 
-def _are_records(records: Sequence[Record], lines: Sequence[Record], wanted: Wanted) -> bool:
-    """Return whether each line that quotation marks join to others is a record, by the class that it has."""
+def _are_records(records: Sequence[Record], lines: Sequence[Record], quote: str, wanted: Wanted) -> bool:
+    """Return whether each line that quotation marks join to others is a record, by the class that it has.
+
+    It is not if all fields of all other lines are quoted: a writer who quotes everything has quoted these too.
+    """
     whole = {record.line for record in records if not any("\n" in text for text in record.fields)}
+    alone = [record for record in lines if record.line in whole]
+    fields = [text for record in alone[1:] or alone for text in record.fields]
+    if fields and all(len(text) > 1 and text.startswith(quote) and text.endswith(quote) for text in fields):
+        return False
     place = None
     if wanted.label in lines[0].fields:
         place = lines[0].fields.index(wanted.label)

@@ -52,6 +52,12 @@ def test_what_a_writer_quotes_is_read_cell_by_cell_or_refused(
     assert pairs(got) == rows
 
 
+def test_a_line_break_after_a_separator_is_of_the_text_where_all_else_is_quoted() -> None:
+    rows = [("a", "x"), ("a", "x"), ("a", "x"), ("a", "z"), ("aa", "y"), ("a,\n", "x")]
+    content = "".join(f'"{text}","{label}"\n' for text, label in [("text", "label"), *rows])
+    assert pairs(read(content)) == rows
+
+
 @settings(max_examples=60, deadline=None)
 @given(ROWS, st.booleans())
 def test_no_line_is_lost_where_nothing_is_quoted(rows: list[tuple[str, str]], label_first: bool) -> None:
