@@ -23,7 +23,7 @@ from tailsweep.orchestrator.config.distributions import num_different
 from tailsweep.orchestrator.config.errors import ConfigIssue, SweepConfigError, did_you_mean, find_issues, show
 from tailsweep.orchestrator.config.methods import shared_issues
 from tailsweep.orchestrator.config.schema import FolderName, Storage
-from tailsweep.orchestrator.config.sweep import Sweep, deep_merge, sweep_of, with_overrides
+from tailsweep.orchestrator.config.sweep import Sweep, deep_merge, skips_stage_one, sweep_of, with_overrides
 from tailsweep.orchestrator.config.tree import FrozenTree, Tree, thaw
 from tailsweep.orchestrator.config.two_phase import drawn_distributions
 from tailsweep.orchestrator.config.yaml_io import read_sweep_file
@@ -79,6 +79,9 @@ class ComparisonConfig(Section):
         190,
         191,
     )
+    # Each seed draws a search of its own, and its model is the best of that: what the results say of other seeds, they
+    # then say of other searches too. The budget is spent for each seed. False: all seeds have one search's settings.
+    search_per_seed: bool = Field(False, exclude_if=lambda value: value is False)
     baselines: Annotated[Sequence[Baseline], AfterValidator(tuple), PlainSerializer(list)] = BASELINES
     folds: int | None = Field(None, ge=2, le=100)  # stratified folds of all examples, each in turn the test split
     resamples: int = Field(2000, ge=100, le=100_000)  # of the test examples, for the intervals of differences
@@ -133,14 +136,23 @@ class Comparison:
         return [None] if self.config.folds is None else list(range(self.config.folds))
 
     @property
+    def draws(self) -> list[int | None]:
+        """Return the seeds of a method's searches in turn; only None if there is one search."""
+        return list(self.config.seeds) if self.config.search_per_seed else [None]
+
+    @property
     def reference(self) -> str:
         """Return the method that the others are compared with."""
         names = list(self.config.methods)
         return self.config.reference or ("vanilla" if "vanilla" in names else names[0])
 
-    def search(self, method: str, fold: int | None) -> Sweep:
-        """Return the sweep that selects a method's settings."""
-        return _search(self.config, thaw(self.shared), method, fold)
+    def search(self, method: str, fold: int | None, draw: int | None = None) -> Sweep:
+        """Return the sweep that selects a method's settings: of one of the folds, of one of the draws."""
+        return _search(self.config, thaw(self.shared), method, fold, draw)
+
+    def first_search(self, method: str) -> Sweep:
+        """Return the first of a method's sweeps; the others have the same needs."""
+        return self.search(method, self.folds[0], self.draws[0])
 
     def tree(self) -> Tree:
         """Return the tree that :func:`comparison_of` reads back as an equal comparison."""
@@ -190,6 +202,8 @@ def comparison_of(tree: Tree, source: str, malformed: Sequence[ConfigIssue] = ()
         )
         if name in shared
     ]
+    if own.get("search_per_seed") is True and "seed" in shared:
+        issues.append("seed: is of one search, but search_per_seed draws one with each of seeds: leave seed out")
     if issues:
         raise SweepConfigError(source, issues)
     config = ComparisonConfig.model_validate(own)
@@ -201,7 +215,7 @@ def comparison_of(tree: Tree, source: str, malformed: Sequence[ConfigIssue] = ()
             issues += [f"methods.{method}.{text}" for text in misplaced]
             continue
         try:
-            sweep = _search(config, shared, method, None if config.folds is None else 0)
+            sweep = _search(config, shared, method, None if config.folds is None else 0, None)
         except SweepConfigError as error:
             issues_by_method[method] = error.issues
         else:
@@ -231,13 +245,17 @@ def _misplaced(method: str, written: Tree) -> list[str]:
     return texts
 
 
-def _search(config: ComparisonConfig, shared: Tree, method: str, fold: int | None) -> Sweep:
+def _search(config: ComparisonConfig, shared: Tree, method: str, fold: int | None, draw: int | None) -> Sweep:
     own = thaw(config.methods)[method]
     assert isinstance(own, dict)
     written = {"method": method} | own
+    if written["method"] in METHODS and skips_stage_one(written["method"], own):  # whatever that of the others is
+        shared = {name: value for name, value in shared.items() if name != "stage_one"}
     tree = deep_merge(shared, written)
     assert isinstance(tree, dict)
-    tree["name"] = fold_name(SEARCH, fold)
+    tree["name"] = search_name(fold, draw)
+    if draw is not None:
+        tree["seed"] = draw
     tree["storage"] = join_location(config.storage, f"{config.name}/{METHODS_FOLDER}/{method}")
     if fold is not None:
         tree["data"] = _with(tree.get("data", {}), {"fold": {"index": fold, "of": config.folds}})
@@ -275,13 +293,21 @@ def fold_name(name: str, fold: int | None) -> str:
     return name if fold is None else f"{name}-fold{fold}"
 
 
+def search_name(fold: int | None, draw: int | None) -> str:
+    """Return the name of a method's search in a fold, drawn by a seed."""
+    return fold_name(SEARCH if draw is None else f"{SEARCH}-seed{draw}", fold)
+
+
 def total_epochs(trial_config: TrialConfig) -> int:
     """Return the epochs of both stages together."""
     return trial_config.stage_one.epochs + trial_config.stage_two.epochs
 
 
 def _few(config: ComparisonConfig, sweep: Sweep) -> list[str]:
-    asked = config.budget.trials
-    if asked is None or sweep.num_trials >= asked:
-        return []
-    return [f"has {sweep.num_trials} different trial(s), fewer than the budget of {asked}"]
+    """Return a note on a method that gets less, or more, than the budget."""
+    budget = config.budget
+    if budget.trials is not None and sweep.num_trials < budget.trials:
+        return [f"has {sweep.num_trials} different trial(s), fewer than the budget of {budget.trials}"]
+    if budget.epochs is not None and (least := total_epochs(sweep.trials()[0].config)) > budget.epochs:
+        return [f"its one trial has {least} epochs, more than the budget of {budget.epochs}: others may have fewer"]
+    return []

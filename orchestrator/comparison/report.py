@@ -5,10 +5,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from tailsweep.orchestrator.comparison.config import SEEDS, Comparison
+from tailsweep.orchestrator.comparison.config import Comparison
 from tailsweep.orchestrator.comparison.results import ComparisonResults, MethodResult, read_comparison, read_results
 from tailsweep.orchestrator.comparison.significance import Difference, Estimate
-from tailsweep.orchestrator.runs.directory import BEST_FOLDER, METHODS_FOLDER, RunDirectory
+from tailsweep.orchestrator.runs.directory import BEST_FOLDER, RunDirectory
 from tailsweep.orchestrator.runs.text import format_cell
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import StorageError
@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "comparison.json"
 REPORT_FILE = "comparison.md"
+LEAST_SHARE = 0.005  # of the draws, for a choice to be named
 ONE_SEED = "with one seed each, whose spread is not known"
 VERDICTS = {  # of a difference, with its sentence
     "better": "better than {reference} in {metric}",
@@ -73,11 +74,17 @@ def _procedure(comparison: Comparison, results: ComparisonResults) -> str:
     counts = ", ".join(f"{label} {count}" for label, count in results.train_rows.items())
     return (
         f"Each method was searched with {budget}, its settings chosen by validation examples ({results.metric}), "
-        f"trained again with {len(config.seeds)} seeds ({', '.join(map(str, config.seeds))}), and its predictions of "
+        f"{_seeds(comparison)}, and its predictions of "
         f"the {sum(results.test_rows.values()):,} test examples"
         f"{'' if config.folds is None else f' ({config.folds} folds, each searched by itself)'} scored. "
         f"Training examples{'' if config.folds is None else ' of the first fold'}: {counts}."
     )
+
+
+def _seeds(comparison: Comparison) -> str:
+    seeds = comparison.config.seeds
+    again = "with a search of its own for each of" if comparison.config.search_per_seed else "trained again with"
+    return f"{again} {len(seeds)} seeds ({', '.join(map(str, seeds))})"
 
 
 def _summary(comparison: Comparison, results: ComparisonResults) -> list[str]:
@@ -100,8 +107,13 @@ def _summary(comparison: Comparison, results: ComparisonResults) -> list[str]:
             [_line(name, result, results) for name, result in results.all.items()],
         ),
         f"Test: mean and standard error over the seeds. Over {results.reference}: difference of the means, its 95 % "
-        "interval and the probability that it is above 0, over other test examples and other seeds of the chosen "
-        f"settings; another search is not in them. Examples: {comparison.config.resamples:,} resamples (paired, seeds "
+        "interval and the probability that it is above 0, over other test examples and "
+        + (
+            "other seeds, with the search of each. "
+            if comparison.config.search_per_seed
+            else "other seeds of the chosen settings; another search is not in them. "
+        )
+        + f"Examples: {comparison.config.resamples:,} resamples (paired, seeds "
         "averaged). Seeds: Student's t, with a variance pooled over the methods. Better and worse: at 5 % for all "
         "methods together (Holm). P(best): how often a method or baseline has the largest test score over the same "
         "draws. comparison.json has the intervals over examples and over seeds by themselves.",
@@ -161,16 +173,18 @@ def findings(comparison: Comparison, results: ComparisonResults) -> list[str]:
             f"By validation examples, {results.chosen} is the method to use ({results.metric} {chosen.validation:.4f}; "
             f"on the test examples {_shown(_test_score(chosen, results.metric))})."
         )
+    texts += _choice(results)
     gaps = {name: result.difference[key] for name, result in results.all.items() if key in result.difference}
     for verdict, sentence in VERDICTS.items():
         names = ", ".join(f"{name} ({gap.value:+.4f})" for name, gap in gaps.items() if gap.verdict == verdict)
         if names:
             words = sentence.format(reference=results.reference, metric=results.metric)
             texts.append(f"On the test examples, {words}: {names}.")
-    if results.chosen is not None and comparison.config.folds is None:
+    if results.model is not None:
         texts.append(
-            f"The model: {METHODS_FOLDER}/{results.chosen}/{SEEDS}/{BEST_FOLDER}, chosen by validation examples: one "
-            "seed's, or the mean of several."
+            f"The model: {results.model}/{BEST_FOLDER}, chosen by validation examples: one "
+            + ("trial's of that search" if comparison.config.search_per_seed else "seed's")
+            + ", or the mean of several."
         )
     asked = len(comparison.config.seeds)
     short = [f"{name} ({r.num_seeds} of {asked})" for name, r in results.methods.items() if r.num_seeds < asked]
@@ -201,9 +215,21 @@ def _warnings(comparison: Comparison, results: ComparisonResults) -> list[str]:
         f"{_shown(_test_score(results.methods[chosen], results.metric))} {results.metric} on the test examples."
     )
     if not baseline.startswith("embeddings"):  # it may win by reading more, which a larger max_length would fix
-        read = comparison.search(chosen, comparison.folds[0]).representative_trials()[0].data
+        read = comparison.first_search(chosen).representative_trials()[0].data
         text += f" It reads texts whole, where {chosen} reads at most their first {read.max_length} tokens."
     return [text]
+
+
+def _choice(results: ComparisonResults) -> list[str]:
+    """Return what choosing a method by validation examples gains, where there are several."""
+    choice = results.choice
+    if choice is None:
+        return []
+    often = ", ".join(f"{name} ({share:.0%})" for name, share in choice.shares.items() if share >= LEAST_SHARE)
+    return [
+        f"To choose by validation examples gains {choice.value:+.4f} {_interval(choice.low, choice.high)} over "
+        f"{results.reference} on the test examples. With other seeds the choice is {often}."
+    ]
 
 
 def _line(name: str, result: MethodResult, results: ComparisonResults) -> list[str]:

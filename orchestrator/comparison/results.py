@@ -1,17 +1,21 @@
 """Read the results of each method from a comparison's files. Needs no cluster; ``report.py`` puts them into words."""
 
 import io
-from collections import Counter
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow.parquet as pq
-from tailsweep.orchestrator.comparison.config import SEARCH, SEEDS, Comparison, comparison_of, fold_name
+from tailsweep.orchestrator.comparison.config import SEEDS, Comparison, comparison_of, fold_name, search_name
 from tailsweep.orchestrator.comparison.records import ComparisonRecords
 from tailsweep.orchestrator.comparison.significance import (
+    Choice,
     Difference,
     Estimate,
     Predictions,
+    ResampledScores,
     ScoredExamples,
     resample,
     score_methods,
@@ -40,11 +44,12 @@ class MethodResult:
     num_seeds: int  # trained to their end; 1 for a baseline
     seconds: float  # of its search and its retraining, summed over trials
     trials: dict[str, int]  # of the search, by how they ended
-    settings: list[Tree]  # selected, one for each fold
+    settings: list[Tree]  # selected, for each fold and each search in it
     test: dict[str, Estimate]
     difference: dict[str, Difference] = field(default_factory=dict)  # to the reference, by test score
     p_best: dict[str, float] = field(default_factory=dict)  # of all methods and baselines, likewise
     stage_two_settings: int = 0  # of the search, that reached stage two
+    validation_by_seed: dict[int, float] = field(default_factory=dict)  # mean over folds; empty for a baseline
 
 
 @dataclass
@@ -61,6 +66,8 @@ class ComparisonResults:
     chosen: str | None  # the best method by validation examples
     best_baseline: str | None  # by validation examples, too
     over_baseline: Difference | None  # the chosen method's lead over it on the test examples
+    model: str | None = None  # the folder of the sweep with the chosen method's model; None with folds
+    choice: Choice | None = None  # what choosing by validation examples gains over the reference
 
     @property
     def all(self) -> dict[str, MethodResult]:
@@ -68,9 +75,22 @@ class ComparisonResults:
         return self.methods | self.baselines
 
 
-def sweep_directory(run: RunDirectory, method: str, part: str, fold: int | None) -> RunDirectory:
-    """Return the run directory of a method's search (``part`` is SEARCH) or retraining (SEEDS)."""
-    return RunDirectory(run.uri(f"{METHODS_FOLDER}/{method}/{fold_name(part, fold)}"))
+def searched_directory(run: RunDirectory, method: str, fold: int | None, draw: int | None) -> RunDirectory:
+    """Return the run directory of a method's search."""
+    return RunDirectory(run.uri(f"{METHODS_FOLDER}/{method}/{search_name(fold, draw)}"))
+
+
+def retrained_directory(run: RunDirectory, method: str, fold: int | None) -> RunDirectory:
+    """Return the run directory of the retraining of what a method's search chose."""
+    return RunDirectory(run.uri(f"{METHODS_FOLDER}/{method}/{fold_name(SEEDS, fold)}"))
+
+
+def model_folder(comparison: Comparison, method: str, validation_by_seed: Mapping[int, float]) -> str:
+    """Return the folder of the sweep that has a method's model: its retraining, or the search with the best trial."""
+    part = SEEDS
+    if comparison.config.search_per_seed:
+        part = search_name(None, max(validation_by_seed, key=lambda seed: validation_by_seed[seed]))
+    return f"{METHODS_FOLDER}/{method}/{part}"
 
 
 def predictions_file(name: str, seed: int | None) -> str:
@@ -96,7 +116,7 @@ def read_results(run: RunDirectory, comparison: Comparison) -> ComparisonResults
         RunDirectoryError: Something that was written is missing or altered.
     """
     records = ComparisonRecords.read(run, comparison)
-    metric = comparison.search(comparison.reference, comparison.folds[0]).config.metric
+    metric = comparison.first_search(comparison.reference).config.metric
     summary = _data_summary(run, comparison)
     label_names, class_counts = summary.labels, np.array(summary.train_rows)
     index = {name: number for number, name in enumerate(label_names)}
@@ -114,7 +134,7 @@ def read_results(run: RunDirectory, comparison: Comparison) -> ComparisonResults
         labels = next(iter(by_seed.values()))[0]
         predictions[name] = {seed: predicted for seed, (_, predicted) in by_seed.items()}
         results[name] = (
-            _method_result(run, comparison, name, metric, len(by_seed))
+            _method_result(run, comparison, name, metric, list(predictions[name]))
             if fine_tuned
             else _baseline_result(records, comparison, name)
         )
@@ -134,17 +154,23 @@ def read_results(run: RunDirectory, comparison: Comparison) -> ComparisonResults
     if chosen is not None and baseline is not None:
         score = report_keys.on_split(report_keys.TEST, _score(metric))
         over = resampled.differences(baseline)[chosen][score]
+    methods = {name: result for name, result in results.items() if result.fine_tuned}
+    model = None
+    if chosen is not None and comparison.config.folds is None:
+        model = model_folder(comparison, chosen, methods[chosen].validation_by_seed)
     return ComparisonResults(
         metric=_score(metric),
         reference=comparison.reference,
         train_rows=dict(zip(label_names, class_counts.tolist(), strict=True)),
         test_rows=dict(zip(label_names, np.bincount(labels, minlength=len(index)).tolist(), strict=True)),
         notes=list(summary.notes),
-        methods={name: result for name, result in results.items() if result.fine_tuned},
+        methods=methods,
         baselines={name: result for name, result in results.items() if not result.fine_tuned},
         chosen=chosen,
         best_baseline=baseline,
         over_baseline=over,
+        model=model,
+        choice=_choice(resampled, methods, comparison.reference, _score(metric)),
     )
 
 
@@ -164,32 +190,53 @@ def _predictions(
     return labels, predicted
 
 
-def _method_result(run: RunDirectory, comparison: Comparison, method: str, metric: str, num_seeds: int) -> MethodResult:
-    validation, seconds, settings, states, in_stage_two = [], 0.0, [], Counter[str](), 0
-    for fold in comparison.folds:
-        search, retraining = (read_records(sweep_directory(run, method, part, fold)) for part in (SEARCH, SEEDS))
+def _method_result(
+    run: RunDirectory, comparison: Comparison, method: str, metric: str, seeds: Sequence[int | None]
+) -> MethodResult:
+    """Return what a method reached with the seeds that have predictions."""
+    validation: dict[int, list[float]] = defaultdict(list)
+    seconds, settings, states, in_stage_two = 0.0, [], Counter[str](), 0
+    draws = seeds if comparison.config.search_per_seed else [None]
+    for fold, draw in itertools.product(comparison.folds, draws):
+        search = read_records(searched_directory(run, method, fold, draw))
         rows = result_rows(search, metric)
         chosen = select_best(rows, metric)
-        assert chosen is not None, "only a chosen trial is trained again"
-        settings.append(search.trial(chosen["trial"]).values)
         states.update(row["state"] for row in rows)
         in_stage_two += sum(row[f"{report_keys.STAGE_TWO}_epochs"] > 0 for row in rows)
-        for records in (search, retraining):
-            seconds += sum(outcome.seconds for outcome in records.outcomes.values())
+        seconds += sum(outcome.seconds for outcome in search.outcomes.values())
+        assert chosen is not None, "only a completed trial predicts"
+        settings.append(search.trial(chosen["trial"]).values)
+        if draw is not None:
+            validation[draw].append(chosen[metric])
+            continue
+        retraining = read_records(retrained_directory(run, method, fold))
+        seconds += sum(outcome.seconds for outcome in retraining.outcomes.values())
         for name, outcome in retraining.outcomes.items():
             best = retraining.judged(name, metric)
             if outcome.state == TrialState.COMPLETED and best is not None:
-                validation.append(best[metric])
+                validation[retraining.trial(name).config["seed"]].append(best[metric])
+    by_seed = {seed: float(np.mean(values)) for seed, values in validation.items()}
     return MethodResult(
         True,
-        float(np.mean(validation)),
-        num_seeds,
+        float(np.mean(list(by_seed.values()))),
+        len(seeds),
         seconds,
         dict(states),
         settings,
         test={},
         stage_two_settings=in_stage_two,
+        validation_by_seed=by_seed,
     )
+
+
+def _choice(
+    resampled: ResampledScores, methods: Mapping[str, MethodResult], reference: str, score: str
+) -> Choice | None:
+    """Return what choosing among several methods gains over the reference, if that is one of them."""
+    if reference not in methods or len(methods) < 2:
+        return None
+    validation = {name: np.array(list(result.validation_by_seed.values())) for name, result in methods.items()}
+    return resampled.choice(validation, reference, report_keys.on_split(report_keys.TEST, score))
 
 
 def _baseline_result(records: ComparisonRecords, comparison: Comparison, name: str) -> MethodResult:
@@ -200,8 +247,8 @@ def _baseline_result(records: ComparisonRecords, comparison: Comparison, name: s
 
 
 def _data_summary(run: RunDirectory, comparison: Comparison) -> DataSummary:
-    """Return labels, class counts and notes of the reference's search, in its first fold."""
-    search = sweep_directory(run, comparison.reference, SEARCH, comparison.folds[0])
+    """Return labels, class counts and notes of the reference's first search."""
+    search = searched_directory(run, comparison.reference, comparison.folds[0], comparison.draws[0])
     return next(iter(read_environment(search).data.values()))
 
 

@@ -1,5 +1,7 @@
 """Run a comparison: search each method, train its best settings with every seed, and predict the test examples.
 
+Or search each method with every seed, and predict with the best trial of each search.
+
 Each search and each retraining is an ordinary sweep with a run directory of its own below the comparison's. A resumed
 comparison keeps what is finished. No search sees the test examples; its best settings predict them once per seed.
 """
@@ -9,7 +11,7 @@ import io
 import logging
 import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -18,10 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from rich.console import Console
-from tailsweep.orchestrator.comparison.config import SEARCH, SEEDS, Comparison, fold_name
+from tailsweep.orchestrator.comparison.config import SEEDS, Comparison, fold_name
 from tailsweep.orchestrator.comparison.records import BaselineFit, ComparisonRecords
 from tailsweep.orchestrator.comparison.report import write_comparison_report
-from tailsweep.orchestrator.comparison.results import predictions_file, read_comparison, sweep_directory
+from tailsweep.orchestrator.comparison.results import (
+    predictions_file,
+    read_comparison,
+    searched_directory,
+)
 from tailsweep.orchestrator.config.changes import leaves
 from tailsweep.orchestrator.config.search_space import Trial
 from tailsweep.orchestrator.config.sweep import Sweep
@@ -42,6 +48,7 @@ from tailsweep.orchestrator.runner.trained_models import predict_split
 from tailsweep.orchestrator.runs import front
 from tailsweep.orchestrator.runs.directory import (
     COMPARISON_FILE,
+    METHODS_FOLDER,
     METRICS_FILE,
     RunDirectory,
     RunDirectoryError,
@@ -79,7 +86,7 @@ def run_comparison(comparison: Comparison, address: str | None, console: Console
         logger.info(f"comparison {run.name}: {', '.join(comparison.config.methods)}")
         for note in comparison.notes:
             logger.info(f"note: {note}")
-        searches = [comparison.search(method, comparison.folds[0]) for method in comparison.config.methods]
+        searches = [comparison.first_search(method) for method in comparison.config.methods]
         with no_repeated_messages():  # refuse what a sweep would refuse before anything is written
             needs = [needs_of(plan_sweep(search)) for search in searches]
         with ray_session(address) as started_here:
@@ -111,7 +118,7 @@ def resume_comparison(location: str, address: str | None, console: Console, over
     logger.info(f"run directory {run.location}; if it is interrupted: {resume_command}")
     logger.info(f"comparison {run.name}: continuing")
     front.tell(run=run.location, resume=resume_command)
-    searches = [comparison.search(method, comparison.folds[0]) for method in comparison.config.methods]
+    searches = [comparison.first_search(method) for method in comparison.config.methods]
     needs = [needs_of(plan_unprepared(search)) for search in searches]
     with run_log() as log, run_lock(run), log.written_to(run), ray_session(address) as started_here:
         records = ComparisonRecords.open(run, comparison)
@@ -148,17 +155,20 @@ def _in_one(run: RunDirectory, needs: Sequence[Needs]) -> Needs:
 
 def _finish(records: ComparisonRecords, comparison: Comparison, console: Console) -> int:
     run = records.run
-    retrained: dict[str, Sweep | None] = {}
+    sweeps: dict[str, Sweep] = {}  # by folder, those that the models are from
     try:
         for fold in comparison.folds:
             for method in comparison.config.methods:
                 logger.info(f"\n== {fold_name(method, fold)}")
-                retrained[method] = _run_method(records, comparison, method, fold, console)
+                for draw in comparison.draws:
+                    sweep = _run_method(records, comparison, method, fold, draw, console)
+                    if sweep is not None:
+                        sweeps[f"{METHODS_FOLDER}/{method}/{sweep.name}"] = sweep
             _fit_baselines(records, comparison, fold)
         records.seal()
         results, text = write_comparison_report(run, comparison)
-        if results.chosen is not None and comparison.config.folds is None:
-            _export(run, results.chosen, retrained[results.chosen], console)
+        if results.model is not None:
+            _export(RunDirectory(run.uri(results.model)), sweeps[results.model], console)
     except (Interrupted, StorageError, KeyboardInterrupt) as error:  # also Ctrl-C between two sweeps
         with suppress(StorageError):
             records.seal()
@@ -169,18 +179,32 @@ def _finish(records: ComparisonRecords, comparison: Comparison, console: Console
 
 
 def _run_method(
-    records: ComparisonRecords, comparison: Comparison, method: str, fold: int | None, console: Console
+    records: ComparisonRecords,
+    comparison: Comparison,
+    method: str,
+    fold: int | None,
+    draw: int | None,
+    console: Console,
 ) -> Sweep | None:
-    """Search, retrain and predict; returns the retraining, or None if there is nothing to retrain."""
-    search = comparison.search(method, fold)
+    """Search, retrain if all seeds share the search, and predict; returns the sweep whose models predict, if any."""
+    search = comparison.search(method, fold, draw)
     searched = finish_sweep(search, None, console)
     chosen = select_best(result_rows(searched, search.config.metric), search.config.metric)
+    name = fold_name(method, fold)
     if chosen is None:
-        logger.info(f"{fold_name(method, fold)}: no trial was completed, so there is nothing to compare")
+        logger.info(f"{name}: no trial was completed, so there is nothing to compare")
         return None
+    if draw is not None:
+        _predict(records, search, searched, {predictions_file(name, draw): chosen["trial"]})
+        return search
     sweep, trials = _retraining(comparison, search, fold, searched.trial(chosen["trial"]))
     retrained = finish_sweep(sweep, trials, console)
-    _predict(records, sweep, retrained, fold_name(method, fold))
+    _predict(
+        records,
+        sweep,
+        retrained,
+        {predictions_file(name, trial.config["seed"]): trial.name for trial in retrained.trials},
+    )
     return sweep
 
 
@@ -199,26 +223,24 @@ def _retraining(
     return sweep_of_trials(search, fold_name(SEEDS, fold), trials, changed), trials
 
 
-def _export(run: RunDirectory, method: str, sweep: Sweep | None, console: Console) -> None:
-    """Export the model of the best method, of one seed or several, in the folder of its retraining."""
-    retraining = sweep_directory(run, method, SEEDS, None)
-    if not retraining.exists(METRICS_FILE):
-        resume_sweep(retraining.location, console, RunOptions(checked=True, announced=False, wanted=Wanted(sweep)))
+def _export(run: RunDirectory, sweep: Sweep, console: Console) -> None:
+    """Export the model of a sweep whose trials are done."""
+    if not run.exists(METRICS_FILE):
+        resume_sweep(run.location, console, RunOptions(checked=True, announced=False, wanted=Wanted(sweep)))
 
 
-def _predict(records: ComparisonRecords, sweep: Sweep, retrained: Records, name: str) -> None:
-    """Write the predictions of every completely trained seed that has none."""
-    retraining = RunDirectory(join_location(sweep.config.storage, sweep.name))
-    environment = read_environment(retraining)
-    selection = ModelSelection(retraining, sweep, retrained, environment)
+def _predict(records: ComparisonRecords, sweep: Sweep, trained: Records, trial_of: Mapping[str, str]) -> None:
+    """Write each file of predictions that is not there, by the completed trial that it is of."""
+    run = RunDirectory(join_location(sweep.config.storage, sweep.name))
+    environment = read_environment(run)
+    selection = ModelSelection(run, sweep, trained, environment)
     task = ray.remote(**selection.resources)(predict_split)
     asked_for = {}
-    for trial in retrained.trials:
-        file = predictions_file(name, trial.config["seed"])
-        if retrained.outcomes[trial.name].state != TrialState.COMPLETED or records.has_predictions(file):
+    for file, trial in trial_of.items():
+        if trained.outcomes[trial].state != TrialState.COMPLETED or records.has_predictions(file):
             continue
-        model = trial_model(retrained, sweep.config.metric, trial.name)
-        source = selection.source(trial.name)
+        model = trial_model(trained, sweep.config.metric, trial)
+        source = selection.source(trial)
         request = source.request([model], sweep.config.metric, postprocess=sweep.config.postprocess)
         asked_for[task.remote(request, report_keys.TEST)] = (file, request["data"])
     for reference, (file, data) in asked_for.items():
@@ -228,8 +250,9 @@ def _predict(records: ComparisonRecords, sweep: Sweep, retrained: Records, name:
 
 def _fit_baselines(records: ComparisonRecords, comparison: Comparison, fold: int | None) -> None:
     """Fit the baselines to the examples of the reference's trials."""
-    sweep = comparison.search(comparison.reference, fold)
-    searched = sweep_directory(records.run, comparison.reference, SEARCH, fold)
+    draw = comparison.draws[0]
+    sweep = comparison.search(comparison.reference, fold, draw)
+    searched = searched_directory(records.run, comparison.reference, fold, draw)
     environment = read_environment(searched)
     trial_config = TrialConfig.model_validate(read_records(searched).trials[0].config)
     data = fetch_prepared(environment.data_source(searched, next(iter(environment.data))), default_cache_dir())

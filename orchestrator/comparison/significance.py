@@ -32,7 +32,8 @@ class Estimate:
 class Difference:
     """The difference between a method's mean score and the reference's, and what other draws would make of it.
 
-    Both intervals and the probability are for a method trained with its chosen settings: another search is not in them.
+    What differs between a method's seeds is what the intervals and the probability are about: luck of training with
+    the settings of one search, or the search too, where each seed has its own.
     """
 
     value: float
@@ -57,6 +58,20 @@ class Difference:
         if self.seeds_low is None:
             return "better with these seeds" if self.value > 0 else "worse with these seeds"
         return "better" if self.value > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The gain of taking the method with the best validation score over taking the reference, on the test examples.
+
+    In each draw the seeds of both scores and the test examples are others, and the choice is made anew: whoever
+    repeats the comparison may choose another method. The validation examples stay.
+    """
+
+    value: float  # of the method that is chosen
+    low: float  # ends of the 95 % interval
+    high: float
+    shares: dict[str, float]  # how often each method is chosen
 
 
 @dataclass(frozen=True)
@@ -97,6 +112,18 @@ class ResampledScores:
         by_score = {key: score.differences(reference) for key, score in self.scores.items()}
         methods = [method for method in next(iter(self.scores.values())).by_seed if method != reference]
         return {method: {key: gaps[method] for key, gaps in by_score.items()} for method in methods}
+
+    def choice(self, validation: Mapping[str, np.ndarray], reference: str, score: str) -> Choice | None:
+        """Return what choosing by validation score gains over ``reference``; None if the score is not defined.
+
+        Args:
+            validation: Of each method to choose from, the validation score by seed, (seeds,).
+            reference: One of them.
+            score: A test score.
+        """
+        if score not in self.scores:
+            return None
+        return self.scores[score].choice(validation, reference, np.random.default_rng(self.seed))
 
     def p_best(self) -> dict[str, dict[str, float]]:
         """Return the probability that a method has the largest mean score, by method and test score."""
@@ -165,13 +192,33 @@ class _Score:
     def p_best(self, rng: np.random.Generator) -> dict[str, float]:
         """Return how often each method has the largest mean, over other test examples and other seeds."""
         methods = list(self.by_seed)
+        drawn = self._drawn(methods, rng)
+        best = np.bincount(drawn.argmax(axis=0), minlength=len(methods)) / max(1, drawn.shape[1])
+        return dict(zip(methods, best.tolist(), strict=True))
+
+    def choice(self, validation: Mapping[str, np.ndarray], reference: str, rng: np.random.Generator) -> Choice:
+        """Return what choosing by ``validation`` gains over the reference."""
+        methods = list(validation)
+        test = self._drawn(methods, rng)
+        variance, _ = pooled_variance(list(validation.values()))
+        means = np.array([[values.mean()] for values in validation.values()])
+        spread = np.array([[math.sqrt(variance / len(values))] for values in validation.values()])
+        chosen = (means + spread * rng.standard_normal(test.shape)).argmax(axis=0)
+        gains = test[chosen, np.arange(test.shape[1])] - test[methods.index(reference)]
+        tail = 100 * (1 - CONFIDENCE) / 2
+        low, high = np.percentile(gains, [tail, 100 - tail])
+        shares = np.bincount(chosen, minlength=len(methods)) / len(chosen)
+        ours = methods[int(means.argmax())]
+        value = float(self.by_seed[ours].mean() - self.by_seed[reference].mean())
+        return Choice(value, float(low), float(high), dict(zip(methods, shares.tolist(), strict=True)))
+
+    def _drawn(self, methods: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+        """Return mean scores over other test examples and other seeds: (methods, draws)."""
         means = np.stack([self.resampled[method] for method in methods])
         means = means[:, ~np.isnan(means).any(axis=0)]
         variance, _ = pooled_variance(list(self.by_seed.values()))
         spread = np.array([[math.sqrt(variance / self.num_seeds[method])] for method in methods])
-        drawn = means + spread * rng.standard_normal(means.shape)
-        best = np.bincount(drawn.argmax(axis=0), minlength=len(methods)) / max(1, drawn.shape[1])
-        return dict(zip(methods, best.tolist(), strict=True))
+        return means + spread * rng.standard_normal(means.shape)
 
     def _difference(self, ours: str, theirs: str) -> Difference:
         value = float(self.by_seed[ours].mean() - self.by_seed[theirs].mean())

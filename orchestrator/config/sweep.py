@@ -366,7 +366,7 @@ def _sweep_of_methods(tree: Tree, methods: Mapping[str, Tree], source: str, malf
     for place, (method, own) in enumerate(methods.items()):
         share = len(range(place, num_trials, len(methods))) if isinstance(num_trials, int) else num_trials
         merged = _merged(tree, own) | {METHOD: method, "num_trials": share}
-        if _skips_stage_one(method, own):  # whatever the other methods' stage one is, and however it is searched
+        if skips_stage_one(method, own):  # whatever the other methods' stage one is, and however it is searched
             asked = merged.get("stage_two_search")
             kept = {k: v for k, v in asked.items() if k != "settings"} if isinstance(asked, dict) else {}
             promote = own.get("promote", "all")
@@ -396,7 +396,7 @@ def _merged(tree: Tree, own: Tree) -> Tree:
     return merged
 
 
-def _skips_stage_one(method: str, own: Tree) -> bool:
+def skips_stage_one(method: str, own: Tree) -> bool:
     """Return whether a method has no stage one: its own settings decide, then its preset."""
     section = deep_merge(METHODS[method].get("stage_one", {}), own.get("stage_one", {}))
     return isinstance(section, dict) and section.get("epochs") == 0

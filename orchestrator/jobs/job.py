@@ -114,7 +114,7 @@ def _work_of(file: Path, overrides: Sequence[str], storage: str | None) -> _Work
         return _Work("run", sweep.name, sweep.config.storage, [sweep])
     comparison = load_comparison(file, overrides, storage)
     config = comparison.config
-    sweeps = [comparison.search(method, comparison.folds[0]) for method in config.methods]
+    sweeps = [comparison.first_search(method) for method in config.methods]
     return _Work("compare", config.name, config.storage, sweeps)
 
 

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/regularizers.py trec=trec nicta=nicta_piboso --seeds 0 1 --results results.jsonl
 
-Each argument is a name and a folder with train.parquet, validation.parquet and test.parquet. A line is written for
+Each argument is a name and a folder with train.parquet, validation.parquet and test.parquet, and with data.yaml where
+`data` has more fields, such as an imbalance. A line is written for
 every run as it ends; what the file has already is not run again, so that several processes may share it, one for each
 seed. At the end the table of all of its lines is printed. `r_drop` has half the epochs, since its step takes twice as
 long.
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from tailsweep.orchestrator.config.sweep import deep_merge
+from tailsweep.orchestrator.config.yaml_io import parse_yaml
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.execution.backends import live_execution
@@ -69,20 +71,23 @@ def main() -> None:
 
 
 def _run_set(name: str, folder: Path, seed: int, max_length: int, results: Path) -> None:
-    files = {split: str(folder / f"{split}.parquet") for split in ("train", "validation", "test")}
+    files = {split: folder / f"{split}.parquet" for split in ("train", "validation", "test")}
+    fields: Any = {split: str(file) for split, file in files.items() if file.is_file()} | {"max_length": max_length}
+    if (folder / "data.yaml").is_file():
+        fields |= parse_yaml((folder / "data.yaml").read_text(encoding="utf-8"))
     for base, settings in BASES.items():
         for option, change in {"": {}, **OPTIONS[base]}.items():
             key = [name, base, option, seed]
             if key in [line["key"] for line in _read(results)]:
                 continue
-            tree = {"data": files | {"max_length": max_length}, "model": MODEL, "seed": seed} | settings
+            tree = {"data": fields, "model": MODEL, "seed": seed} | settings
             config = TrialConfig.model_validate(deep_merge(tree, change))
             data = prepare(config.data, config.model.name, default_cache_dir())
             model = build_classifier(config.model, data.label_names, seed)
             runtime = SingleProcess(torch.device("cpu"))
-            began = time.process_time()
+            began = time.monotonic()
             run_two_stages(TrialRun(config, data, runtime), model)
-            seconds = time.process_time() - began
+            seconds = time.monotonic() - began
             execution = live_execution(model, data, runtime.device, "fp32")
             scores = evaluate(execution, data, runtime, report_keys.TEST)
             line = {"key": key, "score": scores["test/macro_f1"], "seconds": round(seconds, 1)}

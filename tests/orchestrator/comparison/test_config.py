@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tailsweep.orchestrator.comparison.config import SEARCH, Comparison, comparison_of, load_comparison
-from tailsweep.orchestrator.comparison.results import sweep_directory
+from tailsweep.orchestrator.comparison.config import Comparison, comparison_of, load_comparison
+from tailsweep.orchestrator.comparison.results import searched_directory
 from tailsweep.orchestrator.config.errors import SweepConfigError
 from tailsweep.orchestrator.config.yaml_io import parse_yaml
 from tailsweep.orchestrator.runs.directory import RunDirectory
@@ -53,7 +53,7 @@ def test_its_sweeps_lie_below_it_in_a_bucket_too(load: Any) -> None:
     comparison = load(LEAST + "name: mine", storage=f"s3://bucket/runs/{query}")
     assert comparison.location == f"s3://bucket/runs/mine{query}"
     assert comparison.search("vanilla", None).config.storage == f"s3://bucket/runs/mine/methods/vanilla{query}"
-    search = sweep_directory(RunDirectory(comparison.location), "vanilla", SEARCH, None)
+    search = searched_directory(RunDirectory(comparison.location), "vanilla", None, None)
     assert (search.path, search.location) == (
         "bucket/runs/mine/methods/vanilla/search",
         f"s3://bucket/runs/mine/methods/vanilla/search{query}",
@@ -108,12 +108,48 @@ def test_a_method_with_fewer_different_trials_than_the_budget_says_so(load: Any)
     assert "plain: has 1 different trial(s), fewer than the budget of 4" in comparison.notes
 
 
+def test_a_budget_that_one_trial_exceeds_is_said(load: Any) -> None:
+    text = LEAST + "stage_one: {epochs: 3}\nbudget: {epochs: 5}"
+    said = [note for note in load(text, "stage_two.epochs=4").notes if "budget" in note]
+    assert said == ["two_stage: its one trial has 7 epochs, more than the budget of 5: others may have fewer"]
+    enough = load(text.replace("epochs: 5}", "epochs: 7}"), "stage_two.epochs=4")
+    assert not any("budget" in note for note in enough.notes)
+
+
+def test_a_stage_one_that_is_shared_is_of_the_methods_that_have_one(load: Any) -> None:
+    text = LEAST.replace(
+        "[vanilla, two_stage]", "{vanilla: , two_stage: , own: {method: vanilla, stage_one: {epochs: 2}}}"
+    )
+    comparison = load(text + "stage_one: {epochs: 3, batch_size: 4}")
+    stages = {
+        method: comparison.search(method, None).trials()[0].config.stage_one for method in comparison.config.methods
+    }
+    assert {method: stage.epochs for method, stage in stages.items()} == {"vanilla": 0, "two_stage": 3, "own": 2}
+    assert stages["own"].batch_size == stages["two_stage"].batch_size == 4
+
+
 def test_folds_take_the_test_rows_in_turn(load: Any) -> None:
     comparison = load(LEAST + "folds: 3\nname: mine\n")
     assert comparison.folds == [0, 1, 2]
     config = comparison.search("vanilla", 2).config
     assert config.data["fold"] == {"index": 2, "of": 3}
     assert config.name == "search-fold2"
+
+
+def test_each_seed_can_draw_a_search_of_its_own(load: Any) -> None:
+    text = LEAST + "name: mine\nbudget: {trials: 5}\nseeds: [3, 4]\n"
+    comparison = load(text + "search_per_seed: true")
+    assert comparison.draws == [3, 4]
+    searches = [comparison.search("vanilla", None, draw) for draw in comparison.draws]
+    assert [search.name for search in searches] == ["search-seed3", "search-seed4"]
+    drawn = [[(trial.config.seed, trial.config.stage_two.learning_rate) for trial in s.trials()] for s in searches]
+    assert [{seed for seed, _ in trials} for trials in drawn] == [{3}, {4}]
+    assert {rate for _, rate in drawn[0]} != {rate for _, rate in drawn[1]}
+    assert comparison.first_search("vanilla").name == "search-seed3"
+    assert comparison.tree()["search_per_seed"] is True
+    shared = load(text)
+    assert shared.draws == [None]
+    assert "search_per_seed" not in shared.tree()  # so that a comparison that has begun is the one it was
 
 
 def test_what_is_written_reads_back_the_same(load: Any) -> None:
@@ -151,6 +187,7 @@ def test_an_error_in_shared_settings_is_reported_once(load: Any) -> None:
         ("methods: {vanilla: {data: {max_length: 12}}}", "vanilla.data.max_length: all methods share their examples"),
         ("methods: [vanilla]\nbaselines: [tfdf]", "baselines"),
         ("methods: [vanilla]\nfolds: 1", "folds"),
+        ("methods: [vanilla]\nsearch_per_seed: true\nseed: 3", "seed: is of one search, but search_per_seed draws one"),
         ("methods: [vanilla]\nwandb: [online]", 'wandb: is ["online"], but must be'),
         ("methods: [vanilla]\nwandb:", "wandb: is null, but must be"),
         ("methods: [vanilla]\nsearch: grid", "search: is grid, but a grid is as large as it is"),

@@ -7,7 +7,7 @@ import pytest
 from tailsweep.orchestrator.comparison.config import Comparison, comparison_of
 from tailsweep.orchestrator.comparison.report import describe, findings
 from tailsweep.orchestrator.comparison.results import ComparisonResults, MethodResult
-from tailsweep.orchestrator.comparison.significance import Difference, Estimate
+from tailsweep.orchestrator.comparison.significance import Choice, Difference, Estimate
 from tailsweep.trainables import report_keys
 
 
@@ -58,6 +58,7 @@ def results(
         chosen="two_stage",
         best_baseline="tfidf",
         over_baseline=over_baseline,
+        model="methods/two_stage/seeds",
     )
 
 
@@ -150,6 +151,25 @@ def test_seeds_and_methods_without_a_result_are_named() -> None:
     assert not any("Not every seed" in text or "Without a result" in text for text in whole)
 
 
+def test_what_the_choice_gains_is_said_with_what_else_might_be_chosen() -> None:
+    choice = Choice(0.05, 0.0, 0.09, {"vanilla": 0.25, "two_stage": 0.746, "never": 0.004})
+    said = "\n".join(findings(comparison(), replace(results(None, BETTER), choice=choice)))
+    assert (
+        "To choose by validation examples gains +0.0500 [+0.0000, +0.0900] over vanilla on the test examples. With "
+        "other seeds the choice is vanilla (25%), two_stage (75%)."
+    ) in said
+    assert "To choose" not in "\n".join(findings(comparison(), results(None, BETTER)))
+
+
+def test_a_search_for_each_seed_is_in_the_procedure_and_in_what_the_intervals_are_of() -> None:
+    text = describe(comparison(search_per_seed=True, seeds=[3, 4]), results(None, BETTER))
+    assert "with a search of its own for each of 2 seeds (3, 4)" in text
+    assert "other seeds, with the search of each." in text
+    assert "another search is not in them" not in text
+    assert "another search is not in them" in describe(comparison(seeds=[3, 4]), results(None, BETTER))
+
+
 def test_a_cross_validation_has_no_model() -> None:
     assert any("methods/two_stage/seeds/best" in text for text in findings(comparison(), results(BETTER, BETTER)))
-    assert not any("best" in text for text in findings(comparison(folds=3), results(BETTER, BETTER)))
+    outcome = replace(results(BETTER, BETTER), model=None)
+    assert not any("best" in text for text in findings(comparison(folds=3), outcome))

@@ -138,6 +138,46 @@ def test_the_model_is_the_chosen_method_s_best_seed_and_predicts_what_was_scored
     assert [path.parent.name for path in compared.glob("methods/*/*/best")] == ["seeds"]  # and no other exists
 
 
+@pytest.mark.thorough
+def test_each_seed_has_a_search_and_predicts_with_the_best_of_it(
+    local_ray: None, tiny_model: Callable[..., Path], rows_csv: Path, tmp_path: Path
+) -> None:
+    tree = {
+        "data": {"train": str(rows_csv), "max_length": 40, "validation": 0.2, "test": 0.3},
+        "model": {"name": str(tiny_model("distilbert"))},
+        "methods": {"vanilla": {"stage_two": {"learning_rate": {"loguniform": [1e-3, 1e-2]}}}},
+        "stage_two": {"batch_size": 8, "epochs": 1},
+        "budget": {"trials": 1},
+        "seeds": SEEDS,
+        "search_per_seed": True,
+        "resamples": 200,
+        "baselines": ["tfidf"],
+        "name": "mine",
+    }
+    path = tmp_path / "methods.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    assert main(["compare", str(path), "--storage", str(tmp_path)]) == 0
+    run = tmp_path / "mine"
+    trained = {
+        seed: json.loads((run / f"methods/vanilla/search-seed{seed}/state/trials.json").read_text())["trials"]
+        for seed in SEEDS
+    }
+    assert [trials[0]["config"]["seed"] for trials in trained.values()] == SEEDS
+    vanilla = results(run)["methods"]["vanilla"]
+    assert vanilla["settings"] == [trials[0]["values"] for trials in trained.values()]
+    assert vanilla["settings"][0] != vanilla["settings"][1]
+    assert vanilla["num_seeds"] == len(SEEDS)
+    assert vanilla["trials"] == {"completed": len(SEEDS)}
+    f1 = [f1_score(*predicted(run, "vanilla", f"seed{seed}"), average="macro") for seed in SEEDS]
+    assert vanilla["test"]["test/macro_f1"]["mean"] == pytest.approx(np.mean(f1), abs=1e-12)
+    best = max(SEEDS, key=lambda seed: vanilla["validation_by_seed"][str(seed)])
+    assert results(run)["model"] == f"methods/vanilla/search-seed{best}"
+    assert (run / results(run)["model"] / "best/metrics.json").is_file()
+    before = changed(run)
+    assert main(["resume", str(run)]) == 0
+    assert changed(run) == before
+
+
 def test_a_search_that_is_interrupted_before_it_begins_is_not_finished(
     compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 from sklearn.metrics import f1_score, matthews_corrcoef
 from tailsweep.orchestrator.comparison.significance import (
+    Choice,
     Difference,
     Estimate,
     Predictions,
@@ -212,6 +213,46 @@ def test_the_probability_to_be_best_adds_up_and_goes_with_the_scores(labels: np.
     shares = {name: by_score["test/macro_f1"] for name, by_score in p_best.items()}
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["low"] < 0.01 < min(shares["high"], shares["higher"])
+
+
+def choice_of(labels: np.ndarray, rights: dict[str, float], validation: dict[str, list[float]]) -> Choice:
+    methods: dict[str, Predictions] = {
+        name: {seed: guesses(labels, right, 100 * number + seed) for seed in range(len(validation[name]))}
+        for number, (name, right) in enumerate(rights.items())
+    }
+    resampled = resample(ScoredExamples(labels, COUNTS, NAMES), methods, 400, seed=0)
+    by_seed = {name: np.array(values) for name, values in validation.items()}
+    choice = resampled.choice(by_seed, "low", "test/macro_f1")
+    assert choice is not None
+    means = {name: np.mean([macro_f1(labels, p) for p in by_seed.values()]) for name, by_seed in methods.items()}
+    ours = max(validation, key=lambda name: np.mean(validation[name]))
+    assert choice.value == pytest.approx(means[ours] - means["low"], abs=1e-12)
+    assert sum(choice.shares.values()) == pytest.approx(1)
+    return choice
+
+
+def test_a_choice_that_is_clear_gains_what_its_method_does(labels: np.ndarray) -> None:
+    choice = choice_of(labels, {"low": 0.4, "high": 0.8}, {"low": [0.4, 0.41], "high": [0.8, 0.81]})
+    assert choice.shares == {"low": 0, "high": 1}
+    assert 0 < choice.low < choice.value < choice.high
+
+
+def test_a_choice_by_chance_gains_half_of_it_on_average_and_none_where_it_is_the_reference(labels: np.ndarray) -> None:
+    choice = choice_of(labels, {"low": 0.4, "high": 0.8}, {"low": [0.5, 0.7], "high": [0.5, 0.7]})
+    assert 0.4 < choice.shares["low"] < 0.6
+    assert choice.low == 0 < choice.high
+    # The standard error of a mean is 0.1: two means are 0.2 apart by chance in 8 %.
+    wrong = choice_of(labels, {"low": 0.4, "high": 0.8}, {"low": [0.7, 0.9], "high": [0.5, 0.7]})
+    assert wrong.value == 0
+    assert wrong.shares["high"] == pytest.approx(scipy.stats.norm.sf(0.2 / math.hypot(0.1, 0.1)), abs=0.04)
+
+
+def test_a_choice_needs_a_score_that_the_test_examples_define(labels: np.ndarray) -> None:
+    examples = ScoredExamples(np.where(labels == 2, 0, labels), COUNTS, NAMES)
+    resampled = resample(examples, {"low": {1: labels}, "high": {1: labels}}, 10, seed=0)
+    by_seed = {"low": np.array([0.5]), "high": np.array([0.6])}
+    assert resampled.choice(by_seed, "low", "test/recall_few") is None
+    assert resampled.choice(by_seed, "low", "test/accuracy") is not None
 
 
 SIMULATED = {"reference": 0.6, "same": 0.6, "better": 0.85, "worse": 0.5}  # how able each method is
