@@ -299,6 +299,8 @@ def notes(
         if swept and all(getattr(trial_config, stage).epochs == 0 for trial_config in trial_configs):
             remarks.append(f"sweeping {', '.join(swept)} changes nothing: {stage}.epochs is 0")
         stages = [getattr(trial_config, stage) for trial_config in trial_configs]
+        if f"{stage}.epochs" in distributions and all(described.steps is not None for described in stages):
+            remarks.append(f"sweeping {stage}.epochs changes the number of evaluations alone: {stage}.steps is given")
         evaluations = max(described.epochs * described.evaluations_per_epoch for described in stages)
         patience = min((described.patience for described in stages if described.patience is not None), default=0)
         if patience >= evaluations > 0:

@@ -68,6 +68,9 @@ class StageConfig(Section):
     # one power more than the lowest layer. Below 1, what is pretrained moves less the nearer it is to the tokens.
     layer_decay: float = Field(1.0, gt=0, le=1)
     epochs: NonNegativeInt = 1
+    # Optimizer steps of the stage, rounded up to a multiple of its epochs: these are then equal parts of the steps, and
+    # not passes over the rows. Methods whose sampling or batch size differ so have one budget. null: epochs are passes.
+    steps: PositiveInt | None = Field(None, exclude_if=lambda value: value is None)
     # How often per epoch the validation rows are scored, a report published (to ASHA too) and a checkpoint written:
     # evenly over its steps, once a step at most. For large training sets.
     evaluations_per_epoch: int = Field(1, ge=1, le=10**EPOCH_DECIMALS)

@@ -63,7 +63,9 @@ class LossSchedule:
         return (self.early if step < self.deferred_steps else self.late)[step // self.steps_per_epoch]
 
 
-def build_losses(config: LossConfig, visits: Sequence[np.ndarray], steps_per_epoch: int) -> LossSchedule:
+def build_losses(
+    config: LossConfig, visits: Sequence[np.ndarray], steps_per_epoch: int, num_steps: int | None = None
+) -> LossSchedule:
     """Build the losses of a stage: one and the same, unless its epochs differ or its class weights are deferred.
 
     Weights, margins and priors are of the classes as the stage sees them. By the rows of the file, a sampler that
@@ -76,12 +78,14 @@ def build_losses(config: LossConfig, visits: Sequence[np.ndarray], steps_per_epo
         config: the loss.
         visits: of each epoch, how often it visits each class, (C,), see ``data.sampling.class_visits``.
         steps_per_epoch: of the optimizer.
+        num_steps: of the stage; None: of all epochs, whole.
 
     Raises:
         ClassWithoutRows: see :func:`build_loss`.
     """
     late = [build_loss(config, counts) for counts in visits]
-    deferred_steps = int(getattr(config, "reweight_after", 0.0) * len(visits) * steps_per_epoch)
+    total = len(visits) * steps_per_epoch if num_steps is None else num_steps
+    deferred_steps = int(getattr(config, "reweight_after", 0.0) * total)
     early = [build_loss(config, counts, deferred=True) for counts in visits] if deferred_steps else late
     return LossSchedule(early, late, steps_per_epoch, deferred_steps)
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import StageConfig, TrialConfig
-from tailsweep.trainables.data.sampling import class_visits, epoch_rows, num_rows, shares, stage_spans, steps
+from tailsweep.trainables.data.sampling import shares, stage_spans
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.execution.backends import Execution, cached_execution, live_execution
 from tailsweep.trainables.execution.feature_store import Features
@@ -46,6 +46,7 @@ from tailsweep.trainables.training.metrics import Confusion
 from tailsweep.trainables.training.optimizer import LinearSchedule, adamw, set_learning_rate
 from tailsweep.trainables.training.regularization import Objective
 from tailsweep.trainables.training.runtime import Report, Runtime
+from tailsweep.trainables.training.step_plan import StepPlan
 from tailsweep.trainables.training.weight_average import WeightAverage
 from torch import Tensor, nn
 
@@ -162,7 +163,6 @@ def run_stage(run: StageRun, progress: Progress, trained: set[str], start: Path 
     config, data, model, runtime = run.config, run.data, run.model, run.runtime
     stage_index = STAGES.index(progress.stage)
     split = config.training_split
-    labels, class_counts = data.rows_of(split).labels, data.class_counts_of(split)
     # An average of decaying weights lags behind them, for words without a row as well.
     lagging = config.ema_decay is not None and config.weight_decay > 0
     words = SparseEmbeddingTraining(model, run.execution, data, split, whole=lagging)
@@ -171,24 +171,23 @@ def run_stage(run: StageRun, progress: Progress, trained: set[str], start: Path 
         if start is not None and progress.epoch > 0:
             load_optimizer(start, optimizer)
         wrapped = runtime.wrap(run.execution.module)
-    num_steps = math.ceil(num_rows(config.sampling, class_counts) / config.batch_size)  # of an epoch
-    visits = [class_visits(config.sampling, class_counts, epoch, config.epochs) for epoch in range(config.epochs)]
-    losses = build_losses(config.loss, visits, num_steps)
-    schedule = LinearSchedule(config.learning_rate, config.epochs * num_steps, config.warmup_fraction)
+    rows_seed = _seed(run.seed, stage_index)
+    plan = StepPlan(config, data.rows_of(split).labels, data.class_counts_of(split), rows_seed)
+    losses = build_losses(config.loss, plan.visits(), plan.steps_per_pass, plan.num_steps)
+    schedule = LinearSchedule(config.learning_rate, plan.num_steps, config.warmup_fraction)
     asked = config.reads_vectors
     layer = None if asked is None else last_layer(model, data.train, runtime.device, f"{progress.stage}.{asked}")[1]
     average = WeightAverage(optimizer, config.ema_decay)
     optimization = Optimization(wrapped, losses, optimizer, schedule, Objective(config, layer), average)
-    rows_seed = _seed(run.seed, stage_index)
-    for span in stage_spans(config.epochs, num_steps, config.evaluations_per_epoch, progress.epoch):
+    for span in stage_spans(config.epochs, plan.steps_per_epoch, config.evaluations_per_epoch, progress.epoch):
         began = time.perf_counter()
         later = [span.after] if span.after else []  # the first span draws what a whole epoch would
         torch.manual_seed(_seed(run.seed, stage_index, span.epoch, runtime.rank, *later))
-        rows = epoch_rows(config.sampling, labels, rows_seed, span.epoch, config.epochs)
-        span_steps = steps(rows, config.batch_size)[span.steps]
         where = f"{progress.stage} epoch {report_keys.shown_epochs(span.done)}"
         set_train_mode(model, config.frozen_dropout)
-        first_step = span.epoch * num_steps + span.steps.start
+        before = span.epoch * plan.steps_per_epoch
+        first_step = before + span.steps.start
+        span_steps = plan.rows(first_step, before + span.steps.stop)
         with words.active(optimizer), average.training():
             train_loss = train_span(run, optimization, span_steps, first_step, where)
         report: dict[str, str | int | float | None] = {

@@ -556,6 +556,9 @@ def test_what_has_no_effect_or_another_than_meant_is_noted(load: Any) -> None:
     early = FIXED + "data: {train: x}\nstage_one: {epochs: {choice: [1, 2]}, evaluations_per_epoch: 2, patience: 4}"
     assert load(early).notes == ["stage_one.patience changes nothing: it is 4, and stage one is evaluated 4 times"]
     assert load(early, "stage_one.patience=3").notes == []
+    assert load(early, "stage_one.patience=3", "stage_one.steps=90").notes == [
+        "sweeping stage_one.epochs changes the number of evaluations alone: stage_one.steps is given"
+    ]
     decayed = "data: {train: x}\nstage_one: {trainable: head, layer_decay: 0.9, epochs: {choice: [1, 2]}}"
     assert load(FIXED + decayed).notes == [
         "stage_one.layer_decay changes nothing: no encoder layer trains in stage one"

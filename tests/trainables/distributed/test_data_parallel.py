@@ -21,7 +21,7 @@ from tailsweep.trainables.data.tokenized import PreparedData, open_prepared
 from tailsweep.trainables.execution import sparse_embeddings
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
-from tailsweep.trainables.training import stages
+from tailsweep.trainables.training import step_plan
 from tailsweep.trainables.training.losses import LOSSES
 from tailsweep.trainables.training.runtime import SingleProcess
 from tailsweep.trainables.training.stages import TrialRun, run_two_stages
@@ -83,7 +83,7 @@ def gradients_of(config: TrialConfig, data: PreparedData, runtime: Any) -> list[
 
 def work(rank: int, world_size: int, configs: list[TrialConfig], tokens: Path, folder: Path) -> None:
     """What each process runs; the gradients of the first and the last rank, and every rank's reports, to ``folder``."""
-    stages.epoch_rows = visited
+    step_plan.epoch_rows = visited
     sparse_embeddings.word_embedding = lambda model: None  # the whole table, as plain PyTorch has it
     data = open_prepared(tokens)
     for number, config in enumerate(configs):
@@ -145,7 +145,7 @@ def data(tiny_model: Callable[..., Path], rows_csv: Path) -> PreparedData:
 
 @pytest.fixture
 def as_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "epoch_rows", visited)
+    monkeypatch.setattr(step_plan, "epoch_rows", visited)
     monkeypatch.setattr(sparse_embeddings, "word_embedding", lambda model: None)
 
 

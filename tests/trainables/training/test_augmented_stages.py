@@ -24,7 +24,7 @@ from tailsweep.trainables.execution.feature_store import make_features
 from tailsweep.trainables.execution.sparse_embeddings import SparseEmbeddingTraining, word_embedding
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
-from tailsweep.trainables.training import stages
+from tailsweep.trainables.training import step_plan
 from tailsweep.trainables.training.losses import build_loss
 from tailsweep.trainables.training.runtime import Report, SingleProcess
 from tailsweep.trainables.training.stages import TrialRun, run_two_stages
@@ -177,7 +177,7 @@ def test_a_stage_on_augmented_rows_is_the_plain_loop_on_the_texts_one_after_the_
     data: PreparedData, config: DataConfig, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        stages, "epoch_rows", lambda kind, labels, seed, epoch, epochs: np.roll(np.arange(len(labels)), 50)
+        step_plan, "epoch_rows", lambda kind, labels, seed, epoch, epochs: np.roll(np.arange(len(labels)), 50)
     )
     trial_config = trial(
         tiny_model("bert", dropout=0.0),

@@ -24,7 +24,7 @@ from tailsweep.trainables.execution import backends, sparse_embeddings
 from tailsweep.trainables.execution.backends import live_execution
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
-from tailsweep.trainables.training import stages
+from tailsweep.trainables.training import stages, step_plan
 from tailsweep.trainables.training.head_start import nearest_mean
 from tailsweep.trainables.training.losses import build_loss
 from tailsweep.trainables.training.optimizer import LinearSchedule
@@ -219,6 +219,21 @@ def test_training_continues_after_an_evaluation(architecture: str, tiny_model: T
     assert same(trained.initial, trained.final) == set()
 
 
+def test_steps_of_whole_passes_train_the_same_model_and_others_a_shorter_one(
+    tiny_model: TinyModel, data: PreparedData
+) -> None:
+    def trained(**options: Any) -> Trained:
+        return train(trial(tiny_model("bert", dropout=0.0), SKIPPED, {"batch_size": 8, **options}), data)
+
+    passes = trained(epochs=3)  # 8 steps of an epoch
+    parts = trained(epochs=2, steps=24)
+    assert same(parts.final, passes.final) == set(passes.final)
+    assert [report["train/rows"] for report in parts.reports] == [57 + 4 * 8, 57 + 25]
+    assert parts.reports[-1]["validation/loss"] == passes.reports[-1]["validation/loss"]
+    shorter = trained(epochs=2, steps=10)
+    assert [(report["epoch"], report["train/rows"]) for report in shorter.reports] == [(1, 40), (2, 8 + 8 + 1 + 16)]
+
+
 def test_the_seed_decides_everything(tiny_model: TinyModel, data: PreparedData) -> None:
     stage_one, stage_two = {"trainable": TOP_LAYER, "sampling": "class_balanced"}, {"epochs": 1}
     first = train(trial(tiny_model("bert"), stage_one, stage_two, seed=1), data)
@@ -280,7 +295,7 @@ def test_every_epoch_and_span_of_one_has_dropout_of_its_own(
     tiny_model: TinyModel, data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Eight steps of the same eight rows with the same parameters, four in each half of an epoch.
-    monkeypatch.setattr(stages, "epoch_rows", lambda kind, labels, seed, epoch, num_epochs: np.tile(np.arange(8), 8))
+    monkeypatch.setattr(step_plan, "epoch_rows", lambda kind, labels, seed, epoch, num_epochs: np.tile(np.arange(8), 8))
     still = {"epochs": 2, "learning_rate": 1e-30, "evaluations_per_epoch": 2}
     for dropout, different in ((0.3, 8), (0.0, 1)):
         reports = train(trial(tiny_model("bert", dropout=dropout), still, still), data).reports
@@ -295,7 +310,7 @@ def test_a_stage_is_the_plain_training_loop(
     loss: dict[str, Any], tiny_model: TinyModel, data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        stages, "epoch_rows", lambda kind, labels, seed, epoch, num_epochs: np.roll(np.arange(TRAIN_ROWS), epoch)
+        step_plan, "epoch_rows", lambda kind, labels, seed, epoch, num_epochs: np.roll(np.arange(TRAIN_ROWS), epoch)
     )
     """With a learning rate of its own for each layer, where the loss is the plain one."""
     layer_decay = 0.5 if loss == CROSS_ENTROPY else 1.0
@@ -426,6 +441,7 @@ def test_each_stage_has_a_schedule_of_its_own_over_the_rows_it_visits(
     [
         ("all", (1, 1), (["001", "002"], ["001", "002"]), {}),
         ("all", (1, 2), (["001", "002"], ["000.500", "001", "001.500", "002"]), REGULARIZERS),
+        ("all", (1, 2), (["001", "002"], ["000.500", "001", "001.500", "002"]), {"steps": 12}),
         ("head", (2, 1), (["000.500", "001", "001.500", "002"], ["001", "002"]), {}),
         # Nothing moves in stage one, so that its first score is its best: it ends two evaluations later.
         ("head", (2, 1), (["000.500", "001", "001.500"], ["001", "002"]), {"learning_rate": 1e-30, "patience": 2}),
@@ -451,7 +467,7 @@ def test_a_trial_that_continues_from_any_checkpoint_is_the_same_trial(
             "evaluations_per_epoch": evaluations[1],
         }
         | {"layer_decay": 0.7, "sampling": "progressive", "weight_decay": 0.1}
-        | (early if early == REGULARIZERS else {}),
+        | (early if early == REGULARIZERS or "steps" in early else {}),
     )
     whole = train(config, data, tmp_path / "whole")
     names = [
