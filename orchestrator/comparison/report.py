@@ -102,6 +102,7 @@ def _summary(comparison: Comparison, results: ComparisonResults) -> list[str]:
                 "P(best)",
                 "search",
                 "settings of stage two",
+                "steps of stage two",
                 "seconds",
             ],
             [_line(name, result, results) for name, result in results.all.items()],
@@ -244,6 +245,7 @@ def _line(name: str, result: MethodResult, results: ComparisonResults) -> list[s
         f"{result.p_best.get(report_keys.on_split(report_keys.TEST, results.metric), 0):.2f}",
         ", ".join(f"{count} {state}" for state, count in result.trials.items()),
         str(result.stage_two_settings or "") if result.fine_tuned else "",
+        f"{result.stage_two_steps:,}" if result.stage_two_steps else "",
         f"{result.seconds:.0f}",
     ]
 

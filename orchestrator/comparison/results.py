@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from tailsweep.orchestrator.planning.environment import DataSummary, read_enviro
 from tailsweep.orchestrator.runs.directory import COMPARISON_FILE, METHODS_FOLDER, RunDirectory, RunDirectoryError
 from tailsweep.orchestrator.runs.records import read_records
 from tailsweep.orchestrator.runs.tables import result_rows, select_best
-from tailsweep.orchestrator.runs.trials import TrialState
+from tailsweep.orchestrator.runs.trials import Records, TrialRecord, TrialState
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.storage.filesystem import parent_location
 
@@ -49,6 +50,7 @@ class MethodResult:
     difference: dict[str, Difference] = field(default_factory=dict)  # to the reference, by test score
     p_best: dict[str, float] = field(default_factory=dict)  # of all methods and baselines, likewise
     stage_two_settings: int = 0  # of the search, that reached stage two
+    stage_two_steps: int = 0  # of the optimizer, that the search took with them
     validation_by_seed: dict[int, float] = field(default_factory=dict)  # mean over folds; empty for a baseline
 
 
@@ -195,7 +197,7 @@ def _method_result(
 ) -> MethodResult:
     """Return what a method reached with the seeds that have predictions."""
     validation: dict[int, list[float]] = defaultdict(list)
-    seconds, settings, states, in_stage_two = 0.0, [], Counter[str](), 0
+    seconds, settings, states, in_stage_two, steps = 0.0, [], Counter[str](), 0, 0
     draws = seeds if comparison.config.search_per_seed else [None]
     for fold, draw in itertools.product(comparison.folds, draws):
         search = read_records(searched_directory(run, method, fold, draw))
@@ -203,6 +205,7 @@ def _method_result(
         chosen = select_best(rows, metric)
         states.update(row["state"] for row in rows)
         in_stage_two += sum(row[f"{report_keys.STAGE_TWO}_epochs"] > 0 for row in rows)
+        steps += sum(_stage_two_steps(search, trial) for trial in search.trials)
         seconds += sum(outcome.seconds for outcome in search.outcomes.values())
         assert chosen is not None, "only a completed trial predicts"
         settings.append(search.trial(chosen["trial"]).values)
@@ -225,7 +228,18 @@ def _method_result(
         settings,
         test={},
         stage_two_settings=in_stage_two,
+        stage_two_steps=steps,
         validation_by_seed=by_seed,
+    )
+
+
+def _stage_two_steps(search: Records, trial: TrialRecord) -> int:
+    batch_size = trial.config[report_keys.STAGE_TWO]["batch_size"]
+    reports = search.history_of(trial.name)
+    return sum(
+        math.ceil(report[report_keys.ROWS] / batch_size)
+        for report in reports
+        if report[report_keys.STAGE] == report_keys.STAGE_TWO
     )
 
 

@@ -23,7 +23,8 @@ from tailsweep.orchestrator.runner.trained_models import (
     mean_logits,
     open_trial_model,
 )
-from tailsweep.orchestrator.runs.directory import BEST_FOLDER, METRICS_FILE, RunDirectory
+from tailsweep.orchestrator.runs.directory import BEST_FOLDER, METRICS_FILE, RunDirectory, RunDirectoryError
+from tailsweep.orchestrator.runs.tables import read_test_metrics
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.baselines import Baseline
 from tailsweep.trainables.config.postprocess import PostHocLogitAdjustment
@@ -81,6 +82,7 @@ def export_model(request: ExportRequest) -> list[str]:
             logits = logits if shift is None else logits + shift
         records = [part.record | {"weight": weight} for part, weight in zip(written, weights, strict=True)]
         metrics = _metrics(request, records, logits, data)
+        metrics["times_scored"] = _times_scored(run, metrics)
         described = request["best"] if isinstance(members[0], Baseline) else members[0]
         card = model_card(
             run.name,
@@ -136,6 +138,16 @@ def _metrics(
         if is_trial and key in first:
             metrics[key] = first.pop(key)
     return metrics
+
+
+def _times_scored(run: RunDirectory, metrics: dict[str, Any]) -> int:
+    """Return with how many models of the run the test examples have been scored, this one included."""
+    try:
+        earlier = read_test_metrics(run) or {}
+    except RunDirectoryError:  # what it said is lost
+        earlier = {}
+    before = earlier.get("times_scored", 1 if earlier else 0)
+    return int(before + any(earlier.get(key) != metrics.get(key) for key in ("members", "refit")))
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,7 +68,7 @@ def model_card(
 # {sweep}: {metrics["model"]}
 
 {_description(metrics, trial_config)} Chosen by validation rows among the models of the sweep `{sweep}`; the test rows
-were scored once, with this model only.
+{_scored(metrics["times_scored"])}.
 {_member_table(members) if len(members) > 1 else ""}
 
 ```python
@@ -103,6 +103,12 @@ def _description(metrics: dict[str, Any], trial_config: TrialConfig) -> str:
             "tailsweep."
         )
     return f"A linear text classifier with {classes} (`{first['name']}`), a scikit-learn pipeline, by\ntailsweep."
+
+
+def _scored(times: int) -> str:
+    if times == 1:
+        return "were scored once, with this model only"
+    return f"were scored with {times} models in turn, so that they may have had a part in the choice"
 
 
 def _member_table(members: list[dict[str, Any]]) -> str:

@@ -340,7 +340,7 @@ class StartedSweep:
 
     def _say_how_to_sync(self) -> None:
         is_local = self.run.local is not None
-        folder = WANDB_FOLDER if is_local else self.run.uri(WANDB_FOLDER)
+        folder = self.run.uri(WANDB_FOLDER) if is_local else WANDB_FOLDER
         copied = "" if is_local else "copy it to a folder here, and "
         logger.info(f"W&B      {self.run.uri(WANDB_FOLDER)}; to upload: {copied}{sync_command(folder)}")
 

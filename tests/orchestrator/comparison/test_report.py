@@ -38,7 +38,8 @@ def result(mean: float, fine_tuned: bool = True, difference: Difference | None =
     settings = [{"stage_two.learning_rate": 3e-5}]
     p_best = dict.fromkeys(scores, 0.25)
     test = {**scores, **class_scores}
-    return MethodResult(fine_tuned, mean, num_seeds, 12.0, ended, settings, test, gaps, p_best, stage_two_settings=3)
+    budget = {"stage_two_settings": 3, "stage_two_steps": 1640} if fine_tuned else {}
+    return MethodResult(fine_tuned, mean, num_seeds, 12.0, ended, settings, test, gaps, p_best, **budget)
 
 
 def results(
@@ -119,6 +120,7 @@ def test_the_report_states_budget_seeds_examples_and_settings() -> None:
     assert '- two_stage: {"stage_two.learning_rate": 3e-05}' in text
     line = "| **two_stage** | 0.6500 | 0.6500 ± 0.0100 | +0.0500 [+0.0100, +0.0900] | 0.999 | better | 0.25 | "
     assert line in text
+    assert "| 1 completed, 3 pruned | 3 | 1,640 | 12 |" in text
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A whole comparison on a Ray in this process, which is interrupted half-way and resumed."""
 
 import json
+import math
 import shutil
 import signal
 from collections.abc import Callable
@@ -168,6 +169,7 @@ def test_each_seed_has_a_search_and_predicts_with_the_best_of_it(
     assert vanilla["settings"][0] != vanilla["settings"][1]
     assert vanilla["num_seeds"] == len(SEEDS)
     assert vanilla["trials"] == {"completed": len(SEEDS)}
+    assert vanilla["stage_two_steps"] == len(SEEDS) * math.ceil(sum(results(run)["train_rows"].values()) / 8)
     f1 = [f1_score(*predicted(run, "vanilla", f"seed{seed}"), average="macro") for seed in SEEDS]
     assert vanilla["test"]["test/macro_f1"]["mean"] == pytest.approx(np.mean(f1), abs=1e-12)
     best = max(SEEDS, key=lambda seed: vanilla["validation_by_seed"][str(seed)])
@@ -192,6 +194,8 @@ def test_wandb_has_one_group_per_method(compared: Path) -> None:
     runs = [read_runs(compared / "methods/vanilla" / kind / "wandb") for kind in ("search", "seeds")]
     assert {run.group for group in runs for run in group.values()} == {"mine-vanilla"}
     assert not set(runs[0]) & set(runs[1])
+    said = (compared / "log.jsonl").read_text()
+    assert f"to upload: wandb sync {compared}/methods/vanilla/seeds/wandb" in said
 
 
 def test_report_makes_the_same_again_from_the_files_alone(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:

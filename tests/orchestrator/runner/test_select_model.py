@@ -184,6 +184,11 @@ def test_a_refit_equals_a_trial_that_begins_with_all_of_the_examples(
     assert not np.allclose(again, open_text_classifier(several / "best").probabilities(texts), atol=1e-3)
     assert metrics["test/macro_f1"] == pytest.approx(metrics_of(tmp_path / "alone")["test/macro_f1"])
 
+    assert (metrics["times_scored"], metrics_of(tmp_path / "alone")["times_scored"]) == (2, 1)
+    cards = [(path / "best/README.md").read_text().replace("\n", " ") for path in (run, tmp_path / "alone")]
+    assert "the test rows were scored with 2 models in turn" in cards[0]
+    assert "the test rows were scored once, with this model only" in cards[1]
+
 
 @pytest.mark.usefixtures("local_ray")
 def test_every_member_is_trained_again_once(several: Path, tmp_path: Path) -> None:
