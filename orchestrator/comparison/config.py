@@ -219,7 +219,7 @@ def comparison_of(tree: Tree, source: str, malformed: Sequence[ConfigIssue] = ()
         except SweepConfigError as error:
             issues_by_method[method] = error.issues
         else:
-            notes += [f"{method}: {note}" for note in (*sweep.notes, *_few(config, sweep))]
+            notes += [f"{method}: {note}" for note in (*sweep.notes, *_budget_notes(config, sweep))]
     issues += shared_issues(issues_by_method, "methods")
     if issues:
         raise SweepConfigError(source, issues)
@@ -303,7 +303,7 @@ def total_epochs(trial_config: TrialConfig) -> int:
     return trial_config.stage_one.epochs + trial_config.stage_two.epochs
 
 
-def _few(config: ComparisonConfig, sweep: Sweep) -> list[str]:
+def _budget_notes(config: ComparisonConfig, sweep: Sweep) -> list[str]:
     """Return a note on a method that gets less, or more, than the budget."""
     budget = config.budget
     if budget.trials is not None and sweep.num_trials < budget.trials:

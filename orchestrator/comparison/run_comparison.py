@@ -23,11 +23,7 @@ from rich.console import Console
 from tailsweep.orchestrator.comparison.config import SEEDS, Comparison, fold_name
 from tailsweep.orchestrator.comparison.records import BaselineFit, ComparisonRecords
 from tailsweep.orchestrator.comparison.report import write_comparison_report
-from tailsweep.orchestrator.comparison.results import (
-    predictions_file,
-    read_comparison,
-    searched_directory,
-)
+from tailsweep.orchestrator.comparison.results import predictions_file, read_comparison, searched_directory
 from tailsweep.orchestrator.config.changes import leaves
 from tailsweep.orchestrator.config.search_space import Trial
 from tailsweep.orchestrator.config.sweep import Sweep

@@ -121,7 +121,7 @@ def prepare_trials(
 def _fields_about_last_layer(trial_config: TrialConfig, postprocess: PostprocessConfig | None) -> list[str]:
     """Return the fields that need a layer that gives the logits."""
     fields = [] if postprocess in (None, PostprocessConfig()) else ["postprocess"]
-    fields += [] if trial_config.model.head_start == "random" else ["model.head_start"]
+    fields += [] if trial_config.model.head_init == "random" else ["model.head_init"]
     for stage in report_keys.STAGES:
         described = getattr(trial_config, stage)
         if described.epochs > 0 and described.reads_vectors is not None:

@@ -13,7 +13,7 @@ from tailsweep.orchestrator.runs.tables import read_test_metrics, result_rows, s
 from tailsweep.orchestrator.runs.text import describe_run
 from tailsweep.orchestrator.runs.trials import Records, Row
 from tailsweep.trainables.errors import StorageError
-from tailsweep.trainables.report_keys import STAGE
+from tailsweep.trainables.report_keys import STAGE, STAGES
 
 RISING = 0.002  # of a score, from one evaluation to the next
 
@@ -57,10 +57,16 @@ def hints(sweep: Sweep, records: Records, rows: Sequence[Row]) -> list[str]:
         for field, distribution in distributions.items()
         if len({key_of(trial.values.get(field)) for trial in records.trials}) > 1
     }
+    config = records.trial(best["trial"]).config
+    for stage in STAGES:
+        if config[stage].get("steps") is not None:  # more epochs were only more evaluations
+            several.pop(f"{stage}.epochs", None)
     lines = list(edge_notes(values, several))
     reports = records.history_of(best["trial"])
     last = [row[metric] for row in reports if row[STAGE] == reports[-1][STAGE]]
     if len(last) > 1 and last[-1] == max(last) and last[-1] - last[-2] >= RISING:
-        stage = str(reports[-1][STAGE]).replace("_", " ")
-        lines.append(f"{metric} was still rising in the last epoch of {stage}: more epochs may do better")
+        stage = reports[-1][STAGE]
+        more = "epochs" if config[stage].get("steps") is None else "steps"
+        where = f"in the last epoch of {str(stage).replace('_', ' ')}"
+        lines.append(f"{metric} was still rising {where}: more {more} may do better")
     return lines

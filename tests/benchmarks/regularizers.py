@@ -46,12 +46,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "r_drop 1": {"stage_two": {"r_drop": 1.0, "epochs": 2}},
         "mixup 0.5": {"stage_two": {"mixup": 0.5}},
         "contrastive 0.3": {"stage_two": {"contrastive": CONTRAST}},
-        "class_means": {"model": {"head_start": "class_means"}},
+        "class_means": {"model": {"head_init": "class_means"}},
     },
     "two_stage": {
         "mixup 0.5 in stage one": {"stage_one": {"mixup": 0.5}},
         "contrastive 0.3 in stage one": {"stage_one": {"contrastive": CONTRAST}},
-        "class_means": {"model": {"head_start": "class_means"}},
+        "class_means": {"model": {"head_init": "class_means"}},
     },
 }
 MODEL = {"name": "sentence-transformers/all-MiniLM-L6-v2", "head": {"pooling": "mean", "kind": "linear"}}

@@ -36,7 +36,7 @@ class ModelConfig(Section):
     head: Literal["native"] | HeadConfig = "native"  # native: the architecture's own sequence-classification head
     # The values that the layer of the logits starts with. class_means: it takes each example to the class whose mean
     # vector is nearest, by at most 100 training examples of each (LIFT, arXiv 2309.10019, starts so).
-    head_start: Literal["random", "class_means"] = Field("random", exclude_if=lambda value: value == "random")
+    head_init: Literal["random", "class_means"] = Field("random", exclude_if=lambda value: value == "random")
     trust_remote_code: bool = False  # run the Python code that this model's folder or hub page brings along
 
 
@@ -91,7 +91,7 @@ class StageConfig(Section):
     # Decay of an exponential moving average of the weights, which is the stage's model. null: no average.
     ema_decay: float | None = Field(None, gt=0, lt=1, exclude_if=lambda value: value is None)
     # Each example is computed twice, with different dropout; this is the weight of the two predictions' divergence
-    # (alpha of R-Drop, Liang et al. 2021, arXiv 2106.14448). A step takes twice as long. 0: once.
+    # (alpha of R-Drop, Liang et al. 2021, arXiv 2106.14448). 0: once.
     r_drop: NonNegativeFloat = Field(0.0, exclude_if=lambda value: value == 0)
     # Examples are mixed in pairs by a share from Beta(mixup, mixup): the vectors that the layer of the logits reads,
     # and the losses by their labels (Zhang et al. 2018; of text vectors Sun et al. 2020, arXiv 2010.02394). null: not.

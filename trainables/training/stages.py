@@ -40,7 +40,7 @@ from tailsweep.trainables.training.checkpoint import (
     save_checkpoint,
 )
 from tailsweep.trainables.training.early_stopping import stage_is_over
-from tailsweep.trainables.training.head_start import start_at_class_means
+from tailsweep.trainables.training.head_init import start_at_class_means
 from tailsweep.trainables.training.losses import LossSchedule, build_losses
 from tailsweep.trainables.training.metrics import Confusion
 from tailsweep.trainables.training.optimizer import LinearSchedule, adamw, set_learning_rate
@@ -134,8 +134,8 @@ def run_two_stages(run: TrialRun, model: nn.Module, start: Path | None = None) -
             execution = cached_execution(model, run.features, data, runtime.device, stage_config.precision)
         else:
             execution = live_execution(model, data, runtime.device, stage_config.precision)
-        if config.model.head_start == "class_means" and not progress.reports:
-            _, layer = last_layer(model, data.train, runtime.device, "model.head_start")
+        if config.model.head_init == "class_means" and not progress.reports:
+            _, layer = last_layer(model, data.train, runtime.device, "model.head_init")
             start_at_class_means(layer, execution, data, stage_config.training_split, config.seed)
         end = stage_one_end if stage == Stage.TWO else None
         stage_run = StageRun(stage_config, data, model, execution, runtime, config.seed, run.metric, end)

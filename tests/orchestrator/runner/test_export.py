@@ -191,7 +191,7 @@ def test_by_default_nothing_is_done(exported: Callable[..., Any]) -> None:
     [
         ({}, {}, {}, []),
         ({"temperature": True}, {}, {}, ["postprocess"]),
-        ({}, {"head_start": "class_means"}, {}, ["model.head_start"]),
+        ({}, {"head_init": "class_means"}, {}, ["model.head_init"]),
         ({}, {}, {"stage_two": {"mixup": 0.3}}, ["stage_two.mixup"]),
         ({}, {}, {"stage_one": {"epochs": 1, "contrastive": {}}}, ["stage_one.contrastive"]),
         ({}, {}, {"stage_one": {"epochs": 0, "contrastive": {}}}, []),

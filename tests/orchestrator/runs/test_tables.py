@@ -444,24 +444,27 @@ def test_a_label_cannot_steer_the_terminal() -> None:
     assert printable("Überschrift 药品 \N{SNOWMAN}") == "Überschrift 药品 \N{SNOWMAN}"
 
 
-def test_a_choice_at_an_edge_and_a_rising_score_are_hinted_at(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("budget", "more"), [("epochs: 3", "epochs"), ("steps: 90, epochs: {grid: [2, 3]}", "steps")])
+def test_a_choice_at_an_edge_and_a_rising_score_are_hinted_at(budget: str, more: str, tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path / "edge"))
     run.create()
     path = tmp_path / "edge.yaml"
     path.write_text(
         "{name: edge, method: vanilla, search: grid, asha: null, data: {train: rows.csv}, "
-        "stage_two: {learning_rate: {grid: [1.0e-4, 2.0e-4]}, epochs: 3, batch_size: {grid: [8]}}}"
+        f"stage_two: {{learning_rate: {{grid: [1.0e-4, 2.0e-4]}}, {budget}, batch_size: {{grid: [8]}}}}}}"
     )
     sweep = load_sweep(path)
     records = Records([TrialRecord(c.name, dict(c.values), c.config.model_dump(mode="json")) for c in sweep.trials()])
-    for name, scores in (("t000", (0.3, 0.4, 0.4)), ("t001", (0.3, 0.4, 0.45))):
-        for number, score in enumerate(scores, start=1):
+    for trial in records.trials:
+        name, epochs = trial.name, trial.config["stage_two"]["epochs"]
+        last = 0.45 if trial == records.trials[-1] else 0.4
+        for number, score in enumerate((*(0.3, 0.4)[: epochs - 1], last), start=1):
             records.add_report(epoch(name, "stage_two", number, score))
         records.outcomes[name] = Outcome(name, "completed", "", 1.0)
     said = hints(sweep, records, result_rows(records, METRIC))
     assert said == [
         "stage_two.learning_rate 0.0002 is the largest that was tried: larger ones may do better",
-        "validation/macro_f1 was still rising in the last epoch of stage two: more epochs may do better",
+        f"validation/macro_f1 was still rising in the last epoch of stage two: more {more} may do better",
     ]
     assert write_report(run, records, sweep).count("\nhint     ") == 2
     assert not hints(sweep, Records(records.trials), [])

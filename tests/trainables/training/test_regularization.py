@@ -10,7 +10,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import NearestCentroid
 from tailsweep.trainables.config.losses import CrossEntropy, WeightedCrossEntropy
 from tailsweep.trainables.config.trial import ContrastiveConfig, StageConfig
-from tailsweep.trainables.training.head_start import nearest_mean
+from tailsweep.trainables.training.head_init import nearest_mean
 from tailsweep.trainables.training.losses import Loss, build_loss
 from tailsweep.trainables.training.regularization import Objective, contrast, disagreement
 from tailsweep.trainables.training.weight_average import WeightAverage

@@ -25,7 +25,7 @@ from tailsweep.trainables.execution.backends import live_execution
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training import stages, step_plan
-from tailsweep.trainables.training.head_start import nearest_mean
+from tailsweep.trainables.training.head_init import nearest_mean
 from tailsweep.trainables.training.losses import build_loss
 from tailsweep.trainables.training.optimizer import LinearSchedule
 from tailsweep.trainables.training.runtime import Report, SingleProcess
@@ -385,7 +385,7 @@ def test_class_means_are_where_the_last_layer_starts(
 ) -> None:
     head = {"pooling": "mean", "kind": "linear"}
     still = {"learning_rate": 1e-30}
-    config = trial(tiny_model("bert"), still | stage_one, still, head=head, head_start="class_means")
+    config = trial(tiny_model("bert"), still | stage_one, still, head=head, head_init="class_means")
     trained = train(config, data, dtype=torch.float64)
     model: Any = build_classifier(config.model, data.label_names, config.seed).double().eval()
     vectors = np.empty((TRAIN_ROWS, model.head.in_features), np.float32)
