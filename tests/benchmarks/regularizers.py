@@ -24,6 +24,7 @@ from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.execution.backends import live_execution
 from tailsweep.trainables.models.classifier import build_classifier
+from tailsweep.trainables.models.hub import resolve
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training.runtime import SingleProcess
@@ -82,7 +83,7 @@ def _run_set(name: str, folder: Path, seed: int, max_length: int, results: Path)
                 continue
             tree = {"data": fields, "model": MODEL, "seed": seed} | settings
             config = TrialConfig.model_validate(deep_merge(tree, change))
-            data = prepare(config.data, config.model.name, default_cache_dir())
+            data = prepare(config.data, resolve(config.model.name), default_cache_dir())
             model = build_classifier(config.model, data.label_names, seed)
             runtime = SingleProcess(torch.device("cpu"))
             began = time.monotonic()
