@@ -146,8 +146,9 @@ def _times_scored(run: RunDirectory, metrics: dict[str, Any]) -> int:
         earlier = read_test_metrics(run) or {}
     except RunDirectoryError:  # what it said is lost
         earlier = {}
-    before = earlier.get("times_scored", 1 if earlier else 0)
-    return int(before + any(earlier.get(key) != metrics.get(key) for key in ("members", "refit")))
+    times = earlier.get("times_scored")
+    before = times if isinstance(times, int) else min(1, len(earlier))
+    return before + any(earlier.get(key) != metrics.get(key) for key in ("members", "decision", "refit"))
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,9 +16,9 @@ from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from tailsweep.orchestrator.config.schema import FeaturesConfig
 from tailsweep.orchestrator.planning import preparation
-from tailsweep.orchestrator.runner.export import ExportRequest, export_model
+from tailsweep.orchestrator.runner.export import ExportRequest, _times_scored, export_model
 from tailsweep.orchestrator.runner.trained_models import ModelRequest, TrialModel
-from tailsweep.orchestrator.runs.directory import RunDirectory
+from tailsweep.orchestrator.runs.directory import METRICS_FILE, RunDirectory
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.baselines import fit_baseline
 from tailsweep.trainables.config.data import DataSource
@@ -220,6 +220,19 @@ def test_a_model_that_cannot_take_it_is_refused_before_the_sweep(
         PostprocessConfig.model_validate(postprocess),
     )
     assert calls == asked
+
+
+def test_the_models_are_counted_that_test_examples_were_scored_with(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path))
+    first = {"members": [{"name": "t001", "weight": 1.0}]}
+    adjusted = first | {"decision": {"kind": "logit_adjustment", "tau": 1.0}}
+    assert _times_scored(run, first) == 1
+    whole = dict.fromkeys(("trial", "stage", "epoch", "labels", "train_rows", "test_rows"), 0)
+    for times, expected in ((1, (1, 2)), (4, (4, 5)), (None, (1, 2)), ("four", (1, 2))):
+        run.write_text(METRICS_FILE, json.dumps(whole | first | {"times_scored": times}))
+        assert (_times_scored(run, first), _times_scored(run, adjusted)) == expected
+    run.write_text(METRICS_FILE, "{")
+    assert _times_scored(run, first) == 1
 
 
 @pytest.mark.thorough
