@@ -19,7 +19,7 @@ from tailsweep.trainables.execution.feature_store import PartSet, make_part
 from tailsweep.trainables.execution.sparse_embeddings import SparseEmbeddingTraining
 from tailsweep.trainables.models.layers import set_train_mode
 from tailsweep.trainables.training.losses import build_losses
-from tailsweep.trainables.training.optimizer import LinearSchedule, adamw
+from tailsweep.trainables.training.optimizer import LinearSchedule, adamw, rate_depths
 from tailsweep.trainables.training.regularization import Objective
 from tailsweep.trainables.training.runtime import SingleProcess
 from tailsweep.trainables.training.stages import Optimization, StageRun, train_span
@@ -51,7 +51,7 @@ class Training:
         losses = build_losses(config.loss, [data.class_counts], total_steps)
         self.words = SparseEmbeddingTraining(model, execution, data)
         with self.words.active():
-            optimizer = adamw(model, config)
+            optimizer = adamw(model, config, rate_depths(model, config))
         schedule = LinearSchedule(config.learning_rate, total_steps)
         average = WeightAverage(optimizer, decay=None)
         self.optimization = Optimization(execution.module, losses, optimizer, schedule, Objective(config), average)

@@ -4,6 +4,7 @@ Nothing here is kept between stages or stored: the moments are the checkpoint's 
 from its number.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,17 +15,25 @@ from torch import nn
 RATE_FACTOR = "rate_factor"  # of a group of parameters: what the schedule's learning rate is multiplied by
 
 
-def adamw(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
+def rate_depths(model: nn.Module, config: StageConfig) -> dict[str, int]:
+    """Return by name how far below the head a parameter lies; empty where all learn at the stage's own rate.
+
+    Runs a row through the model, which therefore has its whole table of word embeddings.
+
+    Raises:
+        ModelError: the layers have no depths, see :func:`tailsweep.trainables.models.layers.depths`.
+    """
+    return depths(model) if config.layer_decay < 1 else {}
+
+
+def adamw(model: nn.Module, config: StageConfig, depth_of: Mapping[str, int]) -> torch.optim.Optimizer:
     """AdamW (eps 1e-8) over what trains; biases and norms are not decayed.
 
     With ``layer_decay`` a parameter's learning rate is the stage's times ``layer_decay ** depth`` (Howard and Ruder
     2018, arXiv 1801.06146; per layer as in ELECTRA, Clark et al. 2020, arXiv 2003.10555): the head and the pooler learn
     at the stage's own, each encoder layer slower than the one above it, the embeddings slowest.
-
-    Raises:
-        ModelError: the layers have no depths, see :func:`tailsweep.trainables.models.layers.depths`.
+    ``depth_of`` is what :func:`rate_depths` gives.
     """
-    depth_of = depths(model) if config.layer_decay < 1 else {}
     groups: dict[tuple[int, bool], list[tuple[str, nn.Parameter]]] = {}  # by depth, and whether they are vectors
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

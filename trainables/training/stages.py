@@ -43,7 +43,7 @@ from tailsweep.trainables.training.early_stopping import stage_is_over
 from tailsweep.trainables.training.head_init import start_at_class_means
 from tailsweep.trainables.training.losses import LossSchedule, build_losses
 from tailsweep.trainables.training.metrics import Confusion
-from tailsweep.trainables.training.optimizer import LinearSchedule, adamw, set_learning_rate
+from tailsweep.trainables.training.optimizer import LinearSchedule, adamw, rate_depths, set_learning_rate
 from tailsweep.trainables.training.regularization import Objective
 from tailsweep.trainables.training.runtime import Report, Runtime
 from tailsweep.trainables.training.step_plan import StepPlan
@@ -165,9 +165,10 @@ def run_stage(run: StageRun, progress: Progress, trained: set[str], start: Path 
     split = config.training_split
     # An average of decaying weights lags behind them, for words without a row as well.
     lagging = config.ema_decay is not None and config.weight_decay > 0
+    depth_of = rate_depths(model, config)
     words = SparseEmbeddingTraining(model, run.execution, data, split, whole=lagging)
     with words.active():  # the optimizer and the wrapper must see the parameters that the steps train
-        optimizer = adamw(model, config)
+        optimizer = adamw(model, config, depth_of)
         if start is not None and progress.epoch > 0:
             load_optimizer(start, optimizer)
         wrapped = runtime.wrap(run.execution.module)

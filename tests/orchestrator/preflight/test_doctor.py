@@ -29,7 +29,7 @@ from tailsweep.trainables.distributed.settings import Placement
 from tailsweep.trainables.models.classifier import build_classifier
 from tailsweep.trainables.models.layers import set_trainable
 from tailsweep.trainables.training.checkpoint import STAGE_ONE_FILE, Progress, copy_parameters, save_checkpoint
-from tailsweep.trainables.training.optimizer import adamw
+from tailsweep.trainables.training.optimizer import adamw, rate_depths
 
 GB = 10**9
 
@@ -83,7 +83,7 @@ def test_a_forecast_is_of_the_numbers_that_a_checkpoint_holds(tiny_model: Callab
     stage_one_end = None
     for stage in ("stage_one", "stage_two"):
         set_trainable(model, getattr(trial_config, stage).trainable)
-        optimizer = adamw(model, getattr(trial_config, stage))
+        optimizer = adamw(model, getattr(trial_config, stage), rate_depths(model, getattr(trial_config, stage)))
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         for parameter in model.parameters():
             parameter.grad = parameter.detach().clone() if parameter.requires_grad else None

@@ -19,7 +19,7 @@ from tailsweep.trainables.data.tokenized import PreparedData, TokenizedExamples
 from tailsweep.trainables.execution import sparse_embeddings
 from tailsweep.trainables.execution.backends import Execution, PaddedExecution, live_execution
 from tailsweep.trainables.execution.sparse_embeddings import SparseEmbeddingTraining, word_embedding
-from tailsweep.trainables.models.layers import set_trainable
+from tailsweep.trainables.models.layers import any_row, set_trainable
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training import stages
@@ -157,6 +157,21 @@ def test_a_trial_is_the_one_that_trains_the_whole_table(
     for actual, expected in zip(without_seconds(runtime.reports), without_seconds(whole_runtime.reports), strict=True):
         assert str(actual.pop(report_keys.EXECUTION)) == str(expected.pop(report_keys.EXECUTION)) + suffix
         assert actual == pytest.approx(expected, abs=1e-9)
+
+
+def test_rates_differ_by_layer_where_the_row_that_finds_the_layers_has_words_that_do_not_occur(
+    tiny_model: TinyModel, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = {"pooling": "mean", "kind": "linear"}  # that of a token is traced before, since it is packed otherwise
+    config = trial(tiny_model("bert"), SKIPPED, {"layer_decay": 0.5}, head=head)
+    probe = any_row(build_classifier(config.model, data.label_names, config.seed))
+    tokens = np.where(np.isin(data.train.tokens, probe), num_words(data), data.train.tokens)
+    data = replace(data, train=replace(data.train, tokens=tokens))
+    model, runtime = train(config, data)
+    assert runtime.at_wrapping < [words_of(model)]
+    monkeypatch.setattr(sparse_embeddings, "word_embedding", lambda model: None)
+    whole, _ = train(config, data)
+    torch.testing.assert_close(dict(model.state_dict()), dict(whole.state_dict()), atol=1e-9, rtol=0)
 
 
 def test_words_that_do_not_occur_decay_with_every_step_by_hand(tiny_model: TinyModel, data: PreparedData) -> None:
