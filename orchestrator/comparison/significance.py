@@ -12,9 +12,10 @@ from typing import Literal
 import numpy as np
 import scipy.stats
 from tailsweep.trainables import report_keys
-from tailsweep.trainables.training.metrics import scores
+from tailsweep.trainables.training.metrics import scores, scores_of_many
 
 CONFIDENCE = 0.95
+ROWS_AT_ONCE = 500_000  # of resamples: what is in memory grows with it
 # Of one method: the predicted class of every test example, (n,), by seed; None is the seed of a baseline.
 Predictions = Mapping[int | None, np.ndarray]
 ScoresBySeed = Mapping[int | None, Mapping[str, float]]  # NaN: the test examples (or the resample) cannot define it
@@ -82,10 +83,6 @@ class ScoredExamples:
     class_counts: np.ndarray  # (C,) training examples of each class
     label_names: Sequence[str]  # the C classes
 
-    def take(self, rows: np.ndarray) -> "ScoredExamples":
-        """Return a resample: the examples with the indices ``rows``, (n,)."""
-        return replace(self, labels=self.labels[rows])
-
 
 def score_methods(examples: ScoredExamples, predictions: Mapping[str, Predictions]) -> dict[str, dict[str, Estimate]]:
     """Return every test score of every method: the mean over its seeds, and its standard error.
@@ -149,13 +146,7 @@ def resample(
         resamples: The number of resamples.
         seed: The seed of the draws.
     """
-    rng = np.random.default_rng(seed)
-    drawn: dict[str, list[dict[str, float]]] = {method: [] for method in predictions}
-    for _ in range(resamples):
-        rows = rng.integers(len(examples.labels), size=len(examples.labels))
-        for method, by_seed in predictions.items():
-            resampled = {key: predicted[rows] for key, predicted in by_seed.items()}
-            drawn[method].append(_means(_scores_by_seed(examples.take(rows), resampled)))
+    drawn = _resampled_scores(examples, predictions, resamples, np.random.default_rng(seed))
     trained = {method: _by_score(_scores_by_seed(examples, by_seed)) for method, by_seed in predictions.items()}
     defined = [
         key
@@ -166,12 +157,41 @@ def resample(
     by_score = {
         key: _Score(
             {method: np.array(values[key]) for method, values in trained.items()},
-            {method: np.array([draw[key] for draw in draws]) for method, draws in drawn.items()},
+            {method: means[key] for method, means in drawn.items()},
             num_seeds,
         )
         for key in defined
     }
     return ResampledScores(by_score, seed)
+
+
+def _resampled_scores(
+    examples: ScoredExamples, predictions: Mapping[str, Predictions], resamples: int, rng: np.random.Generator
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return each method's mean scores over its seeds on resamples of the examples: (resamples,) by test score."""
+    num_examples, num_classes = len(examples.labels), len(examples.class_counts)
+    at_once = max(1, ROWS_AT_ONCE // num_examples)
+    blocks: dict[str, list[dict[str, np.ndarray]]] = {method: [] for method in predictions}
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        rows = np.stack([rng.integers(num_examples, size=num_examples) for _ in range(size)])
+        offsets = num_classes**2 * np.arange(size)[:, None]
+        for method, by_seed in predictions.items():
+            counts = np.stack(
+                [
+                    np.bincount(
+                        (offsets + (examples.labels * num_classes + predicted)[rows]).ravel(),
+                        minlength=size * num_classes**2,
+                    ).reshape(size, num_classes, num_classes)
+                    for predicted in by_seed.values()
+                ]
+            )
+            measured = scores_of_many(counts, examples.class_counts, examples.label_names, report_keys.TEST)
+            blocks[method].append({key: values.mean(axis=0) for key, values in measured.items()})
+    return {
+        method: {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        for method, parts in blocks.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -288,10 +308,6 @@ def _scores_by_seed(examples: ScoredExamples, predictions: Predictions) -> Score
 
 def _by_score(by_seed: ScoresBySeed) -> dict[str, list[float]]:
     return {key: [values[key] for values in by_seed.values()] for key in next(iter(by_seed.values()))}
-
-
-def _means(by_seed: ScoresBySeed) -> dict[str, float]:
-    return {key: float(np.mean(values)) for key, values in _by_score(by_seed).items()}
 
 
 def _estimate(values: Sequence[float]) -> Estimate:

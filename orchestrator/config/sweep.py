@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import get_origin
 
 from tailsweep.orchestrator.config.distributions import (
     Point,
@@ -22,7 +23,10 @@ from tailsweep.orchestrator.config.distributions import (
     num_different,
 )
 from tailsweep.orchestrator.config.errors import (
+    LISTS,
+    MAPPINGS,
     ConfigIssue,
+    FieldPath,
     SweepConfigError,
     alternatives,
     find_issues,
@@ -267,18 +271,10 @@ def _apply(tree: Tree, override: str) -> None:
         ValueError: The override is malformed.
     """
     path, text = split_override(override)
-    schema: type[Section] = TrialConfig if path[0] in SECTIONS else SweepConfig
-    types = {alternative.type for alternative in alternatives(schema, path, None)}
-    number = parse_number(text) if float in types else None  # data.validation: a share or a source
-    if number is not None:
-        value: object = number
-    elif str in types:
-        value = text
-    else:
-        try:
-            value = parse_yaml(text)
-        except ValueError as error:
-            raise ValueError(f"--set {override!r}: the value cannot be read as YAML: {error}") from None
+    try:
+        value = _override_value(path, text)
+    except ValueError as error:
+        raise ValueError(f"--set {override!r}: the value cannot be read as YAML: {error}") from None
     *parents, name = path
     for parent in parents:
         below = tree.get(parent)
@@ -287,6 +283,28 @@ def _apply(tree: Tree, override: str) -> None:
         tree[parent] = below
         tree = below
     tree[name] = value
+
+
+def _override_value(path: FieldPath, text: str) -> object:
+    """Return what ``text`` says for the field at ``path``: itself where that may be a text, else what it is as YAML.
+
+    Where a field may be a text, YAML is still what looks like something else that it takes: a number, a list, a mapping
+    (of methods), a distribution.
+
+    Raises:
+        ValueError: The text is not YAML.
+    """
+    schema: type[Section] = TrialConfig if path[0] in SECTIONS else SweepConfig
+    types = {alternative.type for alternative in alternatives(schema, path, None)}
+    number = parse_number(text) if float in types else None  # data.validation: a share or a source
+    if number is not None or str not in types:
+        return parse_yaml(text)
+    try:
+        value = parse_yaml(text) if text.startswith(("[", "{")) else text
+    except ValueError:
+        return text  # a name with a bracket
+    takes_more = any(get_origin(each) in (*LISTS, *MAPPINGS) for each in types)
+    return value if takes_more or (path[0] in SECTIONS and is_distribution(value)) else text
 
 
 def is_named(path: Path, overrides: Sequence[str]) -> bool:

@@ -73,18 +73,30 @@ def scores(
         label_names: C names, for the keys of the classes.
         split: first part of the keys.
     """
-    assert counts.shape == (len(class_counts), len(class_counts)) == (len(label_names), len(label_names)), counts.shape
     assert counts.sum() > 0, f"no rows of {split} were scored"
-    result: Scores = {
-        report_keys.on_split(split, name): score(name, counts, class_counts) for name in report_keys.SCORES
-    }
-    for label, value in zip(label_names, f1_by_class(counts), strict=True):
-        result[report_keys.class_f1(split, label)] = _none_if_nan(value)
+    measured = scores_of_many(counts, class_counts, label_names, split)
+    return {key: _none_if_nan(float(value)) for key, value in measured.items()}
+
+
+def scores_of_many(
+    counts: np.ndarray, class_counts: np.ndarray, label_names: Sequence[str], split: str = report_keys.VALIDATION
+) -> dict[str, np.ndarray]:
+    """:func:`scores` of many confusion matrices at once, (..., C, C): arrays (...), NaN where a score is undefined."""
+    num_classes = len(class_counts)
+    assert counts.shape[-2:] == (num_classes, len(label_names)), counts.shape
+    result = {report_keys.on_split(split, name): _score(name, counts, class_counts) for name in report_keys.SCORES}
+    by_class = f1_by_class(counts)
+    for index, label in enumerate(label_names):
+        result[report_keys.class_f1(split, label)] = by_class[..., index]
     return result
 
 
 def score(name: str, counts: np.ndarray, class_counts: np.ndarray) -> float | None:
     """One of ``keys.SCORES``, arguments as of :func:`scores`."""
+    return _none_if_nan(float(_score(name, counts, class_counts)))
+
+
+def _score(name: str, counts: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
     match name:
         case "macro_f1":
             return macro_f1(counts)
@@ -103,79 +115,95 @@ def score(name: str, counts: np.ndarray, class_counts: np.ndarray) -> float | No
     raise AssertionError(f"no score {name}")
 
 
+# Of one matrix (C, C) or of many, (..., C, C); NaN where the rows cannot define the value.
+
+
 def f1_by_class(counts: np.ndarray) -> np.ndarray:
-    """(C,) F1 = 2 TP / (true + predicted) of each class; NaN for absent ones, even if some row was predicted so."""
-    true, predicted = counts.sum(axis=1), counts.sum(axis=0)
-    return _ratio_where(true > 0, 2 * counts.diagonal(), true + predicted)
+    """(..., C) F1 = 2 TP / (true + predicted) of each class; NaN for absent ones, even if some row was predicted so."""
+    true, predicted = counts.sum(axis=-1), counts.sum(axis=-2)
+    return _ratio_where(true > 0, 2 * _hits(counts), true + predicted)
 
 
 def recall_by_class(counts: np.ndarray) -> np.ndarray:
-    """(C,) share of each class's rows that were found; NaN for absent classes."""
-    true = counts.sum(axis=1)
-    return _ratio_where(true > 0, counts.diagonal(), true)
+    """(..., C) share of each class's rows that were found; NaN for absent classes."""
+    true = counts.sum(axis=-1)
+    return _ratio_where(true > 0, _hits(counts), true)
 
 
-def macro_f1(counts: np.ndarray) -> float:
+def macro_f1(counts: np.ndarray) -> np.ndarray:
     """Mean F1 of the present classes: scikit-learn's ``f1_score`` with these as ``labels`` and ``average="macro"``."""
-    return float(np.nanmean(f1_by_class(counts)))
+    return _mean_of_defined(f1_by_class(counts))
 
 
-def micro_f1(counts: np.ndarray, classes: np.ndarray) -> float | None:
-    """F1 from the TP, true and predicted rows of ``classes`` together; None if none of them is present.
+def micro_f1(counts: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """F1 from the TP, true and predicted rows of ``classes`` together; NaN if none of them is present.
 
-    As scikit-learn's ``f1_score(labels=classes, average="micro")``, which gives 0 where this is None.
+    As scikit-learn's ``f1_score(labels=classes, average="micro")``, which gives 0 where this is NaN.
     """
-    true, predicted = counts[classes, :].sum(), counts[:, classes].sum()
-    if true == 0:
-        return None
-    return float(2 * counts[classes, classes].sum() / (true + predicted))
+    true = counts.sum(axis=-1)[..., classes].sum(axis=-1)
+    predicted = counts.sum(axis=-2)[..., classes].sum(axis=-1)
+    return _ratio_where(true > 0, 2 * _hits(counts)[..., classes].sum(axis=-1), true + predicted)
 
 
-def accuracy(counts: np.ndarray) -> float:
+def accuracy(counts: np.ndarray) -> np.ndarray:
     """Share of the rows whose class was predicted."""
-    return float(counts.trace() / counts.sum())
+    rows = counts.sum(axis=(-2, -1))
+    return _ratio_where(rows > 0, _hits(counts).sum(axis=-1), rows)
 
 
-def balanced_accuracy(counts: np.ndarray) -> float:
+def balanced_accuracy(counts: np.ndarray) -> np.ndarray:
     """Mean recall of the present classes."""
-    return float(np.nanmean(recall_by_class(counts)))
+    return _mean_of_defined(recall_by_class(counts))
 
 
-def mean_recall(counts: np.ndarray, classes: np.ndarray) -> float | None:
-    """Mean recall of those of ``classes`` that are present; None if none is."""
-    recalls = recall_by_class(counts)[classes]
-    present = recalls[~np.isnan(recalls)]
-    return float(present.mean()) if len(present) > 0 else None
+def mean_recall(counts: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Mean recall of those of ``classes`` that are present; NaN if none is."""
+    return _mean_of_defined(recall_by_class(counts)[..., classes])
 
 
-def g_mean(counts: np.ndarray) -> float:
+def g_mean(counts: np.ndarray) -> np.ndarray:
     """Geometric mean of the recalls of the present classes: 0 as soon as one of them is never found."""
     recalls = recall_by_class(counts)
-    present = recalls[~np.isnan(recalls)]
-    if present.min() == 0:
-        return 0.0
-    return float(np.exp(np.log(present).mean()))  # a product over hundreds of classes could underflow
+    with np.errstate(divide="ignore"):  # the logarithm of 0 is minus infinity, and its mean's exponential 0
+        mean: np.ndarray = np.exp(_mean_of_defined(np.log(recalls)))  # a product of hundreds of them could underflow
+    return mean
 
 
-def mcc(counts: np.ndarray) -> float:
+def mcc(counts: np.ndarray) -> np.ndarray:
     """Matthews correlation coefficient for C classes (Gorodkin 2004, R_K); 0 where undefined, as scikit-learn has it.
 
     It is undefined where all rows are of one class or were predicted to be.
     """
-    true, predicted, rows = counts.sum(axis=1), counts.sum(axis=0), counts.sum()
-    covariance = counts.trace() * rows - true @ predicted
-    true_variance = rows**2 - true @ true
-    predicted_variance = rows**2 - predicted @ predicted
-    if true_variance == 0 or predicted_variance == 0:
-        return 0.0
-    return float(covariance / (math.sqrt(true_variance) * math.sqrt(predicted_variance)))
+    true, predicted, rows = counts.sum(axis=-1), counts.sum(axis=-2), counts.sum(axis=(-2, -1))
+    covariance = _hits(counts).sum(axis=-1) * rows - (true * predicted).sum(axis=-1)
+    true_variance = rows**2 - (true**2).sum(axis=-1)
+    predicted_variance = rows**2 - (predicted**2).sum(axis=-1)
+    correlation = _ratio_where(
+        (true_variance > 0) & (predicted_variance > 0),
+        covariance,
+        np.sqrt(true_variance) * np.sqrt(predicted_variance),  # their product may overflow
+    )
+    known: np.ndarray = np.nan_to_num(correlation, nan=0.0)
+    return known
+
+
+def _hits(counts: np.ndarray) -> np.ndarray:
+    """(..., C) rows of each class that were predicted to be it."""
+    return np.diagonal(counts, axis1=-2, axis2=-1)
 
 
 def _ratio_where(defined: np.ndarray, numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    ratio = np.full(len(defined), np.nan)
+    ratio = np.full(np.shape(defined), np.nan)
     np.divide(numerator, denominator, out=ratio, where=defined)
-    return ratio
+    values: np.ndarray = ratio[()]  # a number where there is one matrix
+    return values
+
+
+def _mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """Return means over the last axis, (..., C) -> (...); NaN where no value is defined."""
+    defined = ~np.isnan(values)
+    return _ratio_where(defined.any(axis=-1), np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
 
 
 def _none_if_nan(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+    return None if math.isnan(value) else value

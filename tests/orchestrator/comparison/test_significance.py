@@ -1,11 +1,13 @@
 """Standard errors and intervals, over seeds and test examples, against scipy, scikit-learn and a normal."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 from sklearn.metrics import f1_score, matthews_corrcoef
+from tailsweep.orchestrator.comparison import significance
 from tailsweep.orchestrator.comparison.significance import (
     Choice,
     Difference,
@@ -67,6 +69,17 @@ def test_one_seed_has_no_standard_error_and_an_absent_class_no_score(labels: np.
     assert estimates["test/macro_f1"].standard_error is None
     assert estimates["test/recall_few"] == Estimate(None, None)
     assert "test/recall_few" not in between(without, {7: without}, {7: guesses(without, 0.6, 1)})
+
+
+def test_resampled_scores_are_those_of_each_resample_alone(labels: np.ndarray, monkeypatch: Any) -> None:
+    monkeypatch.setattr(significance, "ROWS_AT_ONCE", 3 * ROWS)  # several blocks, the last one not full
+    predictions = {seed: guesses(labels, 0.6, seed) for seed in (1, 2)}
+    drawn = resample(ScoredExamples(labels, COUNTS, NAMES), {"ours": predictions}, resamples=7, seed=5)
+    rng = np.random.default_rng(5)
+    for reached in drawn.scores["test/macro_f1"].resampled["ours"]:
+        rows = rng.integers(ROWS, size=ROWS)
+        expected = np.mean([macro_f1(labels[rows], predicted[rows]) for predicted in predictions.values()])
+        assert reached == pytest.approx(expected, abs=1e-12)
 
 
 def test_equal_predictions_do_not_differ(labels: np.ndarray) -> None:

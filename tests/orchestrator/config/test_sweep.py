@@ -596,6 +596,21 @@ def test_overrides_reach_fields_subtrees_and_into_distributions(load: Any) -> No
     assert config.max_concurrent == 2
 
 
+def test_an_override_of_a_field_that_may_be_a_text_is_yaml_where_nothing_else_makes_sense(load: Any) -> None:
+    methods = load(SMALL, "method=[vanilla, two_stage]").config.method
+    assert list(methods) == ["vanilla", "two_stage"]
+    assert list(load(SMALL, "method={reweighting: {}, vanilla: {stage_two: {epochs: 2}}}").config.method) == [
+        "reweighting",
+        "vanilla",
+    ]
+    config = load(SMALL, "model.name={choice: [a, b]}", "data.text_column=[title, body]").config
+    assert config.model["name"] == {"choice": ["a", "b"]}
+    assert config.data["text_column"] == ("title", "body")
+    texts = load(SMALL, "model.name={a}", "data.text_column=[x", "data.train=[a, b]", "wandb.group=2").config
+    assert (texts.model["name"], texts.data["text_column"]) == ("{a}", "[x")
+    assert (texts.data["train"], texts.wandb.group) == ("[a, b]", "2")
+
+
 def test_a_branch_of_a_swept_subtree_takes_the_distributions_place(load: Any) -> None:
     text = "data: {train: x}\nstage_one: {loss: {choice: [{name: ldam}, {name: cross_entropy}]}}"
     loss = load(text, "stage_one.loss.name=weighted_cross_entropy").config.stage_one["loss"]

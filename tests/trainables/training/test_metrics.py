@@ -5,7 +5,7 @@ import pytest
 import sklearn.metrics as reference
 import torch
 from tailsweep.trainables import report_keys
-from tailsweep.trainables.training.metrics import Confusion, scores
+from tailsweep.trainables.training.metrics import Confusion, scores, scores_of_many
 
 NAMES = ["other", "absorption", "excretion", "distribution", "metabolism"]
 CLASS_COUNTS = np.array([400, 101, 100, 19, 5])  # many: 0, 1; medium: 2; few: 3, 4
@@ -106,6 +106,15 @@ def test_mcc_of_many_rows_does_not_overflow():
     counts = np.array([[8, 2], [1, 9]])
     few, many = (scores(factor * counts, np.array([9, 8]), ["a", "b"])["validation/mcc"] for factor in (1, 10**7))
     assert many == pytest.approx(few, abs=1e-12)
+
+
+def test_scores_of_many_matrices_are_those_of_each() -> None:
+    counts = np.stack([counts_of(*random_rows(seed)) for seed in range(60)]).reshape(3, 20, 5, 5)
+    together = scores_of_many(counts, CLASS_COUNTS, NAMES, "test")
+    for place in np.ndindex(3, 20):
+        alone = scores(counts[place], CLASS_COUNTS, NAMES, "test")
+        actual = {key: None if np.isnan(values[place]) else float(values[place]) for key, values in together.items()}
+        assert actual == alone
 
 
 def test_an_empty_split_is_our_issue():
