@@ -23,6 +23,7 @@ from kernel_tables import (
     Bench,
     Head,
     building_the_cache,
+    first_queries,
     growth,
     stage_one_epoch,
     stage_two_step,
@@ -101,6 +102,7 @@ def measure(bench: Bench, make: Any) -> Iterator[Table]:
     yield stage_one_epoch(bench, "top layer, pooler and head", "native", TOP_LAYER, at_least=4.0)
     yield stage_one_epoch(bench, HEAD_ONLY_MEAN, MEAN, "head", at_least=100.0)
     yield stage_one_epoch(bench, "head only (native, pooler's vectors)", "native", "head", at_least=100.0)
+    yield first_queries(bench)
     yield stage_two_step(bench)
     yield from growth(bench, make)
 

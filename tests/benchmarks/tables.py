@@ -44,7 +44,8 @@ def seconds_for(rows: int, timing: Timing) -> tuple[float, float, float]:
 
 
 def as_markdown(table: Table) -> str:
-    compared = [name for name in (REFERENCE, DYNAMIC) if any(name in line.times for line in table.lines)]
+    others = {name: None for line in table.lines for name in line.times}  # each once, in their order
+    compared = sorted(others, key=lambda name: (REFERENCE, DYNAMIC, name).index(name))
     header = ["", table.unit, "lowest to highest", *(f"against {name} (at least)" for name in compared)]
     lines = [f"### {table.title}", "", table.text, "", _row(header), "|---|" + "---:|" * (len(header) - 1)]
     for line in table.lines:

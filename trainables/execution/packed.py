@@ -8,15 +8,17 @@ is rewritten, so that this holds only for architectures that go through ``transf
 B rows, N tokens in all, T in the longest row, h heads of width D, H hidden width, C classes.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from weakref import WeakSet
 
 import numpy as np
 import torch
 from tailsweep.trainables.data.tokenized import TokenizedExamples
 from tailsweep.trainables.errors import ModelError
 from tailsweep.trainables.execution.attention import ATTENTION, _no_mask, attend_within_rows
+from tailsweep.trainables.execution.first_token_attention import last_attention, reading_first_tokens
 from tailsweep.trainables.execution.packing import Packing, first_tokens, row_means
 from tailsweep.trainables.execution.probe import BF16_TOLERANCE, TOLERANCE, difference, one_by_one, probe_rows, probing
 from tailsweep.trainables.models.layers import encoder_layers, layer_stack
@@ -24,6 +26,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils import ModelOutput
+
+# The attention modules of last layers that need to compute the queries of first tokens alone, as a probe has shown.
+_first_queries: "WeakSet[nn.Module]" = WeakSet()
 
 
 class PackedClassifier(nn.Module):
@@ -53,7 +58,8 @@ class Packer:
     The attention function is exchanged by its name in the model's configuration. What follows the layers is given
     (B, 1, H), a row's first token or the mean of its tokens: whatever reads the first token, or the mean without a
     mask, then does so rightly. Where only first tokens are read, the last layer computes no others after its attention,
-    if its modules allow that (those of BERT and its kin do).
+    if its modules allow that (those of BERT and its kin do), and no other queries, where a probe has shown that this is
+    exact.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -63,6 +69,7 @@ class Packer:
         self._stack = layer_stack(model)
         self._by_mean = pools_by_mean(model)
         self._narrow = None if self._by_mean else _after_last_attention(model)
+        self._attention = None if self._narrow is None else last_attention(model)
 
     def position_ids(self, packing: Packing) -> Tensor:
         """(1, N), as the model's embeddings count them."""
@@ -71,21 +78,35 @@ class Packer:
     @contextmanager
     def taking(self, packing: Packing) -> Iterator[None]:
         """Make the model take rows of this packing within the block."""
-        before = [config._attn_implementation for config in self._configs]
-        hooks = []
-        try:
+        with ExitStack() as undone:
             for config in self._configs:
+                undone.callback(setattr, config, "_attn_implementation", config._attn_implementation)
                 config._attn_implementation = ATTENTION
+            if self._attention is not None and self._attention in _first_queries:
+                undone.enter_context(reading_first_tokens(self._attention, packing))
             if self._narrow is not None:
-                hooks.append(self._narrow.register_forward_pre_hook(partial(_only_first_tokens, packing)))
+                undone.callback(self._narrow.register_forward_pre_hook(partial(_only_first_tokens, packing)).remove)
             # Prepended, so that other hooks see what it gives.
-            hooks.append(self._stack.register_forward_hook(partial(self._reduce, packing), prepend=True))
+            hook = self._stack.register_forward_hook(partial(self._reduce, packing), prepend=True)
+            undone.callback(hook.remove)
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for config, implementation in zip(self._configs, before, strict=True):
-                config._attn_implementation = implementation
+
+    def read_all_queries(self) -> None:
+        """Let the last layer compute the queries of all tokens, here and in every other packer of the model."""
+        if self._attention is not None:
+            _first_queries.discard(self._attention)
+
+    def read_first_queries(self, agree: Callable[[], bool]) -> None:
+        """Let the last layer compute the queries of first tokens alone, where those are read and logits ``agree``."""
+        if self._attention is None:
+            return
+        _first_queries.add(self._attention)
+        try:
+            exact = agree()
+        except Exception:  # whatever an architecture makes of it, there is the attention of its own
+            exact = False
+        if not exact:
+            _first_queries.discard(self._attention)
 
     def _reduce(
         self, packing: Packing, module: nn.Module, arguments: tuple[object, ...], output: ModelOutput
@@ -109,16 +130,19 @@ def why_not_packable(model: nn.Module, rows: TokenizedExamples, device: torch.de
     name = type(model.base_model).__name__
     few = probe_rows(rows)
     ids = torch.from_numpy(rows.tokens[rows.positions(few)].astype(np.int64)).to(device)
-    try:
-        with probing(model), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    packing = Packing.from_lengths(rows.lengths[few], device)
+    tolerance = TOLERANCE if precision == "fp32" else BF16_TOLERANCE
+    packed = PackedClassifier(model)
+    packed.packer.read_all_queries()
+    with probing(model), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        try:
             expected = one_by_one(model, rows, few, device)
-            packing = Packing.from_lengths(rows.lengths[few], device)
-            logits = PackedClassifier(model)(ids, packing).float()
-    except Exception as error:  # whatever an architecture makes of a packed row, the padded execution path is there
-        return f"{name} does not take packed rows ({type(error).__name__})"
-    off = difference(logits, expected)
-    if not off <= (TOLERANCE if precision == "fp32" else BF16_TOLERANCE):
-        return f"{name} gives other logits on packed rows (off by {off:.1g})"
+            off = difference(packed(ids, packing).float(), expected)
+        except Exception as error:  # whatever an architecture makes of a packed row, the padded execution path is there
+            return f"{name} does not take packed rows ({type(error).__name__})"
+        if not off <= tolerance:
+            return f"{name} gives other logits on packed rows (off by {off:.1g})"
+        packed.packer.read_first_queries(lambda: difference(packed(ids, packing).float(), expected) <= tolerance)
     return None
 
 
@@ -133,8 +157,9 @@ def _after_last_attention(model: nn.Module) -> nn.Module | None:
 
 
 def _only_first_tokens(packing: Packing, module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Attention's output and the residual, (1, N, H) each -> those of the first tokens, (1, B, H)."""
-    return tuple(first_tokens(states[0], packing)[None] for states in arguments)
+    """Attention's output and the residual, (1, N, H) -> those of the first tokens, (1, B, H), if they are not yet."""
+    rows = len(packing.lengths)
+    return tuple(states if states.shape[1] == rows else first_tokens(states[0], packing)[None] for states in arguments)
 
 
 def pools_by_mean(model: nn.Module) -> bool:

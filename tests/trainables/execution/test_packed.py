@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from support.loaded_classifier import build_classifier
 from tailsweep.trainables.config.trial import ModelConfig
 from tailsweep.trainables.data.tokenized import TokenizedExamples
-from tailsweep.trainables.execution import attention, packing
+from tailsweep.trainables.execution import attention, first_token_attention, packing
 from tailsweep.trainables.execution.attention import attend_within_rows
 from tailsweep.trainables.execution.packed import PackedClassifier, Packer, why_not_packable
 from tailsweep.trainables.execution.packing import Packing
 from tailsweep.trainables.execution.probe import probe_rows
 from tailsweep.trainables.models.layers import encoder_layers
 from torch import Tensor, nn
+from transformers.models.bert.modeling_bert import BertSelfAttention
 
 TinyModel = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -145,6 +146,42 @@ def test_the_last_layer_computes_only_the_tokens_that_are_read(head: str, last: 
     assert seen == [20, 20, last]
 
 
+@pytest.mark.parametrize(("head", "queries"), [("native", 3), ("cls", 3), ("pooler", 3), ("mean", 20)])
+def test_the_last_layer_computes_only_the_queries_that_are_read(head: str, queries: int, tiny_model: TinyModel) -> None:
+    model, rows = classifier(tiny_model("bert", dropout=0.0), head), rows_of([5, 12, 3])
+    assert why_not_packable(model, rows, CPU, "fp32") is None
+    seen: list[int] = []
+    for layer in model.base_model.encoder.layer:  # type: ignore[union-attr]
+        layer.attention.self.query.register_forward_hook(lambda _, __, output: seen.append(output[..., 0].numel()))
+    logits, expected = packed_logits(model, rows), padded_logits(model, rows)
+    assert seen[:3] == [20, 20, queries]
+    assert_within(logits, expected)
+    wanted = gradients(model, expected)
+    for name, gradient in gradients(model, logits).items():
+        assert_within(gradient, wanted[name], label=name)
+
+
+def test_where_first_queries_alone_give_other_logits_all_are_computed(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attention that does more than BERT's, as ESM's, which rotates its queries; and one that takes no such call."""
+
+    class Doubling(BertSelfAttention):  # type: ignore[misc]
+        def forward(self, hidden_states: Tensor, *arguments: object, **named: object) -> tuple[Tensor, Tensor]:
+            output: tuple[Tensor, Tensor] = super().forward(2 * hidden_states, *arguments, **named)
+            return output
+
+    def fails(*_: object) -> Tensor:
+        raise TypeError
+
+    other, plain, rows = classifier(tiny_model("bert")), classifier(tiny_model("bert")), rows_of([5, 12, 3])
+    other.base_model.encoder.layer[-1].attention.self.__class__ = Doubling  # type: ignore[union-attr]
+    for model in (other, plain):
+        assert why_not_packable(model, rows, CPU, "fp32") is None
+        assert_within(packed_logits(model, rows), padded_logits(model, rows))
+        monkeypatch.setattr(first_token_attention, "_end_to_end", fails)
+
+
 def test_dropout_is_drawn_anew_for_every_row(tiny_model: TinyModel) -> None:
     model = classifier(tiny_model("bert", dropout=0.5)).train()
     row = rows_of([12])
@@ -158,6 +195,7 @@ def test_dropout_is_drawn_anew_for_every_row(tiny_model: TinyModel) -> None:
 
 
 Attention = Callable[..., Tensor]
+FROM_FIRST_TOKENS = [first_token_attention._end_to_end, first_token_attention._padded]
 
 
 def softmax_attention(
@@ -203,6 +241,42 @@ def test_attention_is_softmax_within_each_row(
     assert_within(actual, expected, 1e-6)
     for gradient, wanted in zip(torch.autograd.grad((actual * weights).sum(), qkv), expected_gradients, strict=True):
         assert_within(gradient, wanted, 2e-6)
+
+
+@pytest.mark.parametrize("lengths", [[7], [1], [3, 3, 8, 3, 1, 1], [2, 9, 4]], ids=str)
+@pytest.mark.parametrize("attend", FROM_FIRST_TOKENS)
+def test_attention_from_first_tokens_is_softmax_within_each_row(attend: Attention, lengths: list[int]) -> None:
+    qkv, packing = heads_of(sum(lengths)), Packing.from_lengths(np.array(lengths), CPU)
+    expected = softmax_attention(*qkv, lengths, 0.3, attention.Reach())[packing.starts]
+    weights = torch.arange(float(expected.numel())).view_as(expected).cos()
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), qkv)
+    query, key, value = (tensor.transpose(0, 1) for tensor in qkv)
+    actual = attend(query[packing.starts], key, value, packing, 0.3, 0.0)
+    assert_within(actual, expected, 1e-6)
+    for gradient, wanted in zip(torch.autograd.grad((actual * weights).sum(), qkv), expected_gradients, strict=True):
+        assert_within(gradient, wanted, 2e-6)
+
+
+@pytest.mark.parametrize("attend", FROM_FIRST_TOKENS)
+def test_attention_from_first_tokens_adds_up_bf16_in_fp32(attend: Attention) -> None:
+    lengths = [300, 20]  # whose sums in bf16 would be off by 0.02 and more
+    qkv, packing = heads_of(sum(lengths), width=32), Packing.from_lengths(np.array(lengths), CPU)
+    query, key, value = (tensor.detach().transpose(0, 1).bfloat16() for tensor in qkv)
+    rounded = [tensor.transpose(0, 1).float() for tensor in (query, key, value)]
+    expected = softmax_attention(*rounded, lengths, 0.3, attention.Reach())[packing.starts]
+    actual = attend(query[packing.starts], key, value, packing, 0.3, 0.0)
+    assert actual.dtype == torch.bfloat16
+    assert_within(actual.float(), expected, 4e-3)
+
+
+@pytest.mark.parametrize("attend", FROM_FIRST_TOKENS)
+def test_attention_from_first_tokens_drops_weights_and_keeps_their_sum_on_average(attend: Attention) -> None:
+    query, key, value = (tensor.transpose(0, 1) for tensor in heads_of(16 * 256))
+    packing = Packing.from_lengths(np.full(256, 16), CPU)
+    torch.manual_seed(0)
+    output = attend(query[packing.starts], key, torch.ones_like(value), packing, 0.5, 0.25)
+    assert output.std() > 0.05  # without dropout all are 1
+    assert output.mean().item() == pytest.approx(1.0, abs=0.03)
 
 
 @pytest.mark.parametrize("attend", [attention._by_runs, attention._padded])
