@@ -1,7 +1,7 @@
 """Attention of a last layer that is read at each row's first token alone: one query a row, in place of one a token.
 
 What a head makes of [CLS] depends on the other tokens of the last layer by their keys and values only. Their queries,
-and the gradients of these, are not needed: of the layer's twelve products of width by width, three are left.
+and the gradients of these, are not needed: of a layer's twelve products of width by width, two are left for each token.
 
 B rows, N tokens in all, T in the longest row, h heads of width D, H hidden width.
 """
@@ -13,19 +13,13 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from tailsweep.trainables.errors import ModelError
 from tailsweep.trainables.execution.packing import Packing, first_tokens
-from tailsweep.trainables.models.layers import encoder_layers
 from torch import Tensor, nn
 
 
-def last_attention(model: nn.Module) -> nn.Module | None:
-    """Return the attention of the last layer, where it has the parts that BERT's and its kin's have; else None."""
-    try:
-        last = encoder_layers(model)[-1]
-    except ModelError:  # layers that share their weights
-        return None
-    attention = getattr(getattr(last, "attention", None), "self", None)
+def replaceable_attention(layer: nn.Module) -> nn.Module | None:
+    """Return a layer's attention, where it has the parts that BERT's and its kin's have; else None."""
+    attention = getattr(getattr(layer, "attention", None), "self", None)
     parts = [getattr(attention, name, None) for name in ("query", "key", "value", "dropout")]
     if not all(isinstance(part, nn.Module) for part in parts) or not hasattr(attention, "num_attention_heads"):
         return None

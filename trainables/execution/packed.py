@@ -18,7 +18,7 @@ import torch
 from tailsweep.trainables.data.tokenized import TokenizedExamples
 from tailsweep.trainables.errors import ModelError
 from tailsweep.trainables.execution.attention import ATTENTION, _no_mask, attend_within_rows
-from tailsweep.trainables.execution.first_token_attention import last_attention, reading_first_tokens
+from tailsweep.trainables.execution.first_token_attention import reading_first_tokens, replaceable_attention
 from tailsweep.trainables.execution.packing import Packing, first_tokens, row_means
 from tailsweep.trainables.execution.probe import BF16_TOLERANCE, TOLERANCE, difference, one_by_one, probe_rows, probing
 from tailsweep.trainables.models.layers import encoder_layers, layer_stack
@@ -68,8 +68,9 @@ class Packer:
         self._first_position = first_position(model)
         self._stack = layer_stack(model)
         self._by_mean = pools_by_mean(model)
-        self._narrow = None if self._by_mean else _after_last_attention(model)
-        self._attention = None if self._narrow is None else last_attention(model)
+        last = None if self._by_mean else _last_layer(model)
+        self._narrow = None if last is None else _after_attention(last)
+        self._attention = None if last is None or self._narrow is None else replaceable_attention(last)
 
     def position_ids(self, packing: Packing) -> Tensor:
         """(1, N), as the model's embeddings count them."""
@@ -103,7 +104,7 @@ class Packer:
         _first_queries.add(self._attention)
         try:
             exact = agree()
-        except Exception:  # whatever an architecture makes of it, there is the attention of its own
+        except Exception:  # whatever an architecture makes of it, its own attention is there
             exact = False
         if not exact:
             _first_queries.discard(self._attention)
@@ -146,13 +147,17 @@ def why_not_packable(model: nn.Module, rows: TokenizedExamples, device: torch.de
     return None
 
 
-def _after_last_attention(model: nn.Module) -> nn.Module | None:
-    """Return what BERT and its kin apply after the last layer's attention; its second argument is the residual."""
+def _last_layer(model: nn.Module) -> nn.Module | None:
+    """Return the encoder's last layer; None if layers share their weights."""
     try:
-        last = encoder_layers(model)[-1]
-    except ModelError:  # layers that share their weights
+        return encoder_layers(model)[-1]
+    except ModelError:
         return None
-    after = getattr(getattr(last, "attention", None), "output", None)
+
+
+def _after_attention(layer: nn.Module) -> nn.Module | None:
+    """Return what BERT and its kin apply after a layer's attention; its second argument is the residual."""
+    after = getattr(getattr(layer, "attention", None), "output", None)
     return after if isinstance(after, nn.Module) else None
 
 

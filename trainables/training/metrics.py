@@ -73,6 +73,7 @@ def scores(
         label_names: C names, for the keys of the classes.
         split: first part of the keys.
     """
+    assert counts.ndim == 2, counts.shape
     assert counts.sum() > 0, f"no rows of {split} were scored"
     measured = scores_of_many(counts, class_counts, label_names, split)
     return {key: _none_if_nan(float(value)) for key, value in measured.items()}
@@ -83,7 +84,7 @@ def scores_of_many(
 ) -> dict[str, np.ndarray]:
     """:func:`scores` of many confusion matrices at once, (..., C, C): arrays (...), NaN where a score is undefined."""
     num_classes = len(class_counts)
-    assert counts.shape[-2:] == (num_classes, len(label_names)), counts.shape
+    assert counts.shape[-2:] == (num_classes, num_classes) == (len(label_names), len(label_names)), counts.shape
     result = {report_keys.on_split(split, name): _score(name, counts, class_counts) for name in report_keys.SCORES}
     by_class = f1_by_class(counts)
     for index, label in enumerate(label_names):
