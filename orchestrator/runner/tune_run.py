@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
@@ -16,7 +16,7 @@ from tailsweep.orchestrator.planning.plan import SweepPlan
 from tailsweep.orchestrator.planning.ray_compat import quiet_tune, signal_handlers_kept
 from tailsweep.orchestrator.planning.resources import driver_bundle, driver_slots, trial_slots
 from tailsweep.orchestrator.runner.callback import StopWhenAsked, SweepCallback
-from tailsweep.orchestrator.runs.directory import CHECKPOINTS_FOLDER, RunDirectory
+from tailsweep.orchestrator.runs.directory import CHECKPOINTS_FOLDER, SLOTS_FOLDER, RunDirectory
 from tailsweep.orchestrator.runs.trials import Records, TrialRecord, TrialState
 from tailsweep.orchestrator.search.asha import StageASHA
 from tailsweep.orchestrator.search.fixed import ListedSearch, SecondsBudget
@@ -33,6 +33,11 @@ from tailsweep.trainables.distributed.settings import (
 )
 from tailsweep.trainables.distributed.tune_trainables import run_stage_one, run_trial
 from tailsweep.trainables.report_keys import Stage
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+WAITING_IN_QUEUE = 100_000  # threads of trials and workers, at most
 
 
 class Phase(StrEnum):
@@ -98,6 +103,7 @@ class TuneRunner:
             trials = [trial for trial in trials if trial.name not in self.records.outcomes]
             if not trials:
                 return
+        queue = None if request.phase == Phase.STAGE_ONE_REUSED else _start_report_queue()
         # Tune's own folder is of no use to anybody: pickles, from which nothing is resumed. Were it in the run
         # directory, an object store would have to take it all the time, and Tune (2.60) fails where it does not.
         with (
@@ -105,7 +111,7 @@ class TuneRunner:
             quiet_tune(slots),
         ):
             tuner = tune.Tuner(
-                self._trainable(request),
+                self._trainable(request, queue),
                 **self._search(request, trials, to_draw, budget, slots),
                 run_config=tune.RunConfig(
                     name=f"tune-{request.phase}",
@@ -117,8 +123,13 @@ class TuneRunner:
                     verbose=0,
                 ),
             )
-            with self.callback.progress, signal_handlers_kept():
-                tuner.fit()
+            try:
+                with self.callback.progress, signal_handlers_kept():
+                    tuner.fit()
+            finally:
+                if queue is not None:
+                    ray.kill(queue)  # Tune keeps its trainable, and so the handle
+                self.run_directory.delete_folder(SLOTS_FOLDER)
         if budget is not None and budget.spent:
             self._end_those_never_started(trials)
 
@@ -156,15 +167,14 @@ class TuneRunner:
             return None
         return SecondsBudget(self.config.max_wallclock_seconds, slots, self.callback)
 
-    def _trainable(self, request: TuneRequest) -> Any:
+    def _trainable(self, request: TuneRequest, queue: "ActorHandle | None") -> Any:
         """Return Tune's trainable, with its resources."""
         reused = request.phase == Phase.STAGE_ONE_REUSED
-        # Next to the driver, whose node must live anyway.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         setup = TrialSetup(
             checkpoints_uri=self.run_directory.uri(CHECKPOINTS_FOLDER),
+            slots_uri=self.run_directory.uri(SLOTS_FOLDER),
             placement=request.placement,
-            report_queue=None if reused else ray.remote(num_cpus=0, scheduling_strategy=here)(ReportQueue).remote(),
+            report_queue=queue,
             retries=self.config.retries,
         )
         bundle = driver_bundle()
@@ -211,3 +221,10 @@ class TuneRunner:
         for trial in trials:
             if trial.name not in self.records.outcomes and not self.records.history_of(trial.name):
                 self.callback.end(trial.name, TrialState.PRUNED, reason, never_started=True)
+
+
+def _start_report_queue() -> "ActorHandle":
+    """Start a ``ReportQueue`` next to the driver, whose node must live anyway."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": WAITING_IN_QUEUE}
+    return ray.remote(**options)(ReportQueue).remote()

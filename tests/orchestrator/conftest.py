@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 import yaml
+from support.killing import WORKER, watched
 from support.memory_store import WholeFiles
 from support.object_store import ObjectStore, serving
 from support.resources_freed import assert_freed
@@ -108,12 +109,25 @@ def small_sweep(
 
 
 @pytest.fixture(scope="session")
-def finished(local_ray: None, small_sweep: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workers_of_finished() -> set[int]:
+    """The pids of the Train workers of ``finished``, once that is there."""
+    return set()
+
+
+@pytest.fixture(scope="session")
+def finished(
+    local_ray: None,
+    small_sweep: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    workers_of_finished: set[int],
+) -> Path:
     """A run directory: t000 is completed, t001 pruned, t002 failed. Within 10 s of its end, Ray is free again."""
     from tailsweep.orchestrator.cli.main import main
 
     storage = tmp_path_factory.mktemp("runs with a space")
     sweep = small_sweep(resources={"stage_two": {"gpus_per_worker": 1}})
-    assert main(["run", str(sweep), "--storage", str(storage), "--set", "name=first"]) == 0
+    with watched(WORKER) as pids:
+        assert main(["run", str(sweep), "--storage", str(storage), "--set", "name=first"]) == 0
+    workers_of_finished |= pids
     assert_freed()
     return storage / "first"

@@ -1,4 +1,4 @@
-"""kill -9, by pid, at chosen moments of a sweep: of its Train workers and of its trials' own processes."""
+"""A sweep's Train workers and its trials' own processes: which there are, and kill -9 at chosen moments."""
 
 import threading
 import time
@@ -39,6 +39,25 @@ def kills(run: Path, plan: Sequence[tuple[int, str]], parent: int | None = None)
     thread.start()
     try:
         yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def watched(title: str) -> Iterator[set[int]]:
+    """Within it, the pids of all descendants whose title starts so are collected."""
+    pids: set[int] = set()
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(0.1):
+            pids.update(process.pid for process in processes(title))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield pids
     finally:
         over.set()
         thread.join()

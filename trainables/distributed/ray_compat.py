@@ -4,13 +4,11 @@
 changes nothing in Ray.
 """
 
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, ENV_VARS_TO_PROPAGATE
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2._internal.exceptions import RayTrainError
 
-__all__ = ["CHECKPOINT_MANAGER_SNAPSHOT_FILENAME", "RayTrainError", "propagate_ray_address"]
+__all__ = ["RayTrainError", "propagate_ray_address"]
 
-# CHECKPOINT_MANAGER_SNAPSHOT_FILENAME: Train's record of a run's checkpoints. We delete it before a run is resumed,
-# because Train 2.60 refuses a run whose record is truncated or names a missing checkpoint. No public setting does it.
 # RayTrainError: the base of the errors by which Train reports a lost worker; only its subclasses are public.
 
 

@@ -1,6 +1,6 @@
 """The decision about a trial that ended with an error: retry it, retry it with smaller micro-batches, or give up.
 
-Free of Ray: ``train_run.py`` classifies Ray's own errors.
+Free of Ray: ``slot.py`` classifies Ray's own errors.
 """
 
 from dataclasses import dataclass, field
@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from tailsweep.trainables.config.trial import TrialConfig
+from tailsweep.trainables.errors import describe_error
 from tailsweep.trainables.report_keys import STAGES
 
 # own: the trial's settings or rows are at fault, and would be again. memory: too much at once for the device or the
@@ -31,6 +32,12 @@ def fault_of(error: BaseException) -> Fault:
         if "gloo/transport" in str(error):
             return "peer"
     return "storage" if isinstance(error, OSError) else "own"
+
+
+def describe_failure(error: BaseException) -> str:
+    """Describe why a trial failed: the exception's type and the last line of its message."""
+    name = type(error).__name__
+    return f"{name}: {describe_error(error, line='last') if str(error).strip() else 'no message'}"
 
 
 @dataclass(frozen=True)

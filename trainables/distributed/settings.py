@@ -30,7 +30,7 @@ class Placement(Section):
 
 
 class FeatureSource(Section):
-    """Where a trial's features come from, see ``stage_one_actor.open_features_of``."""
+    """Where a trial's features come from, see ``inputs.open_features``."""
 
     plan: dict[str, object]  # FeaturePlan, dumped
     published: str  # URI of the parts that the sweep has published
@@ -77,6 +77,7 @@ class TrialSetup:
     """What the trials of a phase share."""
 
     checkpoints_uri: str  # of the folder that holds one folder of checkpoints per trial
+    slots_uri: str  # of the folder that Ray Train has for each slot
     placement: Placement
     report_queue: "ActorHandle | None"  # of a ReportQueue; None where the trials train in their own processes
     retries: int  # of each trial, see Recovery

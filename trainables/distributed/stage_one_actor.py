@@ -11,12 +11,10 @@ import torch
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.data import DataSource
 from tailsweep.trainables.config.trial import ModelConfig, Trainable, TrialConfig
-from tailsweep.trainables.data.tokenized import PreparedData, fetch_prepared
+from tailsweep.trainables.distributed.inputs import open_examples, open_features
 from tailsweep.trainables.distributed.settings import FeatureSource
-from tailsweep.trainables.execution.feature_store import Features, PartSet, make_features
 from tailsweep.trainables.models.classifier import build_classifier
 from tailsweep.trainables.models.layers import set_trainable
-from tailsweep.trainables.storage.cache import cache_folder, default_cache_dir
 from tailsweep.trainables.training.runtime import Runtime
 from tailsweep.trainables.training.stages import TrialRun, run_two_stages
 from torch import Tensor, nn
@@ -39,19 +37,12 @@ def train_stage_one(
         start: a checkpoint folder of this trial's stage one to resume from.
         metric: the key of the score that a stage with ``patience`` waits for.
     """
-    data = _examples(source)
+    data = open_examples(source)
     reusable = _model(trial.model.model_dump_json(), source, trial.seed)
     model = reusable.reset(trial.stage_one.trainable)
-    opened = None if features is None else _features(model, data, features)
+    opened = None if features is None else open_features(model, data, features)
     only_stage_one = trial.model_copy(update={"stage_two": trial.stage_two.model_copy(update={"epochs": 0})})
     run_two_stages(TrialRun(only_stage_one, data, runtime, opened, metric), model, start)
-
-
-def open_features_of(model: nn.Module, data: PreparedData, source: FeatureSource) -> Features:
-    """Open the features of a trial on this node; compute them here if no one has published them."""
-    cache = cache_folder(source.cache_dir)
-    device = next(model.parameters()).device
-    return make_features(source.load_plan(), model, data, cache, device, PartSet(source.published, source.num_parts))
 
 
 class ReusableModel:
@@ -76,21 +67,6 @@ class ReusableModel:
 
 
 @lru_cache(maxsize=2)
-def _examples(source: DataSource) -> PreparedData:
-    return fetch_prepared(source, default_cache_dir())
-
-
-@lru_cache(maxsize=2)
 def _model(config: str, source: DataSource, seed: int) -> ReusableModel:
-    labels = _examples(source).label_names
+    labels = open_examples(source).label_names
     return ReusableModel(build_classifier(ModelConfig.model_validate_json(config), labels, seed))
-
-
-_opened: dict[str, Features] = {}  # of the sweep that this process works for, by key
-
-
-def _features(model: nn.Module, data: PreparedData, source: FeatureSource) -> Features:
-    key = source.load_plan().key
-    if key not in _opened:
-        _opened[key] = open_features_of(model, data, source)
-    return _opened[key]

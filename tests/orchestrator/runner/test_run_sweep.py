@@ -36,6 +36,12 @@ def test_every_trial_ends_as_it_must(finished: Path):
     assert rows["t001"]["stage_one.learning_rate"] == 1e-7
 
 
+def test_one_process_trains_them_all(finished: Path, workers_of_finished: set[int]):
+    """One after another, though one is pruned and one fails."""
+    assert len(workers_of_finished) == 1
+    assert not (finished / "state/slots").exists()
+
+
 def test_history_holds_each_epoch_once_and_stage_two_of_survivors_only(finished: Path):
     history = pq.read_table(finished / "history.parquet").to_pylist()
     assert [(row["trial"], row[report_keys.STAGE], row[report_keys.EPOCH]) for row in history] == [

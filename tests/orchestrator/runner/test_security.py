@@ -22,7 +22,6 @@ from tailsweep.orchestrator.runs.records import read_records, with_checksum
 from tailsweep.trainables.config.data import BackTranslation, DataSource
 from tailsweep.trainables.config.trial import HeadConfig, ModelConfig, TrialConfig
 from tailsweep.trainables.data.tokenized import fetch_prepared
-from tailsweep.trainables.distributed.train_run import _forget_checkpoints
 from tailsweep.trainables.errors import DataError, InputError, ModelError
 from tailsweep.trainables.execution.feature_plan import FeaturePlan
 from tailsweep.trainables.models.classifier import build_classifier, load_classifier
@@ -248,16 +247,6 @@ def test_records_that_name_a_path_are_refused(name: str, where: str, run: RunDir
     log.append("outcome", outcome)
     with pytest.raises(RunDirectoryError, match="the records"):
         read_records(run)
-
-
-def test_trains_own_list_of_checkpoints_is_not_gone_by(run: RunDirectory) -> None:
-    """Ray Train reads and deletes what its list names, wherever that is: of several checkpoints all but the best."""
-    listed = {"checkpoint_results": [{"checkpoint_dir_name": "../../outside", "metrics": {}}]}
-    run.write_text("state/checkpoints/t000/checkpoint_manager_snapshot.json", json.dumps(listed))
-    for _ in range(2):  # also where there is none
-        _forget_checkpoints(run.uri("state/checkpoints/t000"))
-        assert not run.exists("state/checkpoints/t000/checkpoint_manager_snapshot.json")
-    _forget_checkpoints(run.uri("state/checkpoints/t001"))
 
 
 def test_a_link_that_leads_out_of_a_run_directory_is_refused(run: RunDirectory, tmp_path: Path) -> None:

@@ -6,8 +6,15 @@ import ray.train
 import torch
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from tailsweep.trainables.config.trial import TrialConfig
-from tailsweep.trainables.distributed.retry_policy import LONGEST_DELAY_S, Fault, Recovery, fault_of, halved
-from tailsweep.trainables.distributed.train_run import _fault, describe_failure
+from tailsweep.trainables.distributed.retry_policy import (
+    LONGEST_DELAY_S,
+    Fault,
+    Recovery,
+    describe_failure,
+    fault_of,
+    halved,
+)
+from tailsweep.trainables.distributed.slot import _fault
 
 
 def trial(batch_size: int = 8, parts: int = 1) -> TrialConfig:

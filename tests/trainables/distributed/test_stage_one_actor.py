@@ -11,8 +11,9 @@ from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.data import DataConfig, DataSource
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData
+from tailsweep.trainables.distributed.inputs import open_features
 from tailsweep.trainables.distributed.settings import FeatureSource
-from tailsweep.trainables.distributed.stage_one_actor import open_features_of, train_stage_one
+from tailsweep.trainables.distributed.stage_one_actor import train_stage_one
 from tailsweep.trainables.execution.feature_plan import FeaturePlan, plan_features
 from tailsweep.trainables.preparation import prepare
 from tailsweep.trainables.storage.cache import default_cache_dir
@@ -70,7 +71,7 @@ def active(
 ) -> tuple[list[Report], dict[str, Tensor]]:
     """Both stages in a process that has trained nothing else."""
     model = build_classifier(config.model, data.label_names, config.seed)
-    features = open_features_of(model, data, features_of(config, data))
+    features = open_features(model, data, features_of(config, data))
     runtime = SingleProcess(CPU)
     run_two_stages(TrialRun(config, data, runtime, features), model, start)
     return runtime.reports, model.state_dict()
