@@ -34,6 +34,7 @@ class Progress:
         self.to_come = to_come
         self.console = console or Console()
         self.states = dict.fromkeys(epochs, TrialState.PENDING)
+        self._counts = Counter(self.states.values())  # kept, since every trial's end is logged with it
         self.places: dict[str, str] = {}  # running trials: "stage_one 2/3"
         self.scores: dict[str, float] = {}  # of the latest report
         self.best: tuple[str, float] | None = None  # of completed trials
@@ -57,11 +58,11 @@ class Progress:
     def drawn(self, trial: str, epochs: tuple[int, int]) -> None:
         """Add a trial, given the epochs of its stage one and of its stage two."""
         self.epochs[trial] = epochs
-        self.states[trial] = TrialState.PENDING
+        self._set(trial, TrialState.PENDING)
 
     def started(self, trial: str) -> None:
         """Show a trial as running."""
-        self.states[trial] = TrialState.RUNNING
+        self._set(trial, TrialState.RUNNING)
         self.places.setdefault(trial, "starting")
 
     def reported(self, trial: str, report: Mapping[str, Any]) -> None:
@@ -82,7 +83,7 @@ class Progress:
 
     def ended(self, trial: str, state: TrialState, reason: str, score: float | None) -> None:
         """Show and log the end of a trial."""
-        self.states[trial] = state
+        self._set(trial, state)
         self.places.pop(trial, None)
         self._ended_here += 1
         self._consider(trial, state, score)
@@ -90,18 +91,17 @@ class Progress:
 
     def waiting(self, trial: str) -> None:
         """Show a trial as pending: it is not running, but has more to do."""
-        self.states[trial] = TrialState.PENDING
+        self._set(trial, TrialState.PENDING)
         self.places.pop(trial, None)
 
     def recalled(self, trial: str, state: TrialState, score: float | None) -> None:
         """Count a trial that an earlier process ended; it is no measure of this process's pace."""
-        self.states[trial] = state
+        self._set(trial, state)
         self._consider(trial, state, score)
 
     def summary(self) -> str:
         """Return one line: ``2 pending, 2 running, 1 pruned, 1 completed; best t001 0.5210; about 40 s left``."""
-        counts = Counter(self.states.values())
-        parts = [", ".join(f"{counts[state]} {state}" for state in TrialState if counts[state])]
+        parts = [", ".join(f"{self._counts[state]} {state}" for state in TrialState if self._counts[state])]
         if self.best is not None:
             parts.append(f"best {self.best[0]} {self.best[1]:.4f}")
         seconds = self.seconds_left()
@@ -111,11 +111,17 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """Estimate the remaining seconds from the pace of the trials ended so far; None before the first has."""
-        unfinished = sum(not state.has_ended for state in self.states.values())
+        unfinished = sum(count for state, count in self._counts.items() if not state.has_ended)
         unfinished += max(0, self.to_come - len(self.states))
         if not self._ended_here or not unfinished:
             return None
         return (time.monotonic() - self._began) / self._ended_here * unfinished
+
+    def _set(self, trial: str, state: TrialState) -> None:
+        if (earlier := self.states.get(trial)) is not None:
+            self._counts[earlier] -= 1
+        self.states[trial] = state
+        self._counts[state] += 1
 
     def _consider(self, trial: str, state: TrialState, score: float | None) -> None:
         if state == TrialState.COMPLETED and score is not None and (self.best is None or score > self.best[1]):
