@@ -46,7 +46,7 @@ class StageOneTime:
 
     trials: int
     seconds: float  # from the sweep's start to the end of its last trial's stage one, starting processes included
-    overhead: float  # seconds of a CPU per trial beyond its epochs, once the processes are up
+    overhead: float  # seconds of a CPU per trial beyond its epochs, for those after the first of each process
 
     @property
     def per_minute(self) -> float:
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=200, help="of a two-phase sweep (default: %(default)s)")
-    parser.add_argument("--single-phase", type=int, default=4, help="of a single-phase sweep (default: %(default)s)")
+    parser.add_argument("--single-phase", type=int, default=8, help="of a single-phase sweep (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="turns of both (default: %(default)s)")
     parser.add_argument("--scopes", nargs="+", choices=list(SCOPES), default=list(SCOPES))
     parser.add_argument(
@@ -124,7 +124,7 @@ def rate(scope: str, rows: Path, folder: Path, options: argparse.Namespace) -> T
     ]
     two_phases, single_phases = zip(*turns, strict=True)
     times = {SINGLE_PHASE: statistics.median(t.per_minute / i.per_minute for t, i in turns)}
-    overhead = statistics.median(t.overhead for t in two_phases)
+    overheads = [statistics.median(t.overhead for t in sweeps) for sweeps in (two_phases, single_phases)]
     return Table(
         f"Trials per minute of stage one, {scope}",
         "trials/min",
@@ -138,7 +138,8 @@ def rate(scope: str, rows: Path, folder: Path, options: argparse.Namespace) -> T
             ),
             _line(SINGLE_PHASE, [i.per_minute for i in single_phases]),
         ],
-        f"Beyond its epochs a trial of the two-phase sweep cost {overhead:.2f} s of a CPU, once the processes were up.",
+        f"Beyond its epochs a trial took {overheads[0]:.2f} s of a CPU's time in the two-phase sweep and "
+        f"{overheads[1]:.2f} s in single-phase mode, once the processes were up.",
     )
 
 
@@ -182,7 +183,7 @@ def read(run: Path, trials: int) -> StageOneTime:
     reports = [(when, report) for when, report in reports if report[report_keys.STAGE] == report_keys.STAGE_ONE]
     first, last = reports[0][0], max(when for when, _ in reports)
     arithmetic = sum(report[report_keys.SECONDS] for _, report in reports[CPUS:])
-    overhead = ((last - first) * CPUS - arithmetic) / trials
+    overhead = ((last - first) * CPUS - arithmetic) / max(1, trials - CPUS)
     return StageOneTime(trials, last - (run / "state/trials.json").stat().st_mtime, overhead)
 
 
