@@ -37,6 +37,13 @@ SECONDS = "seconds"  # wall seconds since the last report, this one's evaluation
 NOTICE = "notice"  # what happened to the trial, for the log
 FAILURE = "failure"  # why it cannot continue
 
+# What Tune has of a stack of trials: reports and reasons of failure, each with its trial, and where the answer goes.
+TRIAL = "trial"
+REPORTS = "reports"
+FAILURES = "failures"
+ATTEMPT = "attempt"
+NUMBER = "number"  # of the report within the attempt
+
 TRAIN = "train"
 AUGMENTED = "augmented"  # the training rows, followed by the synthetic examples
 VALIDATION = "validation"

@@ -8,7 +8,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from tailsweep.trainables.config.trial import ModelConfig, Trainable, TrialConfi
 from tailsweep.trainables.data.tokenized import PreparedData
 from tailsweep.trainables.errors import DataError
 from tailsweep.trainables.execution.feature_plan import FeaturePlan, plan_features
-from tailsweep.trainables.execution.last_layer import last_layer
+from tailsweep.trainables.execution.last_layer import last_layer, trains_last_layer_alone
 from tailsweep.trainables.models.classifier import check_model
 from tailsweep.trainables.models.hub import resolve, weights_digest
 from tailsweep.trainables.preparation import prepare
@@ -190,6 +190,8 @@ def _plan(
     plan = plan_features(model, trial_config.stage_one, rows, config.dtype, torch.device("cpu"))
     if isinstance(plan, FeaturePlan) and plan.num_bytes > config.max_gb * 1e9:
         return f"its features would take {plan.num_bytes / 1e9:.1f} GB, above features.max_gb ({config.max_gb:g})"
+    if isinstance(plan, FeaturePlan) and trial_config.stage_one.trainable == "head":
+        return replace(plan, linear_head=trains_last_layer_alone(model, rows.train, torch.device("cpu")))
     return plan
 
 

@@ -3,11 +3,12 @@
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
+from ray.tune.experiment import Trial
 from tailsweep.orchestrator.config.schema import SweepConfig
 from tailsweep.orchestrator.monitoring.console import Progress
 from tailsweep.orchestrator.monitoring.wandb_tracker import Tracker, settings_of
@@ -16,14 +17,21 @@ from tailsweep.orchestrator.runs.records import RecordWriter
 from tailsweep.orchestrator.runs.trials import (
     Outcome,
     Records,
+    Row,
     TrialRecord,
     TrialState,
     is_over,
-    last_stage,
 )
-from tailsweep.orchestrator.search.asha import StageASHA, describe
+from tailsweep.orchestrator.search.asha import StageASHA
+from tailsweep.orchestrator.search.ends import settled
+from tailsweep.orchestrator.search.promotion import stage_one_end
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import StorageError
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+STACK = "stack"  # key of Tune's config where a trial of Tune's is a stack, see `StackConfig`
 
 
 class SweepCallback(tune.Callback):  # type: ignore[misc]
@@ -57,8 +65,10 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self.given_up: dict[str, str] = {}  # by Tune, before they began, and why; `SweepRunner.run_phase` clears it
         self.stopped: str | None = None  # why the sweep is to stop before its end
         self.storage_error: StorageError | None = None
+        self.verdicts: ActorHandle | None = None  # of StackVerdicts, while Tune runs stacks
         self._consecutive_failures = ConsecutiveFailures(config.max_consecutive_failures)
         self._began: dict[str, float] = {}
+        self._shares: dict[str, SharedClock] = {}  # of stacks that train, by Tune's id
         self._seconds_before: defaultdict[str, float] = defaultdict(float)
         for row in records.history:
             self._seconds_before[row["trial"]] += row[report_keys.SECONDS]
@@ -69,15 +79,21 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         """Tune pickles its callbacks into a file of its own that nothing here reads: give it nothing."""
         return {}
 
-    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Note that a trial runs."""
+        if STACK in trial.config:
+            self._start_stack(trial)
+            return
         name = trial.config["trial"]["name"]
         self._began.setdefault(name, time.monotonic())
         self._track(name)
         self.progress.started(name)
 
-    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: Row, **info: object) -> None:
         """Record a trial's report, and log its notice."""
+        if STACK in trial.config:
+            self._stack_reported(trial, result)
+            return
         name = trial.config["trial"]["name"]
         if report_keys.NOTICE in result:
             self.progress.noticed(name, result[report_keys.NOTICE])
@@ -92,13 +108,19 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self._track(name)  # it may have been closed for another meanwhile
         self.records.add_report(row)
         self.tracker.log(name, row)
+        self._show(row)
+
+    def _show(self, row: Row) -> None:
         if self.scheduler is not None:
             rungs = self.scheduler.rungs_of(row[report_keys.STAGE], row["trial"])
             self.progress.rungs = [] if rungs is None else rungs.occupancy()
-        self.progress.reported(name, row)
+        self.progress.reported(row["trial"], row)
 
-    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Record the end of a trial that has nothing left to do."""
+        if STACK in trial.config:
+            self._stop_stack(trial)
+            return
         name = trial.config["trial"]["name"]
         verdict = settled(self.records, self.scheduler, self.metric, name)
         if verdict is None and name in self.failures:
@@ -113,9 +135,13 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         else:
             self._or_stop(lambda: self.end(name, *verdict))
 
-    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Record a trial whose process died for good."""
-        name, reason = trial.config["trial"]["name"], _failure_reason(trial.error_file)
+        reason = _failure_reason(trial.error_file)
+        if STACK in trial.config:
+            self._stack_died(trial, reason)
+            return
+        name = trial.config["trial"]["name"]
         if trial.should_recover() or _is_reported_twice(trial.error_file):
             # If a reused process dies before the next trial has begun in it, Tune (2.60) counts the death twice, for
             # the process and for its task, and gives the trial up whatever its retries: it restarts running trials
@@ -126,16 +152,17 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
             return
         self._or_stop(lambda: self.end(name, TrialState.FAILED, reason))
 
-    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Log that a trial continues after its process died."""
-        name = trial.config["trial"]["name"]
+        name = next(iter(trial.config.values()))["name"]
         self.progress.noticed(name, f"{_failure_reason(trial.error_file)}; continues from its last checkpoint")
 
     @property
     def seconds(self) -> float:
         """Return the seconds that trials have run for so far, summed over them."""
         now = time.monotonic()
-        return sum(self._seconds_before.values()) + sum(now - began for began in self._began.values())
+        running = [*self._began.values(), *(clock.since for clock in self._shares.values())]
+        return sum(self._seconds_before.values()) + sum(now - began for began in running)
 
     def draw(self, trial: TrialRecord) -> None:
         """Record a trial that was drawn while the sweep runs, before anything is done with it."""
@@ -156,16 +183,91 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
 
     def end(self, name: str, state: TrialState, reason: str, never_started: bool = False) -> None:
         """End a trial: write its outcome, close its W&B run, log it."""
-        self._pause(name)
-        seconds = self._seconds_before[name] + self._seconds_of_parent(name)
-        outcome = Outcome(name, state, reason, round(seconds, 3), self.records.num_reports(name), never_started)
-        self.writer.end_trial(outcome)
-        self.records.outcomes[name] = outcome
-        best = self.records.judged(name, self.metric)
-        self._finish_tracking(outcome, best)
-        self.progress.ended(name, state, reason, best[self.metric] if best else None)
-        if (cause := self._consecutive_failures.record_end(state, reason)) is not None:
-            self.stopped = self.stopped or cause
+        self.end_all([(name, state, reason)], never_started)
+
+    def end_all(self, ends: Sequence[tuple[str, TrialState, str]], never_started: bool = False) -> None:
+        """End several trials at once, given the name, the state and the reason of each."""
+        outcomes = []
+        for name, state, reason in ends:
+            self._pause(name)
+            seconds = round(self._seconds_before[name] + self._seconds_of_parent(name), 3)
+            outcomes.append(Outcome(name, state, reason, seconds, self.records.num_reports(name), never_started))
+        self.writer.end_trials(outcomes)
+        for outcome in outcomes:
+            self.records.outcomes[outcome.trial] = outcome
+        for outcome in outcomes:
+            best = self.records.judged(outcome.trial, self.metric)
+            self._finish_tracking(outcome, best)
+            self.progress.ended(outcome.trial, outcome.state, outcome.reason, best[self.metric] if best else None)
+            if (cause := self._consecutive_failures.record_end(outcome.state, outcome.reason)) is not None:
+                self.stopped = self.stopped or cause
+
+    def _start_stack(self, stack: Trial) -> None:
+        """Note that the trials of a stack run that have not ended."""
+        names = [name for name in stack.config[STACK]["trials"] if name not in self.records.outcomes]
+        self._shares.setdefault(stack.trial_id, SharedClock(names))
+        for name in names:
+            self.progress.started(name)
+
+    def _stack_reported(self, stack: Trial, result: Row) -> None:
+        """Record the reports of a stack's trials, judge each, and answer which are over."""
+        if report_keys.NOTICE in result:
+            self.progress.noticed(stack.config[STACK]["name"], result[report_keys.NOTICE])
+        if report_keys.REPORTS not in result:
+            return
+        self._share_time(stack)
+        failures = dict(result[report_keys.FAILURES])
+        rows = [row for row in result[report_keys.REPORTS] if not self._is_known(row)]
+        self._or_stop(lambda: self._record_and_judge(rows, failures))
+        reported = [*failures, *(row["trial"] for row in result[report_keys.REPORTS])]
+        over = [name for name in reported if name in self.records.outcomes]
+        if (clock := self._shares.get(stack.trial_id)) is not None:
+            clock.running = [name for name in clock.running if name not in over]
+        assert self.verdicts is not None
+        self.verdicts.give.remote(result[report_keys.ATTEMPT], result[report_keys.NUMBER], over)
+
+    def _is_known(self, row: Row) -> bool:
+        return row["trial"] in self.records.outcomes or self.records.has_report(row["trial"], row)
+
+    def _record_and_judge(self, rows: Sequence[Row], failures: Mapping[str, str]) -> None:
+        if rows:
+            self.writer.report(*rows)
+        ends = [(name, TrialState.FAILED, why) for name, why in failures.items() if name not in self.records.outcomes]
+        for row in rows:
+            self.records.add_report(row)
+            if self.scheduler is not None:
+                self.scheduler.add_report(row["trial"], row)
+            self._show(row)
+            if (verdict := settled(self.records, self.scheduler, self.metric, row["trial"])) is not None:
+                ends.append((row["trial"], *verdict))
+        if ends:
+            self.end_all(ends)
+
+    def _stop_stack(self, stack: Trial) -> None:
+        """Note that a stack does not run any more: its trials are through stage one, or were interrupted."""
+        self._share_time(stack)
+        if (clock := self._shares.pop(stack.trial_id, None)) is not None:
+            for name in clock.running:
+                self.progress.waiting(name)
+
+    def _stack_died(self, stack: Trial, reason: str) -> None:
+        """Fail the trials of a stack whose process died for good; see :meth:`on_trial_error`."""
+        self._stop_stack(stack)
+        unfinished = [name for name in stack.config[STACK]["trials"] if not self._has_done_stage_one(name)]
+        if stack.should_recover() or _is_reported_twice(stack.error_file):
+            self.given_up |= dict.fromkeys(unfinished, reason)
+            self.progress.noticed(stack.config[STACK]["name"], f"{reason} before it had begun; is started again")
+        else:
+            self._or_stop(lambda: self.end_all([(name, TrialState.FAILED, reason) for name in unfinished]))
+
+    def _has_done_stage_one(self, name: str) -> bool:
+        return name in self.records.outcomes or stage_one_end(self.records, name, self.metric) is not None
+
+    def _share_time(self, stack: Trial) -> None:
+        """Give each trial that trains in a stack its share of the seconds since the last report."""
+        if (clock := self._shares.get(stack.trial_id)) is not None:
+            for name, seconds in clock.shares().items():
+                self._seconds_before[name] += seconds
 
     def _finish_tracking(self, outcome: Outcome, best: Mapping[str, Any] | None) -> None:
         name = outcome.trial
@@ -209,6 +311,23 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self.tracker.start(name, settings_of(trial.config, trial.values), self.records.history_of(name))
 
 
+class SharedClock:
+    """The seconds of a stack, of which each trial in training has an equal part.
+
+    Args:
+        running: The trials.
+    """
+
+    def __init__(self, running: Sequence[str]) -> None:
+        self.running = list(running)
+        self.since = time.monotonic()
+
+    def shares(self) -> dict[str, float]:
+        """Return each trial's part of the seconds since the last call, or the start."""
+        before, self.since = self.since, time.monotonic()
+        return {name: (self.since - before) / len(self.running) for name in self.running}
+
+
 class ConsecutiveFailures:
     """Trials that fail one after another of one cause: what failed five times will fail the sixth.
 
@@ -250,41 +369,6 @@ class StopWhenAsked(tune.Stopper):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles it into a file that nothing here reads: give it nothing."""
         return {}
-
-
-def settled(records: Records, scheduler: StageASHA | None, metric: str, name: str) -> tuple[TrialState, str] | None:
-    """Return state and reason of a trial whose end follows from its history; None while it has work left."""
-    history = records.history_of(name)
-    if not history:
-        return None
-    last = history[-1]
-    decision = scheduler.decisions.get(name) if scheduler is not None else None
-    if decision is not None and decision.stop:
-        return TrialState.PRUNED, describe(decision, metric, last)
-    trial_config = records.trial(name).config
-    if last[report_keys.STAGE] == last_stage(trial_config) and is_over(
-        trial_config, last[report_keys.STAGE], history, metric
-    ):
-        return TrialState.COMPLETED, "; ".join(_early_ends(trial_config, history, metric)) or "all its epochs are done"
-    return None
-
-
-def _early_ends(trial_config: Mapping[str, Any], history: Iterable[Mapping[str, Any]], metric: str) -> list[str]:
-    """Of each stage that ended before its last epoch, in words."""
-    done = {row[report_keys.STAGE]: row[report_keys.EPOCH] for row in history}
-    return [
-        _early_end(stage, trial_config[stage], epoch, metric)
-        for stage, epoch in done.items()
-        if epoch != trial_config[stage]["epochs"]
-    ]
-
-
-def _early_end(stage: str, stage_config: Mapping[str, Any], epoch: float, metric: str) -> str:
-    patience = stage_config["patience"]
-    return (
-        f"{stage.replace('_', ' ')} ended after epoch {report_keys.shown_epochs(epoch)} of {stage_config['epochs']}, "
-        f"with no better {metric} in {patience} evaluation{'s' if patience > 1 else ''}"
-    )
 
 
 def epochs_of(trial_config: Mapping[str, Any]) -> tuple[int, int]:

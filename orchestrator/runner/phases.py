@@ -9,6 +9,7 @@ from rich.console import Console
 from tailsweep.orchestrator.config.two_phase import TwoPhase
 from tailsweep.orchestrator.planning.plan import SweepPlan
 from tailsweep.orchestrator.planning.resources import placement, trial_slots
+from tailsweep.orchestrator.planning.stacks import TrialStack, arrange_stacks, write_trial_checkpoints
 from tailsweep.orchestrator.runner.publish_features import Entry, publish_features
 from tailsweep.orchestrator.runner.tune_run import Phase, TuneRequest, TuneRunner
 from tailsweep.orchestrator.runs.directory import FEATURES_FOLDER
@@ -72,7 +73,8 @@ class SweepRunner:
             self.tune.run(request)
             if not given_up or self._is_cut_short(request):
                 return
-            request = replace(request, trials=[trial for trial in self.unfinished if trial.name in given_up])
+            trials = [trial for trial in self.unfinished if trial.name in given_up]
+            request = replace(request, trials=trials, stacks=_stacks_with(request.stacks, trials))
         for trial in request.trials:
             self.callback.end(trial.name, TrialState.FAILED, given_up[trial.name])
 
@@ -89,6 +91,12 @@ class SweepRunner:
         on_features = [trial for trial in unstarted if self.environment.inputs_of(trial.config).features is not None]
         live = [trial for trial in unstarted if trial not in on_features]
         all_on_features = all(inputs.features is not None for inputs in self.environment.inputs.values())
+        stacks: Sequence[TrialStack] = ()
+        if self.sweep.config.search != "optuna":  # which learns from one trial for the next
+            slots = self.tune.slots(Phase.STAGE_ONE_STACKED, in_stage_one)
+            stacks, on_features = arrange_stacks(self.run_directory, on_features, self.environment, slots)
+        stacked = [trial for stack in stacks for trial in stack.trials]
+        self.run_phase(TuneRequest(Phase.STAGE_ONE_STACKED, stacked, in_stage_one, features, stacks))
         reused = TuneRequest(Phase.STAGE_ONE_REUSED, on_features, in_stage_one, features, may_draw=all_on_features)
         self.run_phase(reused)
         self.run_phase(TuneRequest(Phase.STAGE_ONE_RUN, live, in_stage_one, features, may_draw=not all_on_features))
@@ -114,19 +122,20 @@ class SweepRunner:
     def _promote_the_best(self, two_phase: TwoPhase, trials: Sequence[TrialRecord], where: str) -> None:
         records, metric = self.records, self.sweep.config.metric
         ranking = stage_one_ranking(records, metric, trials)
-        for rank, name in enumerate(ranking, start=1):
-            if name in records.outcomes:
-                continue
-            place = f"rank {rank} of {len(ranking)}{where} by {metric} after stage one"
-            if rank > two_phase.promoted:
-                self.callback.end(name, TrialState.NOT_PROMOTED, f"{place}; the best {two_phase.promoted} continue")
-            elif two_phase.settings > 1:
+        write_trial_checkpoints(self.run_directory, set(ranking[: two_phase.promoted]) - records.outcomes.keys())
+        among = f"of {len(ranking)}{where} by {metric} after stage one"
+        places = {name: f"rank {rank} {among}" for rank, name in enumerate(ranking, start=1)}
+        others = [name for name in ranking[two_phase.promoted :] if name not in records.outcomes]
+        why = f"the best {two_phase.promoted} continue"
+        self.callback.end_all([(name, TrialState.NOT_PROMOTED, f"{places[name]}; {why}") for name in others])
+        for name in ranking[: two_phase.promoted]:
+            if name not in records.outcomes and two_phase.settings > 1:
                 children = self.sweep.expand_promoted(name, records.trial(name).values)
                 for child in children:
                     if child.name not in records:  # a killed sweep may have drawn some
                         self.callback.draw(record_of(child, parent=name))
                 names = ", ".join(child.name for child in children)
-                self.callback.end(name, TrialState.PROMOTED, f"{place}; continues as {names}")
+                self.callback.end(name, TrialState.PROMOTED, f"{places[name]}; continues as {names}")
 
     def _has_phase_one(self, trial: TrialRecord) -> bool:
         return self.sweep.method_sweep(trial.values).two_phase is not None
@@ -170,3 +179,10 @@ class SweepRunner:
                 weights = self.environment.weights.get(trial_config["model"]["name"])
                 entries.setdefault(inputs.features, Entry(plan, trial_config, data, weights))
         return list(entries.values())
+
+
+def _stacks_with(stacks: Sequence[TrialStack], trials: Sequence[TrialRecord]) -> Sequence[TrialStack]:
+    """Return the stacks of which some of the trials are, with these alone."""
+    names = {trial.name for trial in trials}
+    parts = [replace(stack, trials=tuple(trial for trial in stack.trials if trial.name in names)) for stack in stacks]
+    return [part for part in parts if part.trials]

@@ -33,7 +33,7 @@ from tailsweep.orchestrator.planning.plan import SweepPlan, format_class_table, 
 from tailsweep.orchestrator.planning.ray_session import ray_session
 from tailsweep.orchestrator.preflight.doctor import require_ready
 from tailsweep.orchestrator.preflight.needs import folder_of_runs, needs_of
-from tailsweep.orchestrator.runner.callback import SweepCallback, epochs_of, settled
+from tailsweep.orchestrator.runner.callback import SweepCallback, epochs_of
 from tailsweep.orchestrator.runner.phases import SweepRunner
 from tailsweep.orchestrator.runner.resume import Wanted, reopen
 from tailsweep.orchestrator.runner.tune_run import TuneRunner
@@ -41,6 +41,7 @@ from tailsweep.orchestrator.runs import front
 from tailsweep.orchestrator.runs.directory import (
     CHECKPOINTS_FOLDER,
     DATA_FOLDER,
+    STACKS_FOLDER,
     SWEEP_FILE,
     WANDB_FOLDER,
     RunDirectory,
@@ -53,6 +54,7 @@ from tailsweep.orchestrator.runs.report import write_report
 from tailsweep.orchestrator.runs.tables import is_exported, read_test_metrics, result_rows, select_best, write_tables
 from tailsweep.orchestrator.runs.trials import Records, Row, TrialState
 from tailsweep.orchestrator.search.asha import Rungs, StageASHA
+from tailsweep.orchestrator.search.ends import settled
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import StorageError
 from tailsweep.trainables.report_keys import Stage
@@ -386,6 +388,7 @@ def _method_of(records: Records, trial: str) -> str:
 
 def drop_spent_checkpoints(run: RunDirectory, records: Records, metric: str) -> None:
     """Delete all checkpoints but the best epoch of every completed trial."""
+    run.delete_folder(STACKS_FOLDER)
     for name, outcome in records.outcomes.items():
         folder = f"{CHECKPOINTS_FOLDER}/{name}"
         if outcome.state in {TrialState.PRUNED, TrialState.NOT_PROMOTED, TrialState.PROMOTED}:

@@ -47,6 +47,7 @@ WANDB_FOLDER = "wandb"
 LOG_FILE = "log.jsonl"  # the messages of the sweep, one JSON object per line
 CHECKPOINTS_FOLDER = "state/checkpoints"  # one folder per trial
 SLOTS_FOLDER = "state/slots"  # what Ray Train keeps of its runs, while the sweep runs
+STACKS_FOLDER = "state/stacks"  # checkpoints of trials that train together, one folder per stack
 FEATURES_FOLDER = "state/features"  # parts of features, while the sweep runs
 DATA_FOLDER = "state/data"  # the tokenized rows, for nodes that lack them
 TRIALS_FILE = "state/trials.json"  # those known before the start

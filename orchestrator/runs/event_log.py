@@ -65,30 +65,40 @@ class EventLog:
         Raises:
             StorageError: Storage continues to refuse it; the log is as it was.
         """
-        number = self.end.number
-        fields = {"number": number, "previous": self.end.digest, "kind": kind, "time": time.time(), "record": record}
-        digest = _digest(fields)
-        line = json.dumps(fields | {"digest": digest}) + "\n"
-        self.run.write_text(f"{EVENTS_FOLDER}/{number:08d}.json", line)
-        self.end = LogEnd(number + 1, digest, (*self.end.loose, line))
-        if len(self.end.loose) >= SEGMENT_RECORDS:
-            self._roll_up()
+        self.append_all(kind, [record])
+
+    def append_all(self, kind: str, records: Sequence[Mapping[str, object]]) -> None:
+        """Write the next records, of one kind: all or none. Several are one file, with the loose ones before them.
+
+        Raises:
+            StorageError: Storage continues to refuse them; the log is as it was.
+        """
+        end = self.end
+        for record in records:
+            fields = {"number": end.number, "previous": end.digest, "kind": kind, "time": time.time(), "record": record}
+            digest = _digest(fields)
+            end = LogEnd(end.number + 1, digest, (*end.loose, json.dumps(fields | {"digest": digest}) + "\n"))
+        if len(records) == 1:
+            self.run.write_text(f"{EVENTS_FOLDER}/{self.end.number:08d}.json", end.loose[-1])
+            self.end = end
+        if len(records) > 1 or len(self.end.loose) >= SEGMENT_RECORDS:
+            self._roll_up(end)
 
     def seal(self) -> None:
         """Roll up what is left and write how many records there are: at the end of a process."""
         if self.end.number:
-            self._roll_up()
+            self._roll_up(self.end)
             self.run.write_text(SEAL_FILE, json.dumps({"records": self.end.number, "digest": self.end.digest}) + "\n")
 
-    def _roll_up(self) -> None:
-        """Write the loose records into a segment, and only then delete their files."""
-        if len(self.end.loose) > 1:
-            first = self.end.number - len(self.end.loose)
-            segment = f"{first:08d}-{self.end.number - 1:08d}.jsonl"
-            self.run.write_text(f"{EVENTS_FOLDER}/{segment}", "".join(self.end.loose))
+    def _roll_up(self, end: LogEnd) -> None:
+        """Write the loose records of the log, which ends so, into a segment, and only then delete their files."""
+        if len(end.loose) > 1:
+            first = end.number - len(end.loose)
+            segment = f"{first:08d}-{end.number - 1:08d}.jsonl"
+            self.run.write_text(f"{EVENTS_FOLDER}/{segment}", "".join(end.loose))
+            self.end = replace(end, loose=())
             written = [name for name in self.run.list(EVENTS_FOLDER) if "-" not in name]
-            self.run.delete_files(f"{EVENTS_FOLDER}/{name}" for name in written if int(name[:8]) < self.end.number)
-            self.end = replace(self.end, loose=())
+            self.run.delete_files(f"{EVENTS_FOLDER}/{name}" for name in written if int(name[:8]) < end.number)
 
 
 def read_events(run: RunDirectory) -> tuple[list[Event], LogEnd]:

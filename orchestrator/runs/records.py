@@ -101,13 +101,13 @@ class RecordWriter:
         """Write a trial that was drawn while the sweep runs, before anything is done with it."""
         self.log.append(EventKind.DRAWN, asdict(trial))
 
-    def report(self, row: Row) -> None:
-        """Write a report."""
-        self.log.append(EventKind.REPORT, row)
+    def report(self, *rows: Row) -> None:
+        """Write reports, all or none."""
+        self.log.append_all(EventKind.REPORT, rows)
 
-    def end_trial(self, outcome: Outcome) -> None:
-        """Write how a trial has ended."""
-        self.log.append(EventKind.OUTCOME, asdict(outcome))
+    def end_trials(self, outcomes: Iterable[Outcome]) -> None:
+        """Write how trials have ended, all or none."""
+        self.log.append_all(EventKind.OUTCOME, [asdict(outcome) for outcome in outcomes])
 
     def reopen(self, name: str) -> None:
         """Write that a trial's end is void: there are more seconds for it."""

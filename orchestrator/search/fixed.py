@@ -31,20 +31,21 @@ class SecondsBudget:
 
 
 class ListedSearch(Searcher):  # type: ignore[misc]
-    """Tune's search algorithm: the trials of a list, in their order.
+    """Tune's search algorithm: the trials of a list, in their order, one by one or several together.
 
     Args:
-        trials: In the order of their start. One that has reported before continues whatever the budget.
+        trials: Those that start together, in the order of their start. One that has reported before continues whatever
+            the budget.
         records: The records of the sweep.
-        tune_config_of: Returns the Tune config of a trial.
+        tune_config_of: Returns what Tune passes to trials that start together.
         budget: The seconds in which trials are started; None: without a limit.
     """
 
     def __init__(
         self,
-        trials: Sequence[TrialRecord],
+        trials: Sequence[Sequence[TrialRecord]],
         records: Records,
-        tune_config_of: Callable[[TrialRecord], Mapping[str, object]],
+        tune_config_of: Callable[[Sequence[TrialRecord]], dict[str, object]],
         budget: SecondsBudget | None,
     ) -> None:
         super().__init__()
@@ -54,12 +55,15 @@ class ListedSearch(Searcher):  # type: ignore[misc]
         self._waiting = deque(trials)
 
     def suggest(self, trial_id: str) -> dict[str, object] | str:
-        """Return the Tune config of the next trial, or that there is none."""
+        """Return what Tune passes to the next trials, or that there are none."""
         while self._waiting:
-            trial = self._waiting.popleft()
-            if self.budget is None or not self.budget.spent or self.records.history_of(trial.name):
-                return {"trial": self.tune_config_of(trial)}
+            starting = [trial for trial in self._waiting.popleft() if self._may_start(trial)]
+            if starting:
+                return self.tune_config_of(starting)
         return str(Searcher.FINISHED)
+
+    def _may_start(self, trial: TrialRecord) -> bool:
+        return self.budget is None or not self.budget.spent or bool(self.records.history_of(trial.name))
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False) -> None:
         """Do nothing: the list does not depend on results."""

@@ -6,7 +6,7 @@ Each argument is a name and a folder with train.parquet, validation.parquet and 
 `data` has more fields, such as an imbalance. A line is written for
 every run as it ends; what the file has already is not run again, so that several processes may share it, one for each
 seed. At the end the table of all of its lines is printed. `r_drop` has half the epochs, since its step takes twice as
-long.
+long. `--precision fp32` is for processors without instructions for bf16.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from tailsweep.trainables.storage.cache import default_cache_dir
 from tailsweep.trainables.training.runtime import SingleProcess
 from tailsweep.trainables.training.stages import TrialRun, evaluate, run_two_stages
 
-ALL = {"learning_rate": 1e-4, "epochs": 4, "batch_size": 16, "precision": "bf16", "keep": "last"}
+ALL = {"learning_rate": 1e-4, "epochs": 4, "batch_size": 16, "keep": "last"}
 LDAM = {"name": "ldam", "max_margin": 0.5, "scale": 1.0, "beta": 0.9999}
 TOP = {"trainable": {"top_layers": 1}, "loss": LDAM, "learning_rate": 1e-3, "epochs": 3, "batch_size": 16}
 BASES: dict[str, dict[str, Any]] = {
     "vanilla": {"stage_one": {"epochs": 0}, "stage_two": ALL},
-    "two_stage": {"stage_one": TOP | {"precision": "bf16"}, "stage_two": ALL},
+    "two_stage": {"stage_one": TOP, "stage_two": ALL},
 }
 SMOOTHED = {"name": "cross_entropy", "label_smoothing": 0.1}
 CONTRAST = {"weight": 0.3, "temperature": 0.1}
@@ -63,17 +63,21 @@ def main() -> None:
     parser.add_argument("sets", nargs="+", help="NAME=FOLDER")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--results", type=Path, default=Path("regularizers.jsonl"))
     arguments = parser.parse_args()
     for seed in arguments.seeds:
         for name, folder in (each.split("=", 1) for each in arguments.sets):
-            _run_set(name, Path(folder), seed, arguments.max_length, arguments.results)
+            _run_set(name, Path(folder), seed, arguments)
     print(table(_read(arguments.results)))
 
 
-def _run_set(name: str, folder: Path, seed: int, max_length: int, results: Path) -> None:
+def _run_set(name: str, folder: Path, seed: int, arguments: argparse.Namespace) -> None:
+    results: Path = arguments.results
     files = {split: folder / f"{split}.parquet" for split in ("train", "validation", "test")}
-    fields: Any = {split: str(file) for split, file in files.items() if file.is_file()} | {"max_length": max_length}
+    fields: Any = {split: str(file) for split, file in files.items() if file.is_file()} | {
+        "max_length": arguments.max_length
+    }
     if (folder / "data.yaml").is_file():
         fields |= parse_yaml((folder / "data.yaml").read_text(encoding="utf-8"))
     for base, settings in BASES.items():
@@ -82,7 +86,8 @@ def _run_set(name: str, folder: Path, seed: int, max_length: int, results: Path)
             if key in [line["key"] for line in _read(results)]:
                 continue
             tree = {"data": fields, "model": MODEL, "seed": seed} | settings
-            config = TrialConfig.model_validate(deep_merge(tree, change))
+            precision = {stage: {"precision": arguments.precision} for stage in report_keys.STAGES}
+            config = TrialConfig.model_validate(deep_merge(deep_merge(tree, change), precision))
             data = prepare(config.data, resolve(config.model.name), default_cache_dir())
             model = build_classifier(config.model, data.label_names, seed)
             runtime = SingleProcess(torch.device("cpu"))

@@ -31,7 +31,7 @@ from kernel_tables import (
 from machine import as_list, describe_cpu
 from tables import Table, as_json, as_markdown, write_section
 from tailsweep.trainables.config.trial import ModelConfig
-from tailsweep.trainables.distributed.allocator import keep_freed_memory
+from tailsweep.trainables.execution.allocator import keep_freed_memory
 from tailsweep.trainables.models.classifier import PooledClassifier, build_classifier
 from tailsweep.trainables.models.hub import PACKAGED_MODEL, resolve
 from torch import nn

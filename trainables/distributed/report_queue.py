@@ -1,7 +1,8 @@
-"""What slots' workers and the trials' own threads pass each other: an actor without any Ray in it.
+"""What the processes of a sweep pass each other next to Tune: two actors without any Ray in them.
 
-Trials go from the threads to the workers, reports from the workers to the threads. Apart from ``tune_trainables.py``,
-so that the actor's process need not import Ray Train and torch.
+Of slots, trials go from the trials' own threads to the workers, and reports from the workers to the threads. Of stacks,
+the driver's verdicts go to the trainable. Apart from these, so that the actors' processes need not import Ray Train and
+torch.
 """
 
 import asyncio
@@ -143,3 +144,20 @@ class ReportQueue:
         decided = asyncio.Event()
         self._attempts[attempt].items.put_nowait((item, decided))
         return decided
+
+
+class StackVerdicts:
+    """An actor: the members of each stack that are over, as the sweep's driver has it after each report."""
+
+    def __init__(self) -> None:
+        self._given: defaultdict[tuple[str, int], asyncio.Future[list[str]]] = defaultdict(asyncio.Future)
+
+    async def give(self, attempt: str, number: int, over: list[str]) -> None:
+        """Give the verdict on a report."""
+        self._given[attempt, number].set_result(over)
+
+    async def take(self, attempt: str, number: int) -> list[str]:
+        """Wait for the verdict on a report."""
+        over = await self._given[attempt, number]
+        del self._given[attempt, number]
+        return over

@@ -72,12 +72,30 @@ class TuneTrialConfig(Section):
         return {(stage.value, epoch) for stage, epoch in self.reported}
 
 
+class StackConfig(Section):
+    """A stack of trials as Tune passes it to a trainable, see ``stacks/stack.py``."""
+
+    name: str  # of its folder of checkpoints
+    members: tuple[TuneTrialConfig, ...]  # at least one
+    resume_from: str | None  # URI of the folder of the stack that an earlier process trained them in
+
+    def dump(self) -> dict[str, object]:
+        """Return the stack as plain values.
+
+        The members are one string: Tune looks for distributions to draw from in every value of a dictionary.
+        """
+        names = [member.name for member in self.members]
+        return {"name": self.name, "trials": names, "json": self.model_dump_json()}
+
+
 @dataclass(frozen=True)
 class TrialSetup:
     """What the trials of a phase share."""
 
     checkpoints_uri: str  # of the folder that holds one folder of checkpoints per trial
     slots_uri: str  # of the folder that Ray Train has for each slot
+    stacks_uri: str  # of the folder that holds one folder of checkpoints per stack
     placement: Placement
-    report_queue: "ActorHandle | None"  # of a ReportQueue; None where the trials train in their own processes
+    report_queue: "ActorHandle | None"  # of a ReportQueue; None where the trials train in Tune's own processes
     retries: int  # of each trial, see Recovery
+    verdicts: "ActorHandle | None" = None  # of StackVerdicts, where there are stacks

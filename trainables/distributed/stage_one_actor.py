@@ -38,11 +38,16 @@ def train_stage_one(
         metric: the key of the score that a stage with ``patience`` waits for.
     """
     data = open_examples(source)
-    reusable = _model(trial.model.model_dump_json(), source, trial.seed)
-    model = reusable.reset(trial.stage_one.trainable)
+    model = untrained_model(trial, source)
     opened = None if features is None else open_features(model, data, features)
     only_stage_one = trial.model_copy(update={"stage_two": trial.stage_two.model_copy(update={"epochs": 0})})
     run_two_stages(TrialRun(only_stage_one, data, runtime, opened, metric), model, start)
+
+
+def untrained_model(trial: TrialConfig, source: DataSource) -> nn.Module:
+    """Return a trial's model as it was built, with what stage one trains set; it serves the trials after it, too."""
+    reusable = _model(trial.model.model_dump_json(), source, trial.seed)
+    return reusable.reset(trial.stage_one.trainable)
 
 
 class ReusableModel:

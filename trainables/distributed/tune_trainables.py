@@ -104,8 +104,8 @@ def run_stage_one(config: Mapping[str, object], setup: TrialSetup) -> None:
         config: Tune's own ``config``; its ``trial`` is a ``TuneTrialConfig``, dumped.
         setup: What the trial shares with the others.
     """
-    from tailsweep.trainables.distributed.allocator import keep_freed_memory
     from tailsweep.trainables.distributed.stage_one_actor import train_stage_one
+    from tailsweep.trainables.execution.allocator import keep_freed_memory
     from tailsweep.trainables.models.hub import check_weights
     from tailsweep.trainables.training.checkpoint import newest_checkpoint
 

@@ -39,7 +39,7 @@ def train_trials(train_loop_config: Mapping[str, object]) -> None:
         train_loop_config: the name of the ``slot``, and its ``queue``, a ``ReportQueue``.
     """
     # Imported here: the trial's driver and Train's controller unpickle this function and need none of it.
-    from tailsweep.trainables.distributed.allocator import keep_freed_memory
+    from tailsweep.trainables.execution.allocator import keep_freed_memory
 
     slot, queue = str(train_loop_config["slot"]), cast("ActorHandle", train_loop_config["queue"])
     worker = SlotWorker(queue)

@@ -66,6 +66,16 @@ def last_layer(
     return matches[0], linear[matches[0]]
 
 
+def trains_last_layer_alone(model: nn.Module, rows: TokenizedExamples, device: torch.device) -> bool:
+    """Return whether the parameters that train are those of the linear layer that gives the logits."""
+    try:
+        _, layer = last_layer(model, rows, device)
+    except ModelError:
+        return False
+    training = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    return training == {id(parameter) for parameter in layer.parameters()}
+
+
 def split_inputs(layer: nn.Linear, execution: Execution, split: str, num_rows: int) -> NDArray[np.float32]:
     """Return the layer's inputs for every row of a split, in eval mode: (n, H)."""
     inputs = np.empty((num_rows, layer.in_features), np.float32)

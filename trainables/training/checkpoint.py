@@ -74,18 +74,33 @@ def save_checkpoint(
             None at a stage's end, since the next stage starts with a fresh one.
         stage_one_end: of stage two, the parameters that stage one ended with.
     """
-    save_file(copy_parameters(model, trained), folder / PARAMETERS_FILE)
+    tensors: dict[str, Mapping[str, Tensor]] = {PARAMETERS_FILE: copy_parameters(model, trained)}
     if stage_one_end is not None:
-        save_file(dict(stage_one_end), folder / STAGE_ONE_FILE)
+        tensors[STAGE_ONE_FILE] = stage_one_end
     if optimizer is not None:
-        state = {
+        tensors[OPTIMIZER_FILE] = {
             f"{key}/{name}": value.detach().cpu().contiguous()
             for name, parameter in _named(optimizer)
             for key, value in optimizer.state.get(parameter, {}).items()
         }
-        save_file(state, folder / OPTIMIZER_FILE)
+    write_checkpoint(folder, progress, tensors)
+
+
+def write_checkpoint(
+    folder: Path, progress: Progress, tensors: Mapping[str, Mapping[str, Tensor]], **others: object
+) -> None:
+    """Write tensors by file, how far the trial has come, and the checksums of these, into an empty folder.
+
+    Args:
+        folder: it exists.
+        progress: of the trial, or of a stack.
+        tensors: by the name of their file, each by its name; on the CPU.
+        others: what else is written with the progress, plain values.
+    """
+    for file, content in tensors.items():
+        save_file(dict(content), folder / file)
     written = {"stage": progress.stage, "epoch": progress.epoch, "reports": [dict(r) for r in progress.reports]}
-    (folder / PROGRESS_FILE).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    (folder / PROGRESS_FILE).write_text(json.dumps(written | others, indent=1) + "\n", encoding="utf-8")
     checksums = {path.name: checksum_of(path) for path in sorted(folder.iterdir())}
     (folder / CHECKSUMS_FILE).write_text(json.dumps(checksums, indent=1) + "\n", encoding="utf-8")
 

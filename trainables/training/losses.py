@@ -28,10 +28,17 @@ class Loss:
 
     Over parts p of a batch (workers, micro-batches), with W_p = ``class_weights[labels of p].sum()``, the loss of the
     whole is sum_p W_p * L_p / sum_p W_p. A part without rows has W_p = 0 and L_p = 0.
+
+    What ``function`` was made with is there too, for losses of many models that are computed together.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]  # logits (B, C), labels (B,) -> weighted mean over the batch, ()
     class_weights: Tensor  # (C,) float32, on the CPU
+    margins: Tensor | None = None  # (C,), see :func:`ldam`
+    scale: float = 1.0
+    adjustments: Tensor | None = None  # (C,), see :func:`adjusted_cross_entropy`
+    label_smoothing: float = 0.0
+    gamma: float = 0.0  # see :func:`focal`
 
 
 def build_loss(config: LossConfig, class_counts: np.ndarray, deferred: bool = False) -> Loss:
@@ -158,41 +165,42 @@ def weighted_mean(losses: Tensor, labels: Tensor, class_weights: Tensor | None) 
 
 
 def _cross_entropy(class_counts: np.ndarray, *, label_smoothing: float) -> Loss:
-    return _unweighted(partial(cross_entropy, label_smoothing=label_smoothing), class_counts)
+    function = partial(cross_entropy, label_smoothing=label_smoothing)
+    return Loss(function, torch.ones(len(class_counts)), label_smoothing=label_smoothing)
 
 
 def _weighted_cross_entropy(class_counts: np.ndarray, *, beta: float, label_smoothing: float) -> Loss:
     weights = _float32(effective_number_weights(class_counts, beta))
-    return Loss(partial(cross_entropy, class_weights=weights, label_smoothing=label_smoothing), weights)
+    function = partial(cross_entropy, class_weights=weights, label_smoothing=label_smoothing)
+    return Loss(function, weights, label_smoothing=label_smoothing)
 
 
 def _ldam(class_counts: np.ndarray, *, max_margin: float, scale: float, beta: float) -> Loss:
     weights = _float32(effective_number_weights(class_counts, beta))
     margins = _float32(ldam_margins(class_counts, max_margin))
-    return Loss(partial(ldam, margins=margins, scale=scale, class_weights=weights), weights)
+    function = partial(ldam, margins=margins, scale=scale, class_weights=weights)
+    return Loss(function, weights, margins=margins, scale=scale)
 
 
 def _focal(class_counts: np.ndarray, *, gamma: float, beta: float) -> Loss:
     if beta == 0:  # no class's count is asked for
-        return _unweighted(partial(focal, gamma=gamma), class_counts)
+        return Loss(partial(focal, gamma=gamma), torch.ones(len(class_counts)), gamma=gamma)
     weights = _float32(effective_number_weights(class_counts, beta))
-    return Loss(partial(focal, gamma=gamma, class_weights=weights), weights)
+    return Loss(partial(focal, gamma=gamma, class_weights=weights), weights, gamma=gamma)
 
 
 def _balanced_softmax(class_counts: np.ndarray, *, label_smoothing: float) -> Loss:
-    adjustments = _float32(log_counts(class_counts))
-    function = partial(adjusted_cross_entropy, adjustments=adjustments, label_smoothing=label_smoothing)
-    return _unweighted(function, class_counts)
+    return _adjusted(_float32(log_counts(class_counts)), label_smoothing)
 
 
 def _logit_adjustment(class_counts: np.ndarray, *, tau: float, label_smoothing: float) -> Loss:
-    adjustments = _float32(tau * log_priors(class_counts))
+    return _adjusted(_float32(tau * log_priors(class_counts)), label_smoothing)
+
+
+def _adjusted(adjustments: Tensor, label_smoothing: float) -> Loss:
     function = partial(adjusted_cross_entropy, adjustments=adjustments, label_smoothing=label_smoothing)
-    return _unweighted(function, class_counts)
-
-
-def _unweighted(function: Callable[[Tensor, Tensor], Tensor], class_counts: np.ndarray) -> Loss:
-    return Loss(function, torch.ones(len(class_counts)))
+    weights = torch.ones(len(adjustments))
+    return Loss(function, weights, adjustments=adjustments, label_smoothing=label_smoothing)
 
 
 def _float32(values: np.ndarray) -> Tensor:

@@ -172,7 +172,7 @@ def run_stage(run: StageRun, progress: Progress, trained: set[str], start: Path 
         if start is not None and progress.epoch > 0:
             load_optimizer(start, optimizer)
         wrapped = runtime.wrap(run.execution.module)
-    rows_seed = _seed(run.seed, stage_index)
+    rows_seed = derived_seed(run.seed, stage_index)
     plan = StepPlan(config, data.rows_of(split).labels, data.class_counts_of(split), rows_seed)
     losses = build_losses(config.loss, plan.visits(), plan.steps_per_pass, plan.num_steps)
     schedule = LinearSchedule(config.learning_rate, plan.num_steps, config.warmup_fraction)
@@ -183,7 +183,7 @@ def run_stage(run: StageRun, progress: Progress, trained: set[str], start: Path 
     for span in stage_spans(config.epochs, plan.steps_per_epoch, config.evaluations_per_epoch, progress.epoch):
         began = time.perf_counter()
         later = [span.after] if span.after else []  # the first span draws what a whole epoch would
-        torch.manual_seed(_seed(run.seed, stage_index, span.epoch, runtime.rank, *later))
+        torch.manual_seed(derived_seed(run.seed, stage_index, span.epoch, runtime.rank, *later))
         where = f"{progress.stage} epoch {report_keys.shown_epochs(span.done)}"
         set_train_mode(model, config.frozen_dropout)
         before = span.epoch * plan.steps_per_epoch
@@ -219,7 +219,7 @@ def evaluate(
     execution.module.eval()
     labels = getattr(data, split).labels
     confusion = Confusion(len(data.label_names), runtime.device)
-    with torch.inference_mode(), _autocast(runtime.device, precision):
+    with torch.inference_mode(), autocast(runtime.device, precision):
         for batch in execution.evaluation_batches(split)[runtime.rank :: runtime.world_size]:
             logits = execution.module(*execution.inputs(split, batch))
             confusion.update(logits.float(), _labels(labels, batch, runtime.device))
@@ -268,7 +268,7 @@ def train_span(
                 inputs = execution.inputs(split, part.repeat(objective.views))
 
                 def compute(inputs: tuple[Tensor | Packing, ...] = inputs) -> Tensor:
-                    with _autocast(runtime.device, config.precision):
+                    with autocast(runtime.device, config.precision):
                         logits: Tensor = model(*inputs)
                     return logits
 
@@ -281,7 +281,9 @@ def train_span(
         optimization.average.update(first_step + number)
         optimizer.zero_grad(set_to_none=True)
         if (number + 1) % STEPS_BETWEEN_LOSS_CHECKS == 0 and not math.isfinite(total.item()):
-            raise TrainingDiverged(_diverged("training loss", total.item(), f"{where}, step {number + 1}", config))
+            raise TrainingDiverged(
+                describe_divergence("training loss", total.item(), f"{where}, step {number + 1}", config)
+            )
     return float(runtime.sum(total).item()) / len(span_steps)
 
 
@@ -311,22 +313,24 @@ def _report_with_checkpoint(
 def _check_finite(report: Report, where: str, config: StageConfig) -> None:
     for key, value in report.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise TrainingDiverged(_diverged(key, value, where, config))
+            raise TrainingDiverged(describe_divergence(key, value, where, config))
 
 
-def _diverged(quantity: str, value: float, where: str, config: StageConfig) -> str:
+def describe_divergence(quantity: str, value: float, where: str, config: StageConfig) -> str:
+    """Describe a loss or score that is no finite number, and what it likely comes of."""
     return (
         f"{quantity} is {value} in {where}, but must be finite: learning_rate {config.learning_rate:g} is likely too "
         f"high for trainable {config.trainable}, loss {config.loss.name}, precision {config.precision}"
     )
 
 
-def _seed(*parts: int) -> int:
-    """One number from several, well mixed, so that neighbouring seeds and epochs share nothing."""
+def derived_seed(*parts: int) -> int:
+    """Return one number from several, well mixed, so that neighbouring seeds and epochs share nothing."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which a stage of this precision computes logits."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 

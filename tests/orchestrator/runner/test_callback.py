@@ -13,11 +13,12 @@ from support.event_files import outcomes, reports
 from tailsweep.orchestrator.config.schema import SweepConfig
 from tailsweep.orchestrator.monitoring.console import Progress
 from tailsweep.orchestrator.monitoring.log_output import terminal_output
-from tailsweep.orchestrator.runner.callback import ConsecutiveFailures, StopWhenAsked, SweepCallback, settled
+from tailsweep.orchestrator.runner.callback import ConsecutiveFailures, StopWhenAsked, SweepCallback
 from tailsweep.orchestrator.runs.directory import RunDirectory
 from tailsweep.orchestrator.runs.records import read_records, write_trials
 from tailsweep.orchestrator.runs.trials import Outcome, Records, TrialRecord, TrialState
 from tailsweep.orchestrator.search.asha import Rungs, StageASHA
+from tailsweep.orchestrator.search.ends import settled
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.errors import StorageError
 from tailsweep.trainables.storage import retry
@@ -115,6 +116,91 @@ class Sweep:
             error_file=error_file,
             should_recover=lambda: retries_left,
         )
+
+
+class Stack:
+    """The driver's side of a stack of all trials: what is asked of it, and which trials it has answered are over."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+        self.answers: list[tuple[str, int, list[str]]] = []
+        giving = SimpleNamespace(remote=lambda *answer: self.answers.append(answer))
+        verdicts: Any = SimpleNamespace(give=giving)
+        sweep.callback.verdicts = verdicts
+
+    def tunes(self, error_file: str | None = None, retries_left: bool = False) -> Any:
+        config = {"stack": {"name": "s000", "trials": list(NAMES), "json": "{}"}}
+        return SimpleNamespace(trial_id="7", config=config, error_file=error_file, should_recover=lambda: retries_left)
+
+    def report(self, epoch: int, scores: dict[str, float], failures: dict[str, str] | None = None) -> list[str]:
+        rows = [
+            {"trial": name, "stage": "stage_one", "epoch": epoch, "train/loss": 0.5, METRIC: score, "seconds": 2.0}
+            for name, score in scores.items()
+        ]
+        result = {"reports": rows, "failures": [*(failures or {}).items()], "attempt": "a", "number": epoch}
+        assert self.sweep.scheduler.on_trial_result(None, self.tunes(), result) == "CONTINUE"
+        self.sweep.callback.on_trial_result(0, [], self.tunes(), result)
+        attempt, number, over = self.answers.pop()
+        assert (attempt, number) == ("a", epoch)
+        return over
+
+
+def test_the_trials_of_a_stack_are_judged_one_by_one(sweep: Sweep, run: RunDirectory) -> None:
+    stack = Stack(sweep)
+    sweep.callback.on_trial_start(0, [], stack.tunes())
+    assert {sweep.progress.states[name] for name in NAMES} == {"running"}
+    assert stack.report(1, {"t000": 0.5, "t001": 0.25}, {"t002": "TrainingDiverged: too high"}) == ["t002", "t001"]
+    records = read_records(run)
+    assert {name: outcome.state for name, outcome in records.outcomes.items()} == {"t001": "pruned", "t002": "failed"}
+    assert records.outcomes["t002"].reason == "TrainingDiverged: too high"
+    assert stack.report(1, {"t000": 0.5, "t001": 0.25}) == ["t001"]  # again, after a restart: nothing is written
+    assert stack.report(2, {"t000": 0.6}) == []
+    assert [(row["trial"], row["epoch"]) for row in read_records(run).history] == [
+        ("t000", 1),
+        ("t001", 1),
+        ("t000", 2),
+    ]
+    sweep.callback.on_trial_complete(0, [], stack.tunes())
+    assert sweep.progress.states["t000"] == "pending"  # it waits for phase two
+    assert "t000" not in read_records(run).outcomes
+    finished = [call[1] for call in sweep.tracker.calls if call[0] == "postprocess"]
+    assert sorted(finished) == ["t001", "t002"]
+
+
+def test_the_seconds_of_a_stack_are_shared(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 12))
+    monkeypatch.setattr("tailsweep.orchestrator.runner.callback.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    stack = Stack(sweep)
+    sweep.callback.on_trial_start(0, [], stack.tunes())  # at 0
+    stack.report(1, {"t000": 0.5, "t001": 0.25, "t002": 0.6})  # at 12: 4 each, and t001 is over
+    stack.report(2, {"t000": 0.5, "t002": 0.6})  # at 24: 6 for each of two
+    assert sweep.records.outcomes["t001"].seconds == 4
+    assert sweep.callback.seconds == 4 + 10 + 10 + 12  # and 12 since then
+    sweep.callback.on_trial_complete(0, [], stack.tunes())
+    assert sweep.callback.seconds == 24 + 24
+
+
+@pytest.mark.parametrize("retries_left", [False, True])
+def test_the_process_of_a_stack_dies(sweep: Sweep, run: RunDirectory, retries_left: bool) -> None:
+    stack = Stack(sweep)
+    sweep.callback.on_trial_start(0, [], stack.tunes())
+    stack.report(1, {"t000": 0.5, "t001": 0.25, "t002": 0.6})
+    sweep.callback.on_trial_error(0, [], stack.tunes(None, retries_left))
+    if retries_left:  # it had not begun: see on_trial_error
+        assert sweep.callback.given_up == {"t000": DIED, "t002": DIED}
+        assert set(read_records(run).outcomes) == {"t001"}
+    else:
+        states = {name: outcome.state for name, outcome in read_records(run).outcomes.items()}
+        assert states == {"t000": "failed", "t001": "pruned", "t002": "failed"}
+
+
+def test_a_stack_is_answered_though_storage_refuses_its_reports(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = Stack(sweep)
+    sweep.callback.on_trial_start(0, [], stack.tunes())
+    monkeypatch.setattr(retry, "RETRY_DELAYS_S", ())
+    monkeypatch.setattr(RunDirectory, "write_bytes", lambda *_: (_ for _ in ()).throw(StorageError("refused")))
+    assert stack.report(1, {"t000": 0.5}) == []
+    assert sweep.callback.stopped == "refused"
 
 
 @pytest.fixture

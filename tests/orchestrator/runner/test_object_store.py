@@ -26,6 +26,7 @@ from support.resources_freed import assert_freed
 from support.sweep_without_ray import assert_same, without_ray
 from support.wandb_files import read_runs
 from tailsweep.orchestrator.cli.main import main
+from tailsweep.orchestrator.runs.directory import TRIALS_FILE
 from tailsweep.orchestrator.runs.lock import OWNER_FILE, RELEASED
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.storage import retry
@@ -53,10 +54,12 @@ def killed(
     environment = {"RAY_TMPDIR": ray_temp, "AWS_ENDPOINT_URL": store.endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
     process = start(*tailsweep("run", small_sweep(), "--storage", location, "--set", "name=killed"), **environment)
     try:
-        _wait_for_reports(store, key, 1, process)
+        # As soon as it is there: once they have begun, the trials are over before a second process has started.
+        _wait_for(lambda: bool(list(store.keys(f"{key}/{TRIALS_FILE}"))), process)
         status, printed = run(*tailsweep("resume", f"{location}/killed"), **environment)
         assert (status, f"is being worked on by process {process.pid} on " in printed) == (2, True), printed
-        _wait_for_reports(store, key, 5, process)
+        # Its four reports and its end. They are counted and not read: the other trials end within a second.
+        _wait_for(lambda: len(list(store.keys(f"{key}/state/events/"))) >= 5, process)
     finally:
         family = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
@@ -70,18 +73,14 @@ def killed(
     return Killed(key, ended, printed, store.copied(f"{key}/", tmp_path_factory.mktemp("copy")))
 
 
-def _wait_for_reports(store: ObjectStore, key: str, number: int, process: subprocess.Popen[str]) -> None:
-    wait_until(lambda: process.poll() is not None or _num_reports(store, key) >= number)
+def _wait_for(reached: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    wait_until(lambda: process.poll() is not None or reached())
     assert process.poll() is None, process.stdout.read()
 
 
 def _events(store: ObjectStore, key: str) -> Iterator[dict[str, Any]]:
     for name in store.keys(f"{key}/state/events/"):
         yield from map(json.loads, store.read(name).splitlines())
-
-
-def _num_reports(store: ObjectStore, key: str) -> int:
-    return sum(event["kind"] == "report" for event in _events(store, key))
 
 
 def _outcomes(store: ObjectStore, key: str) -> dict[str, dict[str, Any]]:

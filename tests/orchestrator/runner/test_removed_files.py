@@ -11,7 +11,7 @@ from tailsweep.orchestrator.cli.main import main
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray_sweeps")]
 
 MADE_AGAIN = ("trials.parquet", "history.parquet", "report.html", "best/")
-OF_NO_CONSEQUENCE = ("state/lock", "state/holder.json", "state/seal.json", "log.jsonl", "wandb/")
+OF_NO_CONSEQUENCE = ("state/lock", "state/holder.json", "state/seal.json", "log.jsonl", "predictions/", "wandb/")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -251,8 +251,8 @@ def test_new_trials_that_need_other_inputs_have_them_prepared(sweep_file: Path, 
 def test_more_seconds_open_the_trials_again_that_had_none(sweep_file: Path, tmp_path: Path) -> None:
     run = begin(sweep_file, tmp_path, "max_wallclock_seconds=10")
     writer = RecordWriter(run)
-    writer.end_trial(Outcome("t000", TrialState.PRUNED, "never started", 0.0, never_started=True))
-    writer.end_trial(Outcome("t001", TrialState.FAILED, "its loss was NaN", 0.0))
+    writer.end_trials([Outcome("t000", TrialState.PRUNED, "never started", 0.0, never_started=True)])
+    writer.end_trials([Outcome("t001", TrialState.FAILED, "its loss was NaN", 0.0)])
     assert set(reopen(run, Wanted(overrides=["max_wallclock_seconds=10"])).records.outcomes) == {"t000", "t001"}
     assert set(reopen(run, Wanted(overrides=["max_wallclock_seconds=20"])).records.outcomes) == {"t001"}
     assert set(read_records(run).outcomes) == {"t001"}
@@ -260,7 +260,7 @@ def test_more_seconds_open_the_trials_again_that_had_none(sweep_file: Path, tmp_
 
 def test_a_phase_one_that_is_over_takes_no_more_trials(sweep_file: Path, tmp_path: Path) -> None:
     run = begin(sweep_file, tmp_path, "promote=1")
-    RecordWriter(run).end_trial(Outcome("t000", TrialState.NOT_PROMOTED, "rank 2", 1.0))
+    RecordWriter(run).end_trials([Outcome("t000", TrialState.NOT_PROMOTED, "rank 2", 1.0)])
     with pytest.raises(SweepConfigError, match="more trials cannot join a sweep whose phase one is over"):
         reopen(run, Wanted(overrides=["num_trials=5"]))
 

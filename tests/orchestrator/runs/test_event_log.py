@@ -9,6 +9,7 @@ import pytest
 from tailsweep.orchestrator.runs import event_log
 from tailsweep.orchestrator.runs.directory import EVENTS_FOLDER, SEAL_FILE, RunDirectory, RunDirectoryError
 from tailsweep.orchestrator.runs.event_log import Event, EventLog, LogEnd, read_events
+from tailsweep.trainables.errors import StorageError
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +57,31 @@ def test_many_records_are_rolled_up_and_what_is_left_at_the_end_too(run: RunDire
     write(run, 3, ended=True)
     assert [file.name for file in files(run)][2:] == ["00000007-00000010.jsonl"]
     assert places(run) == list(range(11))
+
+
+def test_records_of_one_moment_are_one_file_with_the_loose_ones_before_them(run: RunDirectory) -> None:
+    write(run, 2)
+    log = EventLog(run, read_events(run)[1])
+    log.append_all("report", [{"place": 2}, {"place": 3}, {"place": 4}])
+    assert [file.name for file in files(run)] == ["00000000-00000004.jsonl"]
+    log.append_all("report", [{"place": 5}])
+    log.append_all("report", [])
+    assert [file.name for file in files(run)][1:] == ["00000005.json"]
+    log.append_all("report", [{"place": 6}, {"place": 7}])
+    log.seal()
+    assert [file.name for file in files(run)][1:] == ["00000005-00000007.jsonl"]
+    assert places(run) == list(range(8))
+
+
+def test_a_refusal_of_storage_leaves_the_log_as_it_was(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(run, 1)
+    log = EventLog(run, read_events(run)[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "write_bytes", lambda *_: (_ for _ in ()).throw(StorageError("no")))
+        with pytest.raises(StorageError):
+            log.append_all("report", [{"place": 1}, {"place": 2}])
+    log.append_all("report", [{"place": 1}, {"place": 2}])
+    assert places(run) == [0, 1, 2]
 
 
 def test_a_process_killed_while_it_rolls_up_leaves_a_log_that_is_whole(

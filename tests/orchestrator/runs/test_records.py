@@ -62,7 +62,7 @@ def test_an_outcome_counts_the_reports_of_its_trial(run: RunDirectory) -> None:
     write_trials(run, TRIALS)
     writer = RecordWriter(run)
     writer.report(HISTORY[0])
-    writer.end_trial(dataclasses.replace(OUTCOME, num_reports=2))
+    writer.end_trials([dataclasses.replace(OUTCOME, num_reports=2)])
     with pytest.raises(RunDirectoryError, match="have 1 reports of t001, but it ended with 2"):
         read_records(run)
 
@@ -91,7 +91,7 @@ def fill(run: RunDirectory) -> None:
     writer = RecordWriter(run)
     for row in HISTORY:
         writer.report(row)
-    writer.end_trial(OUTCOME)
+    writer.end_trials([OUTCOME])
 
 
 def the_records() -> Records:

@@ -358,7 +358,7 @@ def died(tmp_path: Path, run: RunDirectory) -> RunDirectory:
     writer = RecordWriter(run)
     for name, score in (("t000", 0.25), ("t001", 0.5)):
         writer.report(epoch(name, "stage_one", 1, score))
-    writer.end_trial(Outcome("t000", "pruned", "below", 4.0, num_reports=1))
+    writer.end_trials([Outcome("t000", "pruned", "below", 4.0, num_reports=1)])
     return run
 
 

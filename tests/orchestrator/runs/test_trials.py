@@ -21,7 +21,7 @@ METRIC = "validation/macro_f1"
 def test_an_outcome_is_written_as_a_plain_string_and_read_as_a_state(run: RunDirectory, state: TrialState) -> None:
     write_trials(run, [TrialRecord("t000", {}, {})])
     outcome = Outcome("t000", state, "", 1.0)
-    RecordWriter(run).end_trial(outcome)
+    RecordWriter(run).end_trials([outcome])
     written = outcomes(Path(run.path))["t000"]
     assert written["state"] == str(state.value)
     assert written == dataclasses.asdict(outcome)
@@ -31,7 +31,7 @@ def test_an_outcome_is_written_as_a_plain_string_and_read_as_a_state(run: RunDir
 
 def test_tables_and_rows_have_plain_strings(run: RunDirectory) -> None:
     write_trials(run, [TrialRecord("t000", {}, {}), TrialRecord("t001", {}, {})])
-    RecordWriter(run).end_trial(Outcome("t001", TrialState.FAILED, "no memory", 1.0))
+    RecordWriter(run).end_trials([Outcome("t001", TrialState.FAILED, "no memory", 1.0)])
     rows = result_rows(read_records(run), METRIC)
     assert [type(row["state"]) for row in rows] == [str, str]
     assert yaml.safe_load(yaml.safe_dump([row["state"] for row in rows])) == ["pending", "failed"]

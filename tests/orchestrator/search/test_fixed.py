@@ -1,5 +1,6 @@
 """Trials are started while the seconds last; what has begun continues."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,18 +13,34 @@ from tailsweep.orchestrator.search.fixed import ListedSearch, SecondsBudget
 def search(clock: Any, at_once: int = 2) -> ListedSearch:
     trials = [TrialRecord(name, {}, {}) for name in ("t000", "t001", "t002", "t003")]
     records = Records(list(trials), [{"trial": "t003", "stage": "stage_one", "epoch": 1}])
-    return ListedSearch(trials, records, lambda trial: {"name": trial.name}, SecondsBudget(60, at_once, clock))
+    budget = SecondsBudget(60, at_once, clock)
+    return ListedSearch([[trial] for trial in trials], records, names, budget)
+
+
+def names(starting: Sequence[TrialRecord]) -> dict[str, object]:
+    return {"names": [trial.name for trial in starting]}
 
 
 def test_trials_start_in_order_until_the_seconds_are_spent() -> None:
     clock = SimpleNamespace(seconds=0.0)
     asked = search(clock)
-    assert asked.suggest("a") == {"trial": {"name": "t000"}}
+    assert asked.suggest("a") == {"names": ["t000"]}
     clock.seconds = 119.0  # of two at once: 59.5 on the wall
-    assert asked.suggest("b") == {"trial": {"name": "t001"}}
+    assert asked.suggest("b") == {"names": ["t001"]}
     clock.seconds = 120.0
-    assert asked.suggest("c") == {"trial": {"name": "t003"}}  # it had begun before an interruption
+    assert asked.suggest("c") == {"names": ["t003"]}  # it had begun before an interruption
     assert asked.suggest("d") == Searcher.FINISHED
+
+
+def test_of_trials_that_start_together_those_start_that_may() -> None:
+    clock = SimpleNamespace(seconds=0.0)
+    trials = [TrialRecord(name, {}, {}) for name in ("t000", "t001", "t002")]
+    records = Records(trials, [{"trial": "t002", "stage": "stage_one", "epoch": 1}])
+    asked = ListedSearch([trials[:1], trials[1:]], records, names, SecondsBudget(60, 1, clock))
+    assert asked.suggest("a") == {"names": ["t000"]}
+    clock.seconds = 60.0
+    assert asked.suggest("b") == {"names": ["t002"]}
+    assert asked.suggest("c") == Searcher.FINISHED
 
 
 @pytest.mark.parametrize("at_once", [1, 4])

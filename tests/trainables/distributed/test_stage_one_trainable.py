@@ -66,7 +66,7 @@ class Phase:
             resume_from=(str(self.checkpoints),),
         )
         placement = Placement(workers=1, min_workers=1, cpus_per_worker=1, gpus_per_worker=0)
-        setup = TrialSetup(str(self.storage), str(self.storage), placement, report_queue=None, retries=retries)
+        setup = TrialSetup(*[str(self.storage)] * 3, placement, report_queue=None, retries=retries)
         self.reports.clear()
         run_stage_one({"trial": TuneTrialConfig(name="t000", worker=worker, reported=()).dump()}, setup)
 

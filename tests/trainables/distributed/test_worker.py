@@ -8,11 +8,12 @@ import pytest
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.data import DataSource
 from tailsweep.trainables.config.trial import TrialConfig
-from tailsweep.trainables.distributed import allocator, worker
+from tailsweep.trainables.distributed import worker
 from tailsweep.trainables.distributed.log_forwarding import ForwardedMessages
 from tailsweep.trainables.distributed.report_queue import End, Task
 from tailsweep.trainables.distributed.settings import WorkerConfig
 from tailsweep.trainables.distributed.worker import RayRuntime, SlotWorker, TrialStopped, train_trials
+from tailsweep.trainables.execution import allocator
 
 
 class Queue:
