@@ -91,7 +91,7 @@ def test_stacks_keep_all_slots_busy_and_fit_into_memory(
     assert [name for stack in names(arranged) for name in stack] == [f"t{number:03d}" for number in range(num_trials)]
 
 
-def test_those_that_an_earlier_process_trained_together_go_on_from_there(run: RunDirectory) -> None:
+def test_those_that_an_earlier_process_trained_together_continue_from_there(run: RunDirectory) -> None:
     keep(run, "s000", 1, ["t000", "t001", "t002"])
     keep(run, "s001", 2, ["t003"], ended=["t004"])
     keep(run, "s001.0", 3, ["t003"])  # a half of it, when memory was short

@@ -151,7 +151,7 @@ def test_each_trial_is_what_it_is_alone(
             torch.testing.assert_close(value, expected_parameters[key], atol=3e-6, rtol=1e-5)
 
 
-def test_a_trial_that_diverges_fails_and_the_others_go_on(
+def test_a_trial_that_diverges_fails_and_the_others_continue(
     model_folder: Path, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tailsweep.trainables.stacks.stack.STEPS_BETWEEN_LOSS_CHECKS", 2)
@@ -183,7 +183,7 @@ def test_one_that_the_sweep_ends_trains_no_further(model_folder: Path, data: Pre
 
 
 @pytest.mark.parametrize("resumed", [tuple(MEMBERS), ("t004", "t000"), ("t001",)])
-def test_a_resumed_stack_of_other_composition_goes_on_where_it_was(
+def test_a_resumed_stack_of_other_composition_continues_where_it_was(
     resumed: tuple[str, ...], model_folder: Path, data: PreparedData, tmp_path: Path
 ) -> None:
     trials = {name: trial(model_folder, **own) for name, own in MEMBERS.items()}
