@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.tune.experiment import Trial
 from tailsweep.orchestrator.config.schema import SweepConfig
+from tailsweep.orchestrator.monitoring.background_tracker import BackgroundTracker
 from tailsweep.orchestrator.monitoring.console import Progress
-from tailsweep.orchestrator.monitoring.wandb_tracker import Tracker, settings_of
+from tailsweep.orchestrator.monitoring.wandb_tracker import settings_of
 from tailsweep.orchestrator.runs.directory import RunDirectory
 from tailsweep.orchestrator.runs.records import RecordWriter
 from tailsweep.orchestrator.runs.trials import (
@@ -31,6 +32,7 @@ from tailsweep.trainables.errors import StorageError
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
+LIVE_SECONDS = 20.0  # between two reports of a stack, from which on W&B has them at once
 STACK = "stack"  # key of Tune's config where a trial of Tune's is a stack, see `StackConfig`
 
 
@@ -51,7 +53,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         run: RunDirectory,
         records: Records,
         scheduler: StageASHA | None,
-        tracker: Tracker,
+        tracker: BackgroundTracker,
         progress: Progress,
         config: SweepConfig,
     ) -> None:
@@ -105,7 +107,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
     def _record_report(self, name: str, result: Mapping[str, Any]) -> None:
         row = {"trial": name, **{key: value for key, value in result.items() if _is_reported(key)}}
         self.writer.report(row)
-        self._track(name)  # it may have been closed for another meanwhile
+        self._track(name)
         self.records.add_report(row)
         self.tracker.log(name, row)
         self._show(row)
@@ -215,10 +217,10 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
             self.progress.noticed(stack.config[STACK]["name"], result[report_keys.NOTICE])
         if report_keys.REPORTS not in result:
             return
-        self._share_time(stack)
+        is_slow = self._share_time(stack) >= LIVE_SECONDS
         failures = dict(result[report_keys.FAILURES])
         rows = [row for row in result[report_keys.REPORTS] if not self._is_known(row)]
-        self._or_stop(lambda: self._record_and_judge(rows, failures))
+        self._or_stop(lambda: self._record_and_judge(rows, failures, is_slow))
         reported = [*failures, *(row["trial"] for row in result[report_keys.REPORTS])]
         over = [name for name in reported if name in self.records.outcomes]
         if (clock := self._shares.get(stack.trial_id)) is not None:
@@ -229,12 +231,19 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
     def _is_known(self, row: Row) -> bool:
         return row["trial"] in self.records.outcomes or self.records.has_report(row["trial"], row)
 
-    def _record_and_judge(self, rows: Sequence[Row], failures: Mapping[str, str]) -> None:
-        if rows:
-            self.writer.report(*rows)
+    def _record_and_judge(self, rows: Sequence[Row], failures: Mapping[str, str], is_slow: bool) -> None:
+        """Record reports of a stack and end the trials that are over.
+
+        W&B has a trial's reports as they come if there is time to look at them, else at the trial's end.
+        """
+        self.writer.report(*rows)
         ends = [(name, TrialState.FAILED, why) for name, why in failures.items() if name not in self.records.outcomes]
         for row in rows:
+            if is_slow:
+                self._track(row["trial"])
             self.records.add_report(row)
+            if self.tracker.has_begun(row["trial"]):
+                self.tracker.log(row["trial"], row)
             if self.scheduler is not None:
                 self.scheduler.add_report(row["trial"], row)
             self._show(row)
@@ -249,6 +258,8 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         if (clock := self._shares.pop(stack.trial_id, None)) is not None:
             for name in clock.running:
                 self.progress.waiting(name)
+                if self.tracker.has_begun(name):
+                    self.tracker.suspend(name, interrupted=not self._has_done_stage_one(name))
 
     def _stack_died(self, stack: Trial, reason: str) -> None:
         """Fail the trials of a stack whose process died for good; see :meth:`on_trial_error`."""
@@ -263,11 +274,12 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
     def _has_done_stage_one(self, name: str) -> bool:
         return name in self.records.outcomes or stage_one_end(self.records, name, self.metric) is not None
 
-    def _share_time(self, stack: Trial) -> None:
-        """Give each trial that trains in a stack its share of the seconds since the last report."""
-        if (clock := self._shares.get(stack.trial_id)) is not None:
-            for name, seconds in clock.shares().items():
-                self._seconds_before[name] += seconds
+    def _share_time(self, stack: Trial) -> float:
+        """Give each trial that trains in a stack its share of the seconds since the last report; returns these."""
+        shares = self._shares[stack.trial_id].shares() if stack.trial_id in self._shares else {}
+        for name, seconds in shares.items():
+            self._seconds_before[name] += seconds
+        return sum(shares.values())
 
     def _finish_tracking(self, outcome: Outcome, best: Mapping[str, Any] | None) -> None:
         name = outcome.trial
@@ -305,7 +317,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
             self.progress.waiting(name)
 
     def _track(self, name: str) -> None:
-        if self.tracker.is_open(name):
+        if self.tracker.has_begun(name):
             return
         trial = self.records.trial(name)
         self.tracker.start(name, settings_of(trial.config, trial.values), self.records.history_of(name))

@@ -14,6 +14,7 @@ from tailsweep.orchestrator.config.methods import METHOD
 from tailsweep.orchestrator.config.search_space import Trial
 from tailsweep.orchestrator.config.sweep import Sweep, to_yaml
 from tailsweep.orchestrator.config.two_phase import most_epochs
+from tailsweep.orchestrator.monitoring.background_tracker import BackgroundTracker
 from tailsweep.orchestrator.monitoring.console import Progress
 from tailsweep.orchestrator.monitoring.run_log import run_log
 from tailsweep.orchestrator.monitoring.wandb_tracker import (
@@ -238,8 +239,10 @@ class StartedSweep:
         self.console = console
         self.export = export
         self.resume_command = resume_command(run, plan.sweep)
-        # What a killed process has logged offline on a disk of its own is lost, and logged again.
-        self.logs_again = run.local is None and self.config.wandb.mode == "offline"
+        # What a killed process has logged offline on a disk of its own is lost, and so is what it had no time for. Of a
+        # sweep that has come to its end here, the user may have moved it.
+        is_whole = run.local is not None and records.finished
+        self.logs_again = self.config.wandb.mode == "offline" and not is_whole
 
     def finish(self) -> int:
         """Run the trials and write the results; returns the exit status.
@@ -256,7 +259,7 @@ class StartedSweep:
         with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:
             tracking_folder = self.run.local or Path(temporary)
             uploaded = uploaded_runs(self.run) if self.logs_again else set()
-            tracker = Tracker(self.config.wandb, self.run.name, tracking_folder)
+            tracker = BackgroundTracker(Tracker(self.config.wandb, self.run.name, tracking_folder))
             runner = self._runner(tracker)
             lost = {
                 name
@@ -271,7 +274,7 @@ class StartedSweep:
                     raise runner.callback.storage_error
                 runner.callback.writer.seal()
             finally:
-                tracker.close()
+                tracker.close(interrupted=not runner.finished)
             best = select_best(write_tables(self.run, self.records, self.config.metric), self.config.metric)
             if runner.finished:
                 runner.remove_published_features()
@@ -292,7 +295,7 @@ class StartedSweep:
             )
         return 0 if runner.finished and best is not None else 1
 
-    def _runner(self, tracker: Tracker) -> SweepRunner:
+    def _runner(self, tracker: BackgroundTracker) -> SweepRunner:
         scheduler = _scheduler(self.plan.sweep, self.records)
         epochs = {trial.name: epochs_of(trial.config) for trial in self.records.trials}
         progress = Progress(epochs, self.config.metric, self.console, self.plan.sweep.num_trials)
@@ -313,7 +316,7 @@ class StartedSweep:
             elif (end := settled(self.records, runner.tune.scheduler, self.config.metric, trial.name)) is not None:
                 runner.callback.end(trial.name, *end)
 
-    def _export_and_track(self, best: Row, tracker: Tracker, uploaded: Collection[str]) -> None:
+    def _export_and_track(self, best: Row, tracker: BackgroundTracker, uploaded: Collection[str]) -> None:
         """Make ``best/`` if it is not there, and the sweep's own W&B run."""
         if not self.export:
             return

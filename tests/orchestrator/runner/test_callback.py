@@ -43,7 +43,7 @@ class TrackerDouble:
             self.open.add(trial)
             self.calls.append(("start", trial, len(history)))
 
-    def is_open(self, trial: str) -> bool:
+    def has_begun(self, trial: str) -> bool:
         return trial in self.open
 
     def suspend(self, trial: str, interrupted: bool = False) -> None:

@@ -1,0 +1,97 @@
+"""W&B apart from Tune's event loop: a thread makes the calls of the tracker, in their order.
+
+A run of W&B takes 0.05 s to open and to close, and seconds where W&B is far away. Tune waits for its callbacks: no
+trial would start or be stopped meanwhile.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+from tailsweep.orchestrator.monitoring.wandb_tracker import Tracker
+from tailsweep.orchestrator.runs.trials import Row
+
+Settings = Mapping[str, Any]
+
+
+class BackgroundTracker:
+    """A tracker whose calls return at once.
+
+    Args:
+        tracker: What is called.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="wandb")
+        self._begun: set[str] = set()  # trials
+        # Of the same trials, as far as the thread has come: for a run that was closed for another.
+        self._known: dict[str, tuple[Settings, list[Row]]] = {}
+
+    @property
+    def sweep(self) -> str:
+        """The start of the names and ids of the runs."""
+        return self._tracker.sweep
+
+    @property
+    def mode(self) -> Literal["offline", "online", "disabled"]:
+        """The mode; offline from when W&B cannot be used."""
+        return self._tracker.mode
+
+    def has_begun(self, trial: str) -> bool:
+        """Return whether a trial's run was started here, and neither finished nor suspended."""
+        return trial in self._begun
+
+    def start(self, trial: str, settings: Settings, history: Sequence[Row]) -> None:
+        """Open a trial's run, and log what W&B lacks of ``history``, its reports so far."""
+        self._begun.add(trial)
+        self._thread.submit(self._start, trial, settings, list(history))
+
+    def log(self, trial: str, report: Row) -> None:
+        """Log a report of a trial that has begun."""
+        self._thread.submit(self._log, trial, report)
+
+    def suspend(self, trial: str, interrupted: bool = False) -> None:
+        """Close the run of a trial that waits, or was interrupted."""
+        self._begun.discard(trial)
+        self._thread.submit(self._suspend, trial, interrupted)
+
+    def finish(self, trial: str, summary: Mapping[str, Any]) -> None:
+        """Close a trial's run with its summary."""
+        self._begun.discard(trial)
+        self._thread.submit(self._finish, trial, summary)
+
+    def close(self, interrupted: bool = False) -> None:
+        """Make the calls that wait, and close what is open.
+
+        Args:
+            interrupted: The sweep was. What waits to be logged offline is then dropped, since `resume` logs it again.
+        """
+        self._thread.shutdown(cancel_futures=interrupted and self.mode == "offline")
+        self._tracker.close()
+
+    def finish_sweep(self, settings: Settings, summary: Mapping[str, Any]) -> None:
+        """Write the sweep's own run, once the tracker is closed."""
+        self._tracker.finish_sweep(settings, summary)
+
+    def _start(self, trial: str, settings: Settings, history: list[Row]) -> None:
+        self._known[trial] = settings, history
+        self._tracker.start(trial, settings, history)
+
+    def _log(self, trial: str, report: Row) -> None:
+        self._reopen(trial)
+        self._tracker.log(trial, report)
+        self._known[trial][1].append(report)
+
+    def _suspend(self, trial: str, interrupted: bool) -> None:
+        self._known.pop(trial, None)
+        self._tracker.suspend(trial, interrupted)
+
+    def _finish(self, trial: str, summary: Mapping[str, Any]) -> None:
+        self._reopen(trial)
+        self._known.pop(trial, None)
+        self._tracker.finish(trial, summary)
+
+    def _reopen(self, trial: str) -> None:
+        if trial in self._known and not self._tracker.is_open(trial):
+            self._tracker.start(trial, *self._known[trial])
