@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from typing import TextIO
 
 from tailsweep.orchestrator.monitoring.log_output import JsonFormatter, handled_by
 from tailsweep.orchestrator.runs.directory import LOG_FILE, RunDirectory
@@ -20,7 +20,7 @@ class RunLogHandler(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(JsonFormatter())
-        self.file: Path | None = None
+        self.file: TextIO | None = None  # open: a sweep of a thousand trials writes many thousand lines
         self.lines: list[str] = []  # not yet written
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -31,20 +31,26 @@ class RunLogHandler(logging.Handler):
     @contextmanager
     def written_to(self, run: RunDirectory) -> Iterator[None]:
         """Write to the log of a run directory, what was kept first, while the context lasts."""
-        self.file = None if run.local is None else run.local / LOG_FILE
+        with suppress(OSError):
+            self.file = None if run.local is None else (run.local / LOG_FILE).open("a", encoding="utf-8")
         self._append()
         try:
             yield
         finally:
-            self.file = None
-            if self.lines:
+            file, self.file = self.file, None
+            if file is not None:
+                with suppress(OSError):
+                    file.close()
+            if run.local is None and self.lines:
                 self._upload(run)
+            self.lines.clear()
 
     def _append(self) -> None:
         if self.file is None:
             return
-        with suppress(OSError), self.file.open("a", encoding="utf-8") as file:
-            file.writelines(self.lines)
+        with suppress(OSError):
+            self.file.writelines(self.lines)
+            self.file.flush()
         self.lines.clear()
 
     def _upload(self, run: RunDirectory) -> None:

@@ -8,6 +8,7 @@ loses its rungs when a sweep is resumed, draws brackets from numpy's global gene
 
 import itertools
 import math
+from bisect import insort
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -52,12 +53,12 @@ class Rungs:
         for offset in range(brackets):
             epochs = (grace_epochs * reduction_factor**rung for rung in itertools.count(offset))
             self.milestones.append(list(itertools.takewhile(lambda epoch: _reaches(max_epochs, epoch), epochs)))
-        self._recorded: dict[tuple[int, int], dict[str, float]] = {}  # (bracket, rung) -> trial -> score
+        self._rungs: dict[tuple[int, int], Rung] = {}  # by bracket and number
 
     def without_reports(self) -> "Rungs":
         """Return the same rungs, in which nothing is recorded."""
         same = copy(self)
-        same._recorded = {}
+        same._rungs = {}
         return same
 
     def report(self, trial: str, epoch: float, score: float) -> Decision:
@@ -68,13 +69,11 @@ class Rungs:
         if not reached:
             return Decision(stop=False)
         rung = reached[-1]
-        recorded = self._recorded.setdefault((bracket, rung), {})
-        if trial in recorded:
+        recorded = self._rungs.setdefault((bracket, rung), Rung())
+        if trial in recorded.trials:
             return Decision(stop=False)
-        cutoff = (
-            float(np.percentile(list(recorded.values()), (1 - 1 / self.reduction_factor) * 100)) if recorded else None
-        )
-        recorded[trial] = score
+        cutoff = recorded.percentile((1 - 1 / self.reduction_factor) * 100)
+        recorded.add(trial, score)
         return Decision(stop=cutoff is not None and score < cutoff, rung=rung, cutoff=cutoff)
 
     def bracket(self, trial: str) -> int:
@@ -92,8 +91,40 @@ class Rungs:
         counts: dict[float, int] = {}
         for bracket, milestones in enumerate(self.milestones):
             for rung, milestone in enumerate(milestones):
-                counts[milestone] = counts.get(milestone, 0) + len(self._recorded.get((bracket, rung), {}))
+                recorded = self._rungs.get((bracket, rung))
+                counts[milestone] = counts.get(milestone, 0) + (0 if recorded is None else len(recorded.trials))
         return sorted(counts.items())
+
+
+class Rung:
+    """The trials that have reached a rung, and their scores in order."""
+
+    def __init__(self) -> None:
+        self.trials: set[str] = set()
+        self._scores: list[float] = []
+
+    def add(self, trial: str, score: float) -> None:
+        """Record a trial's score."""
+        self.trials.add(trial)
+        insort(self._scores, score)
+
+    def percentile(self, percent: float) -> float | None:
+        """Return what ``np.percentile`` does of the scores, to the bit, in a time that hardly grows; None without any.
+
+        Example:
+            >>> rung = Rung()
+            >>> for trial, score in {"t000": 0.5, "t001": 0.9, "t002": 0.6}.items():
+            ...     rung.add(trial, score)
+            >>> rung.percentile(50)
+            0.6
+        """
+        if not self._scores:
+            return None
+        place = (len(self._scores) - 1) * (percent / 100)
+        below = math.floor(place)
+        low, high = self._scores[below], self._scores[min(below + 1, len(self._scores) - 1)]
+        share = place - below
+        return low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share)
 
 
 class StageASHA(FIFOScheduler):  # type: ignore[misc]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
-from tailsweep.orchestrator.search.asha import Decision, Rungs, StageASHA, describe
+from tailsweep.orchestrator.search.asha import Decision, Rung, Rungs, StageASHA, describe
 from tailsweep.trainables import report_keys
 
 METRIC = "validation/macro_f1"
@@ -291,3 +291,13 @@ def test_brackets_are_those_that_trials_had_under_their_first_names() -> None:
     drawn = [rungs.bracket(f"t{number:03d}") for number in range(16)]
     assert drawn == [0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 0]
     assert [rungs.bracket(f"t004.{number}") for number in range(1, 7)] == [0, 1, 1, 1, 0, 0]
+
+
+@settings(deadline=None)
+@given(scores=st.lists(st.floats(-1, 1), min_size=1, max_size=60), reduction_factor=st.integers(2, 5))
+def test_a_cutoff_is_numpys_percentile_to_the_bit(scores: list[float], reduction_factor: int) -> None:
+    rung = Rung()
+    percent = (1 - 1 / reduction_factor) * 100
+    for number, score in enumerate(scores, start=1):
+        rung.add(f"t{number:03d}", score)
+        assert rung.percentile(percent) == float(np.percentile(scores[:number], percent))
