@@ -23,6 +23,14 @@ import torch
 from benchmark_rows import BenchmarkRows
 from numpy.typing import NDArray
 from tables import DYNAMIC, REFERENCE, Line, Table, rows_per_second, seconds_for
+from tailsweep.trainables.config.losses import (
+    LDAM,
+    BalancedSoftmax,
+    CrossEntropy,
+    Focal,
+    LogitAdjustment,
+    WeightedCrossEntropy,
+)
 from tailsweep.trainables.config.trial import HeadConfig, StageConfig, TopLayers, Trainable
 from tailsweep.trainables.data.sampling import epoch_rows, steps
 from tailsweep.trainables.execution.backends import CachedVectorsExecution, cached_execution, live_execution
@@ -41,6 +49,16 @@ TOP_LAYER = TopLayers(top_layers=1)
 HEAD_ONLY_MEAN = "head only (linear, mean-pooled)"
 OURS = "ours"
 ALL_QUERIES = "queries of all tokens"
+ONE_BY_ONE = "one by one"
+STACKS = (1, 8, 64, 128)  # heads
+LOSSES = (
+    CrossEntropy(name="cross_entropy"),
+    WeightedCrossEntropy(name="weighted_cross_entropy"),
+    LDAM(name="ldam"),
+    Focal(name="focal"),
+    BalancedSoftmax(name="balanced_softmax"),
+    LogitAdjustment(name="logit_adjustment"),
+)
 FEW_ROWS = 100  # whose features stand in for those of many
 LONG_TURNS = 2  # times a turn, for an epoch of many rows
 DYNAMIC_FP32 = f"{DYNAMIC}, fp32"
@@ -48,6 +66,7 @@ OTHERS = {REFERENCE: REFERENCE, DYNAMIC: DYNAMIC_FP32}
 # What is meant to be reached, at least, in times faster.
 CACHE_AT_LEAST = {f"{OURS}, fp32": {REFERENCE: 10.0}, f"{OURS}, bf16": {REFERENCE: 16.0}}
 FIRST_QUERIES_AT_LEAST = 1.4
+STACKS_AT_LEAST = {f"{OURS}, 1 together": 1.0, f"{OURS}, 64 together": 30.0}
 STAGE_TWO_AT_LEAST = {"fp32": {REFERENCE: 8.0, DYNAMIC: 1.7}, "bf16": {REFERENCE: 12.0, DYNAMIC: 1.6}}
 
 Dtype = Literal["fp32", "bf16"]
@@ -164,6 +183,42 @@ def first_queries(bench: Bench) -> Table:
             )
             for name, timing in timings.items()
         ],
+    )
+
+
+def stacked_heads(bench: Bench) -> Table:
+    """Heads on cached vectors that train together, against one after another; each with its own rate and loss."""
+    model = bench.build(MEAN)
+    with _features(bench, model, "head") as features:
+        copied = _copy(bench, model, "head")
+        execution = cached_execution(copied, features, bench.rows.data, bench.device, "fp32")
+        single = this_project.Training(_stage("head"), copied, execution, bench.rows.data, STEPS, bench.device)
+        sides = [_training_side(bench, ONE_BY_ONE, single)]
+        for number in STACKS:
+            copied = _copy(bench, model, "head")
+            stages = [
+                _stage("head").model_copy(
+                    update={"loss": LOSSES[place % len(LOSSES)], "learning_rate": 1e-5 * 1.01**place}
+                )
+                for place in range(number)
+            ]
+            stacked = this_project.StackedTraining(stages, copied, features, bench.rows.data)
+            side = _training_side(bench, f"{OURS}, {number} together", stacked)
+            sides.append(replace(side, unit_rows=number * side.unit_rows))
+        timings = bench.alternate(sides)
+    num_examples = len(bench.rows.data.train)
+    lines = []
+    for name, timing in timings.items():
+        times = {} if name == ONE_BY_ONE else {ONE_BY_ONE: timing.times_faster_than(timings[ONE_BY_ONE])}
+        at_least = {ONE_BY_ONE: STACKS_AT_LEAST[name]} if name in STACKS_AT_LEAST else {}
+        rates = (rate / num_examples for rate in rows_per_second(timing))
+        lines.append(Line(name, *rates, times, at_least, ours=name != ONE_BY_ONE))
+    return Table(
+        f"Stage one: epochs of {num_examples:,} rows for heads on one cached vector per row",
+        "epochs of a trial per second",
+        f"Training only, fp32, with dropout, batches of {BATCH_SIZE}, the same rows in each on all sides: forward, "
+        "backward, clipping, AdamW. Six losses in turn.",
+        lines,
     )
 
 

@@ -25,6 +25,7 @@ from kernel_tables import (
     building_the_cache,
     first_queries,
     growth,
+    stacked_heads,
     stage_one_epoch,
     stage_two_step,
 )
@@ -103,6 +104,7 @@ def measure(bench: Bench, make: Any) -> Iterator[Table]:
     yield stage_one_epoch(bench, HEAD_ONLY_MEAN, MEAN, "head", at_least=100.0)
     yield stage_one_epoch(bench, "head only (native, pooler's vectors)", "native", "head", at_least=100.0)
     yield first_queries(bench)
+    yield stacked_heads(bench)
     yield stage_two_step(bench)
     yield from growth(bench, make)
 

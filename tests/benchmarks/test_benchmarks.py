@@ -11,7 +11,18 @@ import tables
 import torch
 import transformers
 from benchmark_rows import make_rows
-from kernel_tables import ALL_QUERIES, MEAN, TOP_LAYER, Bench, _dynamic_side, _features, _our_side, _reference_side
+from kernel_tables import (
+    ALL_QUERIES,
+    MEAN,
+    ONE_BY_ONE,
+    STACKS,
+    TOP_LAYER,
+    Bench,
+    _dynamic_side,
+    _features,
+    _our_side,
+    _reference_side,
+)
 from run import main, pretrained
 from tables import DYNAMIC, REFERENCE, Line, Table, as_markdown, write_section
 from tailsweep.trainables.config.trial import Trainable
@@ -42,7 +53,7 @@ def test_the_quick_mode_measures_every_table_and_writes_it(
     main(["--quick", "--model", str(tiny_model("bert")), "--json", str(tmp_path / "bench.json"), "--device", "cpu"])
     result = json.loads((tmp_path / "bench.json").read_text())
     assert result["machine"]["threads"] == "1"
-    assert len(result["tables"]) == 8
+    assert len(result["tables"]) == 9
     printed = capsys.readouterr().out
     ours = 0
     for table in result["tables"]:
@@ -53,10 +64,10 @@ def test_the_quick_mode_measures_every_table_and_writes_it(
             assert line["low"] <= line["value"] <= line["high"]
             if line["ours"]:
                 ours += 1
-                assert line["times"].keys() in ({REFERENCE, DYNAMIC}, {ALL_QUERIES}), line
-    # 2 cuts in 2 number formats, 3 epochs live and cached, a step of stage one, one of stage two in 2 number formats, 2
-    # sizes of 2 growths
-    assert ours == 4 + 6 + 1 + 2 + 4
+                assert line["times"].keys() in ({REFERENCE, DYNAMIC}, {ALL_QUERIES}, {ONE_BY_ONE}), line
+    # 2 cuts in 2 number formats, 3 epochs live and cached, a step of stage one, stacks, a step of stage two in 2 number
+    # formats, 2 sizes of 2 growths
+    assert ours == 4 + 6 + 1 + len(STACKS) + 2 + 4
 
 
 def test_reference_habits_give_the_plain_models_logits(bench: Bench) -> None:

@@ -219,7 +219,7 @@ class Stack:
         before = span.epoch * plan.steps_per_epoch
         first = before + span.steps.start
         rows = plan.rows(first, before + span.steps.stop)
-        train_losses = self._train_steps(rows, first, where)
+        train_losses = self.train_steps(rows, first, where)
         scores = self._evaluate()
         share = 1 / max(1, len(self.trials))  # of the time, which they take together
         reports: dict[str, Report] = {}
@@ -242,7 +242,7 @@ class Stack:
         self.epoch = span.done
         self._publish(reports)
 
-    def _train_steps(self, rows: Sequence[NDArray[np.int64]], first: int, where: str) -> list[float]:
+    def train_steps(self, rows: Sequence[NDArray[np.int64]], first: int, where: str) -> list[float]:
         """Take steps; returns each head's mean loss over them. Heads whose loss is not finite are dropped.
 
         Args:
