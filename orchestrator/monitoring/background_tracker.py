@@ -61,13 +61,9 @@ class BackgroundTracker:
         self._begun.discard(trial)
         self._thread.submit(self._finish, trial, summary)
 
-    def close(self, interrupted: bool = False) -> None:
-        """Make the calls that wait, and close what is open.
-
-        Args:
-            interrupted: The sweep was. What waits to be logged offline is then dropped, since `resume` logs it again.
-        """
-        self._thread.shutdown(cancel_futures=interrupted and self.mode == "offline")
+    def close(self) -> None:
+        """Make the calls that wait, and close what is open."""
+        self._thread.shutdown()
         self._tracker.close()
 
     def finish_sweep(self, settings: Settings, summary: Mapping[str, Any]) -> None:

@@ -274,7 +274,7 @@ class StartedSweep:
                     raise runner.callback.storage_error
                 runner.callback.writer.seal()
             finally:
-                tracker.close(interrupted=not runner.finished)
+                tracker.close()
             best = select_best(write_tables(self.run, self.records, self.config.metric), self.config.metric)
             if runner.finished:
                 runner.remove_published_features()
