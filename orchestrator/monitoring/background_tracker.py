@@ -4,8 +4,8 @@ A run of W&B takes 0.05 s to open and to close, and seconds where W&B is far awa
 trial would start or be stopped meanwhile.
 """
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 from tailsweep.orchestrator.monitoring.wandb_tracker import Tracker
@@ -27,6 +27,7 @@ class BackgroundTracker:
         self._begun: set[str] = set()  # trials
         # Of the same trials, as far as the thread has come: for a run that was closed for another.
         self._known: dict[str, tuple[Settings, list[Row]]] = {}
+        self._error: BaseException | None = None  # the first that was raised: W&B's own are caught by the tracker
 
     @property
     def sweep(self) -> str:
@@ -45,30 +46,38 @@ class BackgroundTracker:
     def start(self, trial: str, settings: Settings, history: Sequence[Row]) -> None:
         """Open a trial's run, and log what W&B lacks of ``history``, its reports so far."""
         self._begun.add(trial)
-        self._thread.submit(self._start, trial, settings, list(history))
+        self._submit(self._start, trial, settings, list(history))
 
     def log(self, trial: str, report: Row) -> None:
         """Log a report of a trial that has begun."""
-        self._thread.submit(self._log, trial, report)
+        self._submit(self._log, trial, report)
 
     def suspend(self, trial: str, interrupted: bool = False) -> None:
         """Close the run of a trial that waits, or was interrupted."""
         self._begun.discard(trial)
-        self._thread.submit(self._suspend, trial, interrupted)
+        self._submit(self._suspend, trial, interrupted)
 
     def finish(self, trial: str, summary: Mapping[str, Any]) -> None:
         """Close a trial's run with its summary."""
         self._begun.discard(trial)
-        self._thread.submit(self._finish, trial, summary)
+        self._submit(self._finish, trial, summary)
 
     def close(self) -> None:
         """Make the calls that wait, and close what is open."""
         self._thread.shutdown()
         self._tracker.close()
+        if self._error is not None:
+            raise self._error
 
     def finish_sweep(self, settings: Settings, summary: Mapping[str, Any]) -> None:
         """Write the sweep's own run, once the tracker is closed."""
         self._tracker.finish_sweep(settings, summary)
+
+    def _submit(self, call: Callable[..., None], *arguments: object) -> None:
+        def keep_error(done: "Future[None]") -> None:
+            self._error = self._error or done.exception()
+
+        self._thread.submit(call, *arguments).add_done_callback(keep_error)
 
     def _start(self, trial: str, settings: Settings, history: list[Row]) -> None:
         self._known[trial] = settings, history

@@ -8,7 +8,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ class TrialInputs:
 
     data: str  # of its tokenized data
     features: str | None  # of its cached features; None: its trunk is run live
+    linear_head: bool = False  # whether stage one trains a linear layer on them, and it gives the logits
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def prepare_trials(
             plans[plan.key] = plan
         elif plan is not None:
             live.append(f"stage one runs its trunk live: {plan}")
-        parts[inputs_key(dumped)] = TrialInputs(rows.key, plan.key if isinstance(plan, FeaturePlan) else None)
+        parts[inputs_key(dumped)] = _inputs(trial_config, model, rows, plan)
     live += _rehearse(trial_configs, models, {key: data[parts[key].data] for key in parts})
     names = dict.fromkeys(trial_config["model"]["name"] for trial_config in trial_configs)
     weights = {name: digest for name in names if (digest := weights_digest(name)) is not None}
@@ -190,9 +191,17 @@ def _plan(
     plan = plan_features(model, trial_config.stage_one, rows, config.dtype, torch.device("cpu"))
     if isinstance(plan, FeaturePlan) and plan.num_bytes > config.max_gb * 1e9:
         return f"its features would take {plan.num_bytes / 1e9:.1f} GB, above features.max_gb ({config.max_gb:g})"
-    if isinstance(plan, FeaturePlan) and trial_config.stage_one.trainable == "head":
-        return replace(plan, linear_head=trains_last_layer_alone(model, rows.train, torch.device("cpu")))
     return plan
+
+
+def _inputs(
+    trial_config: TrialConfig, model: nn.Module, rows: PreparedData, plan: FeaturePlan | str | None
+) -> TrialInputs:
+    """Return the keys of a trial's data and features, and whether its head can train with others."""
+    if not isinstance(plan, FeaturePlan):
+        return TrialInputs(rows.key, None)
+    is_head = trial_config.stage_one.trainable == "head"  # `plan_features` has set what trains
+    return TrialInputs(rows.key, plan.key, is_head and trains_last_layer_alone(model, rows.train, torch.device("cpu")))
 
 
 def _check_metric(metric: str, data: PreparedData) -> None:

@@ -39,7 +39,6 @@ class KeptStack:
     name: str
     epoch: float
     training: tuple[str, ...]  # trials
-    ended: tuple[str, ...]
 
 
 def arrange_stacks(
@@ -79,11 +78,11 @@ def arrange_stacks(
 
 def _key(trial: TrialRecord, environment: Environment) -> str | None:
     """Return a key of what the trials of a stack have in common; None for a trial that trains alone."""
-    features = environment.inputs_of(trial.config).features
-    if features is None or not environment.features[features].linear_head:
+    inputs = environment.inputs_of(trial.config)
+    if not inputs.linear_head:
         return None
     key = stack_key(TrialConfig.model_validate(trial.config))
-    return None if key is None else f"{features} {key}"
+    return None if key is None else f"{inputs.features} {key}"
 
 
 def _bytes_per_head(trial: TrialRecord, environment: Environment) -> int:
@@ -104,7 +103,7 @@ def _read_kept(run: RunDirectory, name: str) -> KeptStack | None:
         if folder is None:
             return None
         state = load_stack(folder)
-        return KeptStack(name, float(state.epoch), tuple(state.training), tuple(state.ended))
+        return KeptStack(name, float(state.epoch), tuple(state.training))
 
 
 def write_trial_checkpoints(run: RunDirectory, trials: Collection[str]) -> None:

@@ -7,6 +7,7 @@ which of them are over, Tune has no way to tell a trial, so that this goes by an
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -68,17 +69,12 @@ def run_stack(config: Mapping[str, object], setup: TrialSetup) -> None:
             del parts[0]
 
 
+@dataclass(frozen=True)
 class Part:
-    """Members that train together.
+    """Members that train together."""
 
-    Args:
-        members: Some or all of a stack.
-        names: Of the folder of their checkpoints, and of those that they were in before, the newest first.
-    """
-
-    def __init__(self, members: Sequence[TuneTrialConfig], names: Sequence[str]) -> None:
-        self.members = tuple(members)
-        self.names = tuple(names)
+    members: Sequence[TuneTrialConfig]  # some or all of a stack
+    names: Sequence[str]  # of the folder of their checkpoints, and of those that they were in before, the newest first
 
     def without(self, over: Collection[str]) -> "Part":
         """Return the part without the members that are over."""

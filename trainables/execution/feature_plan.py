@@ -58,7 +58,6 @@ class FeaturePlan:
     counts: tuple[int, int]  # vectors of train and of validation: rows, or tokens where the split point is at tokens
     packed: bool  # False: the architecture takes padded batches only
     training_split: str = report_keys.TRAIN  # which rows those of "train" are, see StageConfig
-    linear_head: bool = False  # whether what trains on them is one linear layer, which gives the logits
 
     def dump(self) -> dict[str, object]:
         """Return the plan as plain values."""

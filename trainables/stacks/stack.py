@@ -22,9 +22,10 @@ from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import StageConfig, TrialConfig
 from tailsweep.trainables.data.sampling import Span, stage_spans
 from tailsweep.trainables.data.tokenized import PreparedData
+from tailsweep.trainables.errors import ModelError
 from tailsweep.trainables.execution.backends import Execution, cached_execution
 from tailsweep.trainables.execution.feature_store import Features
-from tailsweep.trainables.execution.last_layer import last_layer, split_inputs
+from tailsweep.trainables.execution.last_layer import last_layer, split_inputs, trains_last_layer_alone
 from tailsweep.trainables.models.layers import set_train_mode, set_trainable
 from tailsweep.trainables.report_keys import Stage
 from tailsweep.trainables.stacks.stack_checkpoint import StackState, save_stack
@@ -134,12 +135,16 @@ def train_stack(
         start: What to resume from; of the trials that it has, those in ``trials`` continue.
 
     Raises:
-        ModelError: No linear layer gives the model's logits.
+        ModelError: The parameters that train are not those of the linear layer that gives the logits.
     """
     config = next(iter(trials.values()))
     set_trainable(model, config.stage_one.trainable)
     execution = cached_execution(model, inputs.features, inputs.data, runtime.device, config.stage_one.precision)
     layer_name, layer = last_layer(model, inputs.data.train, runtime.device)
+    if not trains_last_layer_alone(model, inputs.data.train, runtime.device):
+        raise ModelError(
+            f"a stack trains the layer {layer_name} alone, but trainable {config.stage_one.trainable} is more"
+        )
     if start is None:
         if config.model.head_init == "class_means":
             start_at_class_means(layer, execution, inputs.data, config.stage_one.training_split, config.seed)
@@ -357,7 +362,8 @@ class Stack:
             self.reports[trial] = (*self.reports[trial], report)
             stage = self.members[trial].config
             if stage_is_over(Stage.ONE, self.reports[trial], self.inputs.metric, stage.epochs, stage.patience):
-                self.ended[trial], self.ended_parameters[trial] = self.reports[trial], self.heads.parameters[place]
+                self.ended[trial] = self.reports[trial]
+                self.ended_parameters[trial] = self.heads.parameters[place].clone()  # not a view that keeps them all
         failures, self.failures = self.failures, {}
         self._drop(self.ended)
         with tempfile.TemporaryDirectory(prefix="tailsweep-") as temporary:

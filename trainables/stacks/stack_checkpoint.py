@@ -1,4 +1,4 @@
-"""Checkpoints of a stack: one folder per report of all its heads, and a trial's own made of it.
+"""Checkpoints of a stack: one folder per report of all its heads, and a trial's own, extracted from it.
 
 Heads whose stage one is over stay in it, next to those that train: whether a trial is promoted is known once all have
 ended.

@@ -1,16 +1,18 @@
 """Which trials train together, and what an interrupted process has kept of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tailsweep.orchestrator.config.schema import FeaturesConfig
 from tailsweep.orchestrator.planning import stacks
+from tailsweep.orchestrator.planning.preparation import prepare_trials
 from tailsweep.orchestrator.planning.stacks import arrange_stacks, kept_stacks, write_trial_checkpoints
 from tailsweep.orchestrator.runs.directory import CHECKPOINTS_FOLDER, STACKS_FOLDER, RunDirectory
-from tailsweep.orchestrator.runs.trials import TrialRecord
+from tailsweep.orchestrator.runs.trials import TrialRecord, inputs_key
 from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.stacks.stack_checkpoint import StackState, save_stack
@@ -23,11 +25,11 @@ def record(number: int, **stage_one: Any) -> TrialRecord:
     return TrialRecord(f"t{number:03d}", {}, TrialConfig.model_validate(tree).model_dump(mode="json"))
 
 
-def environment(linear_head: bool = True, features: str | None = "f", width: int = 4) -> Any:
+def environment(linear_head: bool = True, width: int = 4) -> Any:
     """What is asked of one."""
     return SimpleNamespace(
-        inputs_of=lambda config: SimpleNamespace(data="d", features=features),
-        features={"f": SimpleNamespace(linear_head=linear_head, width=width)},
+        inputs_of=lambda config: SimpleNamespace(data="d", features="f", linear_head=linear_head),
+        features={"f": SimpleNamespace(width=width)},
         data={"d": SimpleNamespace(labels=("a", "b"))},
     )
 
@@ -67,9 +69,8 @@ def test_trials_that_share_their_steps_train_together(run: RunDirectory) -> None
     assert [trial.name for trial in alone] == ["t003"]
 
 
-@pytest.mark.parametrize("unfit", [{"linear_head": False}, {"features": None}])
-def test_without_a_linear_head_on_features_each_trains_alone(run: RunDirectory, unfit: dict[str, Any]) -> None:
-    arranged, alone = arrange_stacks(run, [record(0), record(1)], environment(**unfit), slots=2)
+def test_without_a_linear_head_on_features_each_trains_alone(run: RunDirectory) -> None:
+    arranged, alone = arrange_stacks(run, [record(0), record(1)], environment(linear_head=False), slots=2)
     assert (arranged, len(alone)) == ([], 2)
 
 
@@ -100,7 +101,7 @@ def test_those_that_an_earlier_process_trained_together_continue_from_there(run:
     assert names(arranged) == [["t000", "t002"], ["t003"], ["t005"]]
     assert [stack.resume_from for stack in arranged] == ["s000", "s001.0", None]
     assert [stack.name for stack in arranged] == ["s002", "s003", "s004"]
-    assert {kept.name: kept.ended for kept in kept_stacks(run)}["s001"] == ("t004",)
+    assert {kept.name: kept.training for kept in kept_stacks(run)}["s001"] == ("t003",)
 
 
 def test_a_promoted_trial_has_the_checkpoint_that_it_would_have_alone(run: RunDirectory) -> None:
@@ -121,3 +122,24 @@ def test_a_damaged_stack_is_as_if_it_were_not_there(run: RunDirectory) -> None:
     assert kept_stacks(run) == []
     write_trial_checkpoints(run, {"t001"})
     assert not Path(run.path, CHECKPOINTS_FOLDER).exists()
+
+
+def test_models_that_share_features_have_heads_of_their_own(tiny_model: Callable[..., Path], rows_csv: Path) -> None:
+    """The features of a mean-pooled vector are the same whatever reads it."""
+    heads = [{"pooling": "mean", "kind": kind} for kind in ("linear", "mlp", "linear")]
+    stage = {"trainable": "head", "epochs": 1}
+    configs = [
+        TrialConfig.model_validate(
+            {
+                "data": {"train": str(rows_csv), "validation": 0.2, "test": 0.2},
+                "model": {"name": str(tiny_model("bert")), "head": head},
+                "stage_one": stage if place < 2 else stage | {"trainable": {"top_layers": 1}},
+                "stage_two": {},
+            }
+        ).model_dump(mode="json")
+        for place, head in enumerate(heads)
+    ]
+    prepared = prepare_trials(configs, report_keys.DEFAULT_METRIC, FeaturesConfig())
+    linear, mlp, top = (prepared.inputs[inputs_key(config)] for config in configs)
+    assert linear.features == mlp.features
+    assert (linear.linear_head, mlp.linear_head, top.linear_head) == (True, False, False)

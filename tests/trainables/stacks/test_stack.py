@@ -14,6 +14,7 @@ from tailsweep.trainables import report_keys
 from tailsweep.trainables.config.data import DataConfig
 from tailsweep.trainables.config.trial import TrialConfig
 from tailsweep.trainables.data.tokenized import PreparedData
+from tailsweep.trainables.errors import ModelError
 from tailsweep.trainables.execution.feature_plan import FeaturePlan, plan_features
 from tailsweep.trainables.execution.feature_store import make_features
 from tailsweep.trainables.preparation import prepare
@@ -212,6 +213,13 @@ def test_what_a_step_does_beyond_the_loss_trains_alone(model_folder: Path) -> No
         assert stack_key(trial(model_folder, **own)) not in (None, shared)
     progressive = [trial(model_folder, sampling="progressive", epochs=epochs) for epochs in (2, 3)]
     assert stack_key(progressive[0]) != stack_key(progressive[1])  # its rows depend on the number of epochs
+
+
+def test_a_head_of_two_layers_is_refused(model_folder: Path, data: PreparedData, tmp_path: Path) -> None:
+    """A stack would train its last layer alone. Its features are those of a linear head."""
+    mlp = trial(model_folder, model={"head": {"pooling": "mean", "kind": "mlp"}}, learning_rate=1e-2)
+    with pytest.raises(ModelError, match="is more"):
+        stacked({"t000": mlp}, data, tmp_path)
 
 
 def test_time_is_shared(model_folder: Path, data: PreparedData, tmp_path: Path) -> None:
